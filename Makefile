@@ -1,0 +1,42 @@
+# `make quickstart` and `make test` work on a fresh machine that has Python 3.11 and nothing else.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+
+# Nothing here downloads from a hub or reports home.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export RAY_USAGE_STATS_ENABLED ?= 0
+export VLLM_NO_USAGE_STATS ?= 1
+
+.PHONY: help setup quickstart test test-all test-algorithm bench lint clean clean-venv
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: ## the environment in .venv (3 minutes once, then at once)
+	@bash launch/setup.sh
+
+quickstart: setup ## train two tiny models to solve problems together (about 10 minutes on 2 cores)
+	@.venv/bin/longshort run recipes/quickstart.yaml $(ARGS)
+
+test: setup ## every test that takes less than a minute
+	@$(PYTHON) -m pytest -q -m "not slow" $(ARGS)
+
+test-all: setup ## every test
+	@$(PYTHON) -m pytest -q $(ARGS)
+
+test-algorithm: setup ## the tests that start no engine (half a minute)
+	@$(PYTHON) -m pytest -q -m "not engine and not slow" $(ARGS)
+
+bench: setup ## the timings, one line each
+	@set -e; for benchmark in tests/benchmarks/*.py; do echo "== $$benchmark"; $(PYTHON) $$benchmark; done
+
+lint: setup ## ruff
+	@$(PYTHON) -m ruff check .
+
+clean: ## caches and runs of the quick start
+	rm -rf runs/quickstart .pytest_cache .ruff_cache *.egg-info
+	find longshort tests -name __pycache__ -type d -exec rm -rf {} +
+
+clean-venv: ## the environment too
+	rm -rf .venv

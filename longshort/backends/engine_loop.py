@@ -1,0 +1,185 @@
+"""A thread that keeps one steppable engine (`VllmCore`, `TransformersCore`) decoding: requests come and go between any two steps.
+
+This is continuous batching across episodes: whoever needs a turn submits it at once and waits for nobody. `EngineLoop` is what a Ray
+actor hosts; `LocalEngine` is the same thing inside this process, for tests and small tools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from longshort.types import Completion, LongShortError, Sampling
+
+Request = tuple[str, tuple[int, ...], Sampling]
+
+
+def make_core(backend: str, model: str, config, seed: int):
+    """The engine core of that name."""
+    if backend == "vllm":
+        from longshort.backends.vllm_engine import VllmCore
+
+        return VllmCore(model, config, seed)
+    from longshort.backends.transformers_engine import TransformersCore
+
+    return TransformersCore(model, config, seed)
+
+
+class EngineLoop:
+    """`submit` requests without waiting, `collect` what has finished since; `between_steps` runs a function when nothing is decoding."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._changed = threading.Condition()
+        self._inbox: list[Request] = []
+        self._aborts: list[str] = []
+        self._calls: list[tuple[Callable[[Any], Any], Future]] = []
+        self._done: list[tuple[str, Completion]] = []
+        self._failure: BaseException | None = None
+        self._closing = False
+        self.busy_s, self.sampled_tokens = 0.0, 0
+        ready: Future = Future()
+        self._thread = threading.Thread(target=self._run, args=(make, ready), name="engine", daemon=True)
+        self._thread.start()
+        self.core = ready.result()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        with self._changed:
+            self._inbox.extend(requests)
+            self._changed.notify_all()
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Forget these requests; nothing is delivered for them."""
+        with self._changed:
+            self._aborts.extend(request_ids)
+            self._changed.notify_all()
+
+    def collect(self, timeout: float = 1.0) -> list[tuple[str, Completion]]:
+        """Everything finished so far; waits up to `timeout` seconds for the first. Raises what killed the engine, if something did."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._done or self._failure, timeout)
+            if self._failure:
+                raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
+            done, self._done = self._done, []
+            return done
+
+    def between_steps(self, function: Callable[[Any], Any]) -> Any:
+        """Run `function(core)` in the engine's thread once no request is decoding; returns its result or raises its error."""
+        future: Future = Future()
+        with self._changed:
+            if self._failure:
+                raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
+            self._calls.append((function, future))
+            self._changed.notify_all()
+        return future.result()
+
+    def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
+        self.between_steps(lambda core: core.load_weights(weights, version))
+
+    def stats(self) -> dict[str, float]:
+        core = self.core
+        return {
+            "busy_s": self.busy_s,
+            "sampled_tokens": self.sampled_tokens,
+            "prompt_tokens": core.prompt_tokens,
+            "cached_tokens": core.cached_tokens,
+        }
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=10)
+
+    def _run(self, make: Callable[[], Any], ready: Future) -> None:
+        try:
+            core = make()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the engine
+            ready.set_exception(error)
+            return
+        ready.set_result(core)
+        try:
+            while self._turn(core):
+                pass
+        except BaseException as error:  # noqa: BLE001 - handed to whoever collects
+            with self._changed:
+                self._failure = error
+                for _, future in self._calls:
+                    future.set_exception(error)
+                self._changed.notify_all()
+
+    def _turn(self, core) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inbox or self._calls or self._aborts or core.busy or self._closing)
+            if self._closing:
+                return False
+            inbox, self._inbox = self._inbox, []
+            aborts, self._aborts = self._aborts, []
+            calls: list[tuple[Callable[[Any], Any], Future]] = []
+            if not core.busy and not inbox:
+                calls, self._calls = self._calls, []
+        for function, future in calls:
+            _settle(function, core, future)
+        for request in inbox:
+            core.add(*request)
+        if aborts:
+            core.abort(aborts)
+        if core.busy:
+            self._step(core)
+        return True
+
+    def _step(self, core) -> None:
+        began = time.perf_counter()
+        finished = core.step()
+        self.busy_s += time.perf_counter() - began
+        if finished:
+            self.sampled_tokens += sum(len(completion.token_ids) for _, completion in finished)
+            with self._changed:
+                self._done.extend(finished)
+                self._changed.notify_all()
+
+
+def _settle(function: Callable[[Any], Any], core, future: Future) -> None:
+    try:
+        future.set_result(function(core))
+    except LongShortError as error:  # refused before the engine was touched: the engine lives on
+        future.set_exception(error)
+    except BaseException as error:
+        future.set_exception(error)
+        raise
+
+
+class LocalEngine:
+    """An engine in this process behind the `Engine` contract of longshort/team/rollout.py."""
+
+    def __init__(self, backend: str, model: str, config, tokenizer, seed: int = 0):
+        self.tokenizer, self.context = tokenizer, config.max_model_len
+        self.loop = EngineLoop(lambda: make_core(backend, model, config, seed))
+        self._count, self._futures, self._collector = 0, {}, None
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
+        self._count += 1
+        request_id, future = str(self._count), asyncio.get_running_loop().create_future()
+        self._futures[request_id] = future
+        self.loop.submit([(request_id, tuple(prompt_ids), sampling)])
+        if self._collector is None or self._collector.done():
+            self._collector = asyncio.create_task(self._collect())
+        return await future
+
+    async def _collect(self) -> None:
+        while self._futures:
+            try:
+                finished = await asyncio.to_thread(self.loop.collect)
+            except RuntimeError as error:
+                for future in self._futures.values():
+                    future.set_exception(error)
+                self._futures.clear()
+                return
+            for request_id, completion in finished:
+                self._futures.pop(request_id).set_result(completion)
+
+    def close(self) -> None:
+        self.loop.close()

@@ -1,0 +1,211 @@
+"""A policy's learner in plain torch: model, optimizer, schedule and reference on one device.
+
+Parameters and optimizer state are float32 whatever `dtype` says: `bfloat16` is the type of the arithmetic (autocast), because a bfloat16
+parameter has 8 bits of mantissa and would round most updates away. Dropout is off: the learner's log-probs must be those of the sampler.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from longshort.config import LongShortConfig
+from longshort.learning import losses
+from longshort.learning.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from longshort.learning.packing import pack
+from longshort.learning.step import StepSettings, policy_gradient_step, token_logprobs
+from longshort.types import LongShortError, Sample
+
+OPTIMIZER_FILE, PROGRESS_FILE = "optimizer.safetensors", "learner.json"
+HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+"""Nats between our log-probs and the model's own; an unknown scaling of the logits is far off, arithmetic is far within."""
+
+
+class TorchLearner:
+    """Trains one role's policy: `update`, publish `weights`, prove with `score` that they arrived; `save` and `load` resume bit by bit.
+
+    `model_folder` holds the weights to continue from, `reference_folder` (default: the same) those that `loss.beta` pulls towards.
+    """
+
+    def __init__(
+        self, role: str, model_folder: str | Path, config: LongShortConfig, total_updates: int, reference_folder: str | Path | None = None
+    ):
+        losses.check(config.loss)
+        self.role, self.config, self.total_updates = role, config, total_updates
+        self.device = _device(config)
+        self.updates = self.consecutive_skips = 0
+        self.model = load_model(model_folder).to(self.device)
+        self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
+        self.reference = load_model(reference_folder or model_folder).to(self.device).requires_grad_(False) if config.loss.beta else None
+        self.peak_learning_rate = config.learning_rate_of(role)
+        self.optimizer = build_optimizer(self.model, learning_rate=self.peak_learning_rate, weight_decay=config.weight_decay)
+        self.settings = step_settings(config, role)
+        self._check_head()
+
+    def update(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Train on one step's samples of this role; returns the metrics of `policy_gradient_step`.
+
+        The learning rate follows the number of updates, whether or not they found something to learn.
+        Raises LongShortError after `max_skipped_steps` updates in a row whose loss or gradient was not finite.
+        """
+        foreign = {sample.role for sample in samples} - {self.role}
+        if foreign:
+            raise ValueError(f"the learner of {self.role!r} got samples of {sorted(foreign)}")
+        factor = learning_rate_factor(
+            self.updates, self.total_updates, kind=self.config.lr_scheduler_type, warmup_ratio=self.config.warmup_ratio
+        )
+        set_learning_rate(self.optimizer, self.peak_learning_rate * factor)
+        with self._arithmetic():
+            report = policy_gradient_step(self.model, self.reference, self.optimizer, samples, self.settings)
+        self.updates += 1
+        if report["skipped"]:
+            self.consecutive_skips += 1
+        elif not report["skipped_empty"]:
+            self.consecutive_skips = 0
+        if self.consecutive_skips >= self.config.max_skipped_steps:
+            raise LongShortError(
+                f"{self.role}: {self.consecutive_skips} updates in a row were not finite (last: loss {report['loss']}, gradient norm "
+                f"{report['grad_norm']}; max_skipped_steps is {self.config.max_skipped_steps}); lower learning_rate "
+                f"({self.peak_learning_rate:g}) or resume from the last checkpoint"
+            )
+        return report
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of all weights on the CPU in `dtype`, by their checkpoint names; `lm_head.weight` is there even when it is tied."""
+        dtype = getattr(torch, self.config.dtype)
+        return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in self.model.state_dict().items()}
+
+    @torch.no_grad()
+    def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]:
+        """Log-prob of each of `token_ids` after `prompt_ids`, with the temperature inside: the canary of a weight sync."""
+        zeros = (0.0,) * (len(prompt_ids) + len(token_ids))
+        mask = (0,) * len(prompt_ids) + (1,) * len(token_ids)
+        sample = Sample(role=self.role, token_ids=(*prompt_ids, *token_ids), mask=mask, logprobs=zeros, advantages=zeros)
+        (batch,) = pack([sample], [0.0], 0, len(zeros), self.device)
+        with self._arithmetic():
+            return token_logprobs(self.model, batch, temperature).tolist()
+
+    def save(self, model_folder: str | Path, state_folder: str | Path) -> None:
+        """Write the model and tokenizer (loadable with `from_pretrained`) and everything else that the next update depends on."""
+        self.model.save_pretrained(model_folder)
+        self.tokenizer.save_pretrained(model_folder)
+        state_folder = Path(state_folder)
+        state_folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"rng/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state()
+        for name, parameter in self._parameters().items():
+            tensors |= {f"{key}/{name}": value.contiguous() for key, value in self.optimizer.state[parameter].items()}
+        save_file(tensors, state_folder / OPTIMIZER_FILE)
+        progress = {"role": self.role, "updates": self.updates, "consecutive_skips": self.consecutive_skips}
+        (state_folder / PROGRESS_FILE).write_text(json.dumps(progress) + "\n", encoding="utf-8")
+
+    def load(self, state_folder: str | Path) -> None:
+        """Continue from `save`'s state folder; the model comes from the model folder given at construction.
+
+        Raises LongShortError when the state is missing, damaged, of the other role or of a model of another shape.
+        """
+        state_folder = Path(state_folder)
+        try:
+            progress = json.loads((state_folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+            tensors = load_file(state_folder / OPTIMIZER_FILE, device=str(self.device))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise LongShortError(f"learner state {state_folder} cannot be read ({error}); resume from another checkpoint") from error
+        if progress["role"] != self.role:
+            raise LongShortError(f"learner state {state_folder} is of role {progress['role']!r}, not {self.role!r}")
+        self._restore_optimizer(tensors, state_folder)
+        self.updates, self.consecutive_skips = progress["updates"], progress["consecutive_skips"]
+        torch.set_rng_state(tensors["rng/cpu"].cpu())
+        if "rng/cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng/cuda"].cpu())
+
+    def _restore_optimizer(self, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
+        parameters = self._parameters()
+        states: dict[str, dict[str, torch.Tensor]] = {}
+        for path, tensor in tensors.items():
+            key, _, name = path.partition("/")
+            if key == "rng":
+                continue
+            if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
+                expected = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+                raise LongShortError(
+                    f"learner state {source} belongs to another model: {name} is {tuple(tensor.shape)} there, here: {expected}; "
+                    "resume with the model that it was saved with"
+                )
+            states.setdefault(name, {})[key] = tensor
+        if states and (missing := parameters.keys() - states.keys()):
+            raise LongShortError(
+                f"learner state {source} belongs to another model: it has nothing for {len(missing)} of {len(parameters)} parameters "
+                f"({', '.join(sorted(missing)[:3])}); resume with the model that it was saved with"
+            )
+        self.optimizer.state.clear()
+        for name, state in states.items():
+            self.optimizer.state[parameters[name]] = state
+
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """`token_logprobs` applies the head itself; refuse a model that does more to its logits than we know of."""
+        ids = [i % self.model.config.vocab_size for i in range(1, 9)]
+        with self._arithmetic():
+            own = self.model(torch.tensor([ids], device=self.device)).logits[0, :-1].float().log_softmax(-1)
+        own = own.gather(-1, torch.tensor(ids[1:], device=self.device)[:, None])[:, 0]
+        ours = torch.tensor(self.score(ids[:1], ids[1:], 1.0), device=self.device)
+        difference = (own - ours).abs().max().item()
+        if not difference <= HEAD_TOLERANCE[self.config.dtype]:
+            raise LongShortError(
+                f"{self.role}: model type {self.model.config.model_type!r} computes its logits in a way that we do not know "
+                f"(log-probs differ by {difference:.3g} nats), or its weights are not finite; use another model or extend learning/step.py"
+            )
+
+
+def step_settings(config: LongShortConfig, role: str) -> StepSettings:
+    """What `policy_gradient_step` needs of the recipe; `deterministic` keeps the engine's log-probs out of the loss."""
+    loss = config.loss.model_copy(update={"importance_correction": "none"}) if config.deterministic else config.loss
+    longest = min(config.protocol.episode_tokens, config.protocol.max_exchanges * config.role(role).turn_tokens)
+    return StepSettings(
+        loss=loss,
+        temperature=config.temperature,
+        max_completion_tokens=longest,
+        max_grad_norm=config.max_grad_norm,
+        num_iterations=config.num_iterations,
+        row_tokens=config.row_tokens,
+        batch_tokens=config.batch_tokens,
+    )
+
+
+def load_model(folder: str | Path):
+    """A causal language model in float32 with SDPA attention (whose packing by position is exact for several rows), dropout off.
+
+    Raises LongShortError when there is none, or when it wants to run code of its own.
+    """
+    try:
+        description, _ = PreTrainedConfig.get_config_dict(folder)
+        if "auto_map" in description:
+            raise LongShortError(
+                f"model {folder} brings its own code (auto_map in its config.json), which is never run; use a model that transformers knows"
+            )
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise LongShortError(
+            f"model {folder} cannot be loaded; give a folder with config.json and safetensors, or a reachable hub name ({error})"
+        ) from error
+
+
+def _device(config: LongShortConfig) -> torch.device:
+    if config.learner_gpus and not torch.cuda.is_available():
+        raise LongShortError(
+            f"learner_gpus is {config.learner_gpus:g} but torch {torch.__version__} sees no GPU; set learner_gpus: 0 to learn on the CPU"
+        )
+    return torch.device("cuda" if config.learner_gpus else "cpu")

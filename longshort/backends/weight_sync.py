@@ -1,0 +1,59 @@
+"""What must hold before and after new weights reach an engine.
+
+Before: every expected tensor is there, has its shape and is finite (a partial dict is accepted silently by engines, a wrong shape kills
+them, NaN weights give NaN log-probs without an error). After: a canary, a few tokens sampled by the engine, must get the same log-probs
+from the learner; a stale prefix cache or a forgotten tied head shows up here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longshort.types import LongShortError
+
+CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
+"""Largest allowed difference in nats between the engine's and the learner's log-prob of a canary token."""
+
+
+def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes of a model folder, read from its safetensors headers; a tied head is expected as `lm_head.weight` too."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "config.json"]))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    if not shapes:
+        raise LongShortError(f"model folder {folder} holds no *.safetensors weights")
+    if json.loads((folder / "config.json").read_text()).get("tie_word_embeddings") and "model.embed_tokens.weight" in shapes:
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    return shapes
+
+
+def check_weights(weights: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise LongShortError, before an engine is touched, for a missing, unknown, misshapen or non-finite tensor."""
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        raise LongShortError(f"weight update refused: missing tensors {missing[:3]} ({len(missing)}), unknown tensors {unknown[:3]} ({len(unknown)})")
+    for name, tensor in weights.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise LongShortError(f"weight update refused: {name} has shape {tuple(tensor.shape)}, the engine's model has {expected[name]}")
+        if not bool(tensor.isfinite().all()):
+            raise LongShortError(f"weight update refused: {name} holds NaN or infinite values")
+
+
+def check_canary(engine: Sequence[float], learner: Sequence[float], dtype: str, role: str, version: int) -> float:
+    """Largest gap between the two views of the canary; raises RuntimeError above the dtype's tolerance."""
+    gap = max(abs(a - b) for a, b in zip(engine, learner, strict=True))
+    if not gap <= CANARY_TOLERANCE[dtype]:  # also true for NaN
+        raise RuntimeError(
+            f"the {role} engine does not hold version {version}: its log-probs differ from the learner's by {gap:.3g} nats (allowed {CANARY_TOLERANCE[dtype]})"
+        )
+    return gap

@@ -1,0 +1,113 @@
+"""The commands. Arguments are parsed before anything heavy is imported, so that `--help` answers at once.
+
+    longshort run    recipe.yaml [key.sub=value …]            all stages the recipe configures; continues where it stopped
+    longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
+    longshort eval   recipe.yaml [--solo long|short]           accuracy and tokens of the pair, or of one model alone
+    longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
+    longshort doctor                                           what is installed, what would be used, what is missing
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from longshort import __version__
+from longshort.types import LongShortError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. A LongShortError is one message on stderr and status 1 (128 + n after signal n)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except LongShortError as error:
+        print(f"longshort: {error}", file=sys.stderr)
+        return getattr(error, "code", 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="longshort", description="Train, evaluate and plan a pair of cooperating reasoning models.", epilog="docs: README.md, docs/"
+    )
+    parser.add_argument("--version", action="version", version=f"longshort {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="run | train | eval | plan | doctor")
+
+    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
+
+    def recipe_verb(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = verb(name, function, text)
+        sub.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
+        sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+        return sub
+
+    recipe_verb("run", _run, "All stages that the recipe configures, continuing where an earlier run stopped.")
+    train = recipe_verb("train", _train, "Reinforcement learning of both models.")
+    train.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="continue from the newest, or this, checkpoint")
+    evaluate = recipe_verb("eval", _eval, "Accuracy, tokens and cost on eval.dataset.")
+    evaluate.add_argument("--solo", choices=("long", "short"), help="this model alone, in one turn, instead of the pair")
+    evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the models of this team checkpoint instead of the recipe's")
+    plan = recipe_verb("plan", _plan, "What would run where, how much memory it takes, and whether it fits.")
+    plan.add_argument("--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder")
+    verb("doctor", _doctor, "What is installed, which engine and device would be used, what is missing and how to get it.")
+    return parser
+
+
+def _load(options: argparse.Namespace):
+    from longshort.config import load
+
+    return load(options.recipe, options.overrides)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from longshort.stages import run
+
+    run(config)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from longshort.trainer import LongShortTrainer
+
+    LongShortTrainer(args=config).train(resume=options.resume)
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from longshort.evaluation.command import evaluate_recipe
+
+    evaluate_recipe(config, solo=options.solo, checkpoint_folder=Path(options.checkpoint) if options.checkpoint else None)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from longshort.plan import check, plan, render
+
+    print(render(plan(config)))
+    if options.dry_run:
+        check(config)
+        print("dry run: models, tokenizers, data and output folder are in order")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from longshort.doctor import doctor, render
+
+    rows, healthy = doctor()
+    print(render(rows))
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Problems from wherever they are kept, brought once into one shape.
+
+    load_problems("data/math.jsonl")    load_problems("owner/name:main:train", limit=100)    load_problems("miniature:test", limit=400)
+
+Known columns, first match wins (`answer` may be a number; everything else in a row is ignored):
+
+    question    problem | question | prompt (text, or a chat list: its user messages)
+    answer      answer (GSM8K: what follows `####`) | reward_model.ground_truth (verl) | solution (TRL; its last \\boxed{} if it has one)
+    id          id | unique_id | made from the content, so that the same problem has the same id in every file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from longshort.types import LongShortError, Problem
+
+MAX_QUESTION = 100_000
+"""Characters; a longer "question" is a broken row."""
+MINIATURE_PROBLEMS = 20_000
+"""How many problems a `miniature:` source makes when no limit is given."""
+QUESTION_COLUMNS = ("problem", "question", "prompt")
+ID_COLUMNS = ("id", "unique_id")
+Rows = Iterator[tuple[str, Mapping[str, Any]]]
+WHOLE = re.compile(r"([+-]?\d+)\.0+")
+GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+
+
+def load_problems(source: str, limit: int | None = None) -> list[Problem]:
+    """The problems of a local .jsonl, .json or .parquet file, of a dataset folder or hub name `name[:split]` or `name:config:split` (split
+    `train` unless given), or of a generator: `miniature:train`, `miniature:dev`, `miniature:test`.
+
+    Every row must give a problem: a bad one raises LongShortError with file, line, what is wrong and what to do. `limit` keeps the first.
+    """
+    problems: dict[str, Problem] = {}
+    places: dict[str, str] = {}
+    copies: Counter[str] = Counter()
+    for where, row in islice(_rows(source, limit), limit):
+        problem = normalise(row, where)
+        copies[problem.id] += 1
+        if problem.id in problems:
+            if _given_id(row):
+                raise LongShortError(f"{where}: the id {problem.id!r} already stands at {places[problem.id]}; give each problem its own")
+            problem = replace(problem, id=f"{problem.id}-{copies[problem.id]}")
+        problems[problem.id], places[problem.id] = problem, where
+    if not problems:
+        raise LongShortError(f"dataset {source!r} holds no problem; check the file, or the split's name")
+    return list(problems.values())
+
+
+def normalise(row: Mapping[str, Any], where: str) -> Problem:
+    """One row of any known shape as a Problem; LongShortError, beginning with `where`, for a row that is none."""
+    question, answer = _question(row, where), _answer(row, where)
+    return Problem(id=_given_id(row) or _content_id(question, answer), question=question, answer=answer)
+
+
+def _rows(source: str, limit: int | None) -> Rows:
+    """(where it stands, row), in order."""
+    name, colon, rest = source.partition(":")
+    if colon and name in GENERATORS:
+        return GENERATORS[name](rest, limit)
+    path = Path(source)
+    reader = READERS.get(path.suffix.lower())
+    if path.is_file() and not reader:
+        raise LongShortError(f"dataset {source}: a {path.suffix or 'nameless'} file; known kinds: {', '.join(READERS)}")
+    if reader and not path.is_file():
+        raise LongShortError(f"dataset {source}: there is no such file, seen from {Path.cwd()}; correct the path")
+    return reader(path) if reader else _dataset(source)
+
+
+def _miniature(split: str, limit: int | None) -> Rows:
+    from longshort.config import MiniatureConfig
+    from longshort.miniature.world import make_problems
+
+    for problem in make_problems(split, limit or MiniatureConfig().num_train, seed=0):
+        yield f"miniature:{split}, {problem.id}", asdict(problem)
+
+
+def _jsonl(path: Path) -> Rows:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{path}, line {number}").strip()
+            if line:
+                yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
+
+
+def _json(path: Path) -> Rows:
+    rows = _parse(_decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path)), str(path), kind=list)
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, row {number}"
+        if not isinstance(row, dict):
+            raise LongShortError(f"{where}: expected an object with a question and an answer, got {type(row).__name__}")
+        yield where, row
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise LongShortError(f"{path}: not a readable parquet file ({error}); write it again") from error
+
+
+def _dataset(source: str) -> Rows:
+    import datasets
+
+    name, *rest = source.split(":")
+    if len(rest) > 2 or not all([name, *rest]):
+        raise LongShortError(f"dataset {source!r} must look like name, name:split or name:config:split")
+    config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else "train")
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise LongShortError(
+            f"dataset {source!r} (config {config or 'default'}, split {split!r}) could not be loaded: {_first_line(error)}; check the "
+            "name, download it once if this machine is offline, or give a local .jsonl or .parquet file"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{source}, row {number}", row
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fault = f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8"
+        raise LongShortError(f"{where}: {fault}; convert the file (iconv -f latin1 -t utf-8)") from error
+
+
+def _parse(text: str, where: str, kind: type = dict) -> Any:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise LongShortError(f"{where}: not valid JSON ({error}); starts with {text[:60]!r}") from error
+    if not isinstance(value, kind):
+        expected = {dict: "an object with a question and an answer", list: "a list of such objects"}[kind]
+        raise LongShortError(f"{where}: expected {expected}, got {type(value).__name__}")
+    return value
+
+
+def _question(row: Mapping[str, Any], where: str) -> str:
+    column = next((name for name in QUESTION_COLUMNS if row.get(name) is not None), None)
+    if column is None:
+        raise LongShortError(f"{where}: no question; expected a column {', '.join(QUESTION_COLUMNS)}, got {', '.join(row) or 'none'}")
+    value = row[column]
+    if isinstance(value, list):
+        value = "\n\n".join(_chat_content(message, where) for message in value)
+    if not isinstance(value, str):
+        raise LongShortError(f"{where}: the column {column!r} must hold text, got {type(value).__name__} {value!r}")
+    question = value.strip()
+    if not question:
+        raise LongShortError(f"{where}: the question in column {column!r} is empty; fill it in or delete the row")
+    if len(question) > MAX_QUESTION:
+        raise LongShortError(f"{where}: a question of {len(question):,} characters (limit {MAX_QUESTION:,}); shorten or delete it")
+    return _encodable(question, where)
+
+
+def _chat_content(message: Any, where: str) -> str:
+    """The text of a user message; "" for the system's, whose place the protocol's own instructions take."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        raise LongShortError(f"{where}: a chat prompt is a list of {{role, content}} with text content, got {message!r}")
+    if message.get("role") == "assistant":
+        raise LongShortError(f"{where}: the chat prompt holds an assistant message; a problem is what the user asks, delete the rest")
+    return message["content"] if message.get("role") == "user" else ""
+
+
+def _answer(row: Mapping[str, Any], where: str) -> str:
+    value = row.get("answer")
+    if value is None and isinstance(row.get("reward_model"), dict):
+        value = row["reward_model"].get("ground_truth")
+    if value is None and isinstance(solution := row.get("solution"), str):
+        boxed = last_boxed(solution)
+        if boxed is None and "prompt" not in row:
+            raise LongShortError(f"{where}: no answer: the row has a solution without \\boxed{{}}; add an `answer` column")
+        value = solution if boxed is None else boxed
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None:
+        expected = "answer, solution or reward_model.ground_truth"
+        raise LongShortError(f"{where}: no answer; expected a column {expected}, got {', '.join(row)}; add it or delete the row")
+    return _encodable(_answer_text(value, where), where)
+
+
+def _answer_text(value: Any, where: str) -> str:
+    """`5.0` -> "5", "… #### 1,080" -> "1080"; refuses what cannot be an answer."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise LongShortError(f"{where}: the answer must be text or a number, got {type(value).__name__} {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise LongShortError(f"{where}: the answer is {value}; correct it or delete the row")
+    text = str(value)
+    if "####" in text:
+        text = text.rpartition("####")[2].strip()
+        text = text.replace(",", "") if GROUPED.fullmatch(text) else text
+    text = text.strip()
+    if not text or text.lower() == "nan":
+        raise LongShortError(f"{where}: the answer is {'empty' if not text else repr(text)}; fill it in or delete the row")
+    return WHOLE.sub(r"\1", text) if WHOLE.fullmatch(text) else text
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last complete `\\boxed{…}`; None if there is none."""
+    for start in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
+        depth = 1
+        for end in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if not depth:
+                return text[start:end].strip()
+    return None
+
+
+def _encodable(text: str, where: str) -> str:
+    """A lone surrogate (a cut emoji in JSON) passes for text until a tokenizer sees it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise LongShortError(f"{where}: half a character (\\u{ord(text[error.start]):04x}), which is no text; correct the row") from error
+    return text
+
+
+def _given_id(row: Mapping[str, Any]) -> str:
+    return next((str(row[name]).strip() for name in ID_COLUMNS if row.get(name) is not None), "")
+
+
+def _content_id(question: str, answer: str) -> str:
+    return hashlib.blake2b(f"{question}\0{answer}".encode(), digest_size=6).hexdigest()
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+"""Kinds of local files, by suffix."""
+GENERATORS: dict[str, Callable[[str, int | None], Rows]] = {"miniature": _miniature}
+"""Problems made by a function of (what stands after the colon, limit): the place to plug in a source of your own."""

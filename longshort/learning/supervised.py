@@ -1,0 +1,71 @@
+"""Supervised fine-tuning: NLL of the masked tokens, through the packing and the log-probs that RL uses."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from longshort.learning.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from longshort.learning.packing import pack
+from longshort.learning.step import token_logprobs
+from longshort.types import LongShortError, Sample
+
+
+def fit(
+    model,
+    samples: Sequence[Sample],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    warmup_ratio: float = 0.1,
+    lr_scheduler_type: str = "cosine",
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    row_tokens: int = 0,
+    batch_tokens: int = 8192,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> list[float]:
+    """Train `model` in place for `steps` optimizer steps of `batch_size` samples; returns each step's mean NLL per masked token (nats).
+
+    Samples are drawn without replacement, epoch after epoch, in an order fixed by `seed`. `on_step(step, loss)` is called after each step.
+    Raises LongShortError when a loss or gradient is not finite: supervised data has no reason to be, so nothing is skipped.
+    """
+    samples = [sample for sample in samples if any(sample.mask)]
+    if not samples:
+        raise LongShortError("supervised training got no sample with a masked token to learn from; check the data and the role")
+    optimizer = build_optimizer(model, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
+    order = endless_order(len(samples), seed)
+    losses = []
+    model.train()
+    for step in range(steps):
+        rate = learning_rate * learning_rate_factor(step, steps, kind=lr_scheduler_type, warmup_ratio=warmup_ratio)
+        set_learning_rate(optimizer, rate)
+        drawn = [samples[next(order)] for _ in range(batch_size)]
+        weight = 1 / sum(sum(sample.mask) for sample in drawn)
+        loss = 0.0
+        for batch in pack(drawn, [weight] * len(drawn), row_tokens, batch_tokens, model.device):
+            batch_loss = -(token_logprobs(model, batch) * batch.weights[batch.mask]).sum()
+            batch_loss.backward()
+            loss += batch_loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise LongShortError(f"supervised step {step}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; lower it")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss)
+        on_step(step, loss)
+    model.eval()
+    return losses
+
+
+def endless_order(count: int, seed: int) -> Iterator[int]:
+    """Permutations of range(count), one after the other."""
+    rng = random.Random(seed)
+    while True:
+        yield from rng.sample(range(count), count)

@@ -1,0 +1,50 @@
+"""Tiny Qwen2 models with random weights: the architecture of the paper's backbones, a thousandth of a thousandth of their size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longshort.config import ModelShape
+from longshort.types import LongShortError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int, *, max_position_embeddings: int = 512) -> Qwen2ForCausalLM:
+    """A Qwen2ForCausalLM in float32 with weights drawn from `seed` (the global generator is left as it was); head and embeddings are untied.
+
+    Raises LongShortError for a head size that is not a multiple of 16 from 32 on (vLLM's CPU attention has no kernel for it).
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    head, rest = divmod(shape.hidden_size, shape.num_heads)
+    if rest or head < 32 or head % 16 or shape.num_heads % shape.num_kv_heads:
+        raise LongShortError(
+            f"hidden_size {shape.hidden_size} with {shape.num_heads} heads and {shape.num_kv_heads} key-value heads does not fit: "
+            "hidden_size / num_heads must be 32, 64, 80, 96 or 128, and num_kv_heads must divide num_heads"
+        )
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config).float()
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Write a folder that `from_pretrained` and vLLM load."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

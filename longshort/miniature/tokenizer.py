@@ -1,0 +1,47 @@
+"""The miniature's two tokenizers: byte-level, hence lossless on any text, plus one token for each phrase of the world.
+
+The two roles get two vocabularies on purpose (other ids, other sizes, other phrases): whatever confuses one model's ids with the other's
+must fail here, in seconds, and not on the first pair of real models.
+"""
+
+from __future__ import annotations
+
+from longshort.miniature.world import PHRASES, RESTATE, WAIT
+from longshort.team.protocols import ROLE_TAGS
+from longshort.types import LONG, ROLES, LongShortError
+
+FINAL_NOTICE = "Last turn. "
+"""What the short model reads before its last possible turn: one token of both vocabularies."""
+PROBLEM, SOLVE, EOS, PAD = "<|problem|>", "<|solve|>", "<eos>", "<pad>"
+SPECIAL = (PAD, EOS, PROBLEM, SOLVE, *ROLE_TAGS)
+CHAT_TEMPLATE = PROBLEM + "{{ messages[0].content }}" + SOLVE
+LONG_ONLY = (RESTATE, WAIT)
+"""Phrases that the short model never writes; it reads them byte by byte."""
+
+
+def build_tokenizer(role: str):
+    """The PreTrainedTokenizerFast of `role`; raises LongShortError for an unknown role.
+
+    256 byte tokens without merges, one token per phrase (the longest match wins), special tokens for the five role tags, the problem
+    markers, the end and the padding. With `split_special_tokens` a special token's name inside a text is encoded as its bytes.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    if role not in ROLES:
+        raise LongShortError(f"there is a tokenizer for each of {', '.join(ROLES)}, not for {role!r}")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=role != LONG)
+    backend = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    phrases = [FINAL_NOTICE, *PHRASES] if role == LONG else [phrase for phrase in (*reversed(PHRASES), FINAL_NOTICE) if phrase not in LONG_ONLY]
+    backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS,
+        pad_token=PAD,
+        extra_special_tokens=[token for token in SPECIAL if token not in (EOS, PAD)],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )

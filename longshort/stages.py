@@ -1,0 +1,215 @@
+"""`longshort run`: the stages that a recipe configures, one after the other; a stage that is done is skipped.
+
+A stage is a coroutine plus one line in `STAGES`. What it made is recorded in `runs/<name>/stages/<stage>.json` with a hash of the
+recipe, so that an interrupted run continues where it stopped and a changed recipe is not mixed with old results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longshort import checkpoint, console
+from longshort.backends import ray_cluster
+from longshort.config import LongShortConfig, parse
+from longshort.data import load_problems
+from longshort.evaluation.runner import summarise
+from longshort.miniature.world import hard_parts
+from longshort.pair import Pair
+from longshort.team.protocols import Solo
+from longshort.trainer import LongShortTrainer
+from longshort.types import LONG, ROLES, LongShortError, Problem
+
+EVALUATION_SEED = 2024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of a run: what it says it does, roughly how long it takes on the miniature, and the coroutine that does it."""
+
+    title: str
+    seconds: int
+    run: Callable[[LongShortConfig], Awaitable[dict[str, Any]]]
+
+
+def run(config: LongShortConfig) -> dict[str, Any]:
+    """Do all stages of the recipe; returns and writes the summary."""
+    return asyncio.run(_run(config))
+
+
+async def _run(config: LongShortConfig) -> dict[str, Any]:
+    names, began = stage_names(config), time.monotonic()
+    console.say(f"longshort run -> {config.output_dir}")
+    for number, name in enumerate(names, 1):
+        console.say(f"  {number}. {name:<10} {STAGES[name].title} (about {console.duration(STAGES[name].seconds)})")
+    undo = ray_cluster.start(config)
+    try:
+        for number, name in enumerate(names, 1):
+            await _stage(config, name, f"[{number}/{len(names)}] {name}")
+    finally:
+        undo()
+    summary = write_summary(config, names)
+    console.say(final_table(summary))
+    console.say(f"\nwritten to {config.output_dir}: summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/   ({console.duration(time.monotonic() - began)})")
+    return summary
+
+
+def stage_names(config: LongShortConfig) -> list[str]:
+    """The stages to run: the recipe's list, else all that apply to it. Raises LongShortError for an unknown one."""
+    names = config.stages or ([*STAGES] if config.miniature else ["train"])
+    for name in names:
+        if name not in STAGES:
+            raise LongShortError(f"stages: {name!r} is not a stage; known: {', '.join(STAGES)}")
+    return names
+
+
+async def _stage(config: LongShortConfig, name: str, label: str) -> None:
+    record = Path(config.output_dir) / "stages" / f"{name}.json"
+    fingerprint = hashlib.sha256(config.model_dump_json(exclude={"output_dir", "stages"}).encode()).hexdigest()
+    if record.is_file():
+        done = json.loads(record.read_text())
+        if done["recipe"] != fingerprint:
+            raise LongShortError(
+                f"{record} was made with other settings than this recipe's; remove {config.output_dir} or choose another output_dir"
+            )
+        console.say(f"{label}: done before ({console.duration(done['seconds'])}), skipped")
+        return
+    console.say(f"{label}: {STAGES[name].title}")
+    began = time.monotonic()
+    result = await STAGES[name].run(config)
+    seconds = time.monotonic() - began
+    record.parent.mkdir(parents=True, exist_ok=True)
+    partial = record.with_suffix(".tmp")
+    partial.write_text(json.dumps({"recipe": fingerprint, "seconds": seconds, "result": result}, indent=1))
+    partial.replace(record)
+    console.say(f"{label}: {console.duration(seconds)}")
+
+
+async def base(config: LongShortConfig) -> dict[str, Any]:
+    from longshort.miniature.training import train_base
+
+    jobs = {role: (train_base, config, role, str(model_folder(config, f"base-{role}"))) for role in ROLES}
+    await _side_by_side(jobs)
+    return {role: job[3] for role, job in jobs.items()}
+
+
+async def cold_start(config: LongShortConfig) -> dict[str, Any]:
+    from longshort.miniature.training import train_cold_start
+
+    folders = {role: str(model_folder(config, f"cold-{role}")) for role in ROLES}
+    await _side_by_side({role: (train_cold_start, config, role, str(model_folder(config, f"base-{role}")), folders[role]) for role in ROLES})
+    return folders
+
+
+async def baseline(config: LongShortConfig) -> dict[str, Any]:
+    """The single long model, alone, on the held-out problems."""
+    protocol = Solo(turn_tokens=config.long.engine.max_model_len)
+    async with Pair(config, {LONG: str(model_folder(config, "base-long"))}, protocol=protocol) as pair:
+        return await measure(config, pair, "long_baseline")
+
+
+async def train(config: LongShortConfig) -> dict[str, Any]:
+    """RL of both roles, with the same evaluation before and after; continues from the newest checkpoint of an interrupted run."""
+    if config.miniature:
+        models = {role: {**config.role(role).model_dump(), "model": str(model_folder(config, f"cold-{role}"))} for role in ROLES}
+        config = parse(config.model_dump() | models)
+    trainer = LongShortTrainer(args=config)
+    folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
+    async with trainer.pair(folder) as pair:
+        before = Path(config.output_dir) / "eval" / "cold_start.json"
+        cold = json.loads(before.read_text()) if folder and before.is_file() else await measure(config, pair, "cold_start")
+        await trainer.run(pair, folder)
+        return {"cold_start": cold, "trained": await measure(config, pair, "trained")}
+
+
+async def measure(config: LongShortConfig, pair: Pair, name: str) -> dict[str, Any]:
+    """Accuracy and cost of a live pair on the evaluation problems, sampled and greedy; written to eval/<name>.json with its episodes' totals."""
+    problems = evaluation_problems(config)
+    result: dict[str, Any] = {}
+    settings = config.eval
+    sampled = await pair.evaluate(problems, temperature=settings.temperature, num_samples=settings.num_samples, seed=EVALUATION_SEED)
+    result |= summarise(sampled, pair.protocol, config.prices)
+    if config.miniature:
+        backs = [pair.protocol.hand_backs(episode) > 0 for episode in sampled.episodes if hard_parts(episode.problem) > 1]
+        result["hand_back_rate_hard"] = sum(backs) / len(backs) if backs else 0.0
+    if settings.greedy:
+        greedy = summarise(await pair.evaluate(problems, temperature=0.0), pair.protocol, config.prices)
+        result |= {f"{key}_greedy": greedy[key] for key in ("accuracy", "interval", "tokens", "cost", "format")}
+    target = Path(config.output_dir) / "eval" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1))
+    console.say("  " + "  ".join(f"{key} {result[key]:.3f}" for key in ("accuracy", "accuracy_greedy", "tokens", "cost", "hand_back_rate", "format") if key in result))
+    return result
+
+
+def evaluation_problems(config: LongShortConfig) -> list[Problem]:
+    """The held-out problems of the recipe."""
+    if not config.eval.dataset:
+        raise LongShortError("eval.dataset is empty: name a file, a hub dataset, or miniature:test")
+    return load_problems(config.eval.dataset, limit=config.eval.num_problems)
+
+
+def model_folder(config: LongShortConfig, name: str) -> Path:
+    return Path(config.output_dir) / "models" / name
+
+
+def write_summary(config: LongShortConfig, names: list[str]) -> dict[str, Any]:
+    """runs/<name>/summary.json: one block per system, seconds per stage, the seed."""
+    records = {name: json.loads((Path(config.output_dir) / "stages" / f"{name}.json").read_text()) for name in names}
+    summary: dict[str, Any] = {}
+    if "baseline" in records:
+        summary["long_baseline"] = records["baseline"]["result"]
+    if "train" in records:
+        summary |= records["train"]["result"]
+    summary |= {"seconds": {name: round(record["seconds"], 1) for name, record in records.items()}, "seed": config.seed}
+    (Path(config.output_dir) / "summary.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def final_table(summary: dict[str, Any]) -> str:
+    """Single long model · after cold start · after RL."""
+    titles = {"long_baseline": "single long model", "cold_start": "pair, after cold start", "trained": "pair, after RL"}
+    rows = []
+    for name, title in titles.items():
+        if name in summary:
+            block = summary[name]
+            low, high = block["interval"]
+            greedy = f"{block['accuracy_greedy']:.3f}" if "accuracy_greedy" in block else "–"
+            numbers = [f"{block[key]:.1f}" for key in ("tokens", "cost")] + [f"{block[key]:.2f}" for key in ("hand_back_rate", "format")]
+            rows.append([title, f"{block['accuracy']:.3f} [{low:.3f}, {high:.3f}]", greedy, *numbers])
+    return "\n" + console.table(["held-out problems", "accuracy T=1 [95 %]", "greedy", "tokens", "cost", "hand-back", "format"], rows)
+
+
+async def _side_by_side(jobs: dict[str, tuple]) -> None:
+    """Run one function per role in a process of its own; their progress files become one line every few seconds."""
+    folders = {role: Path(job[-1]) for role, job in jobs.items()}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def status() -> str:
+        parts = []
+        for role, folder in folders.items():
+            progress = folder / "progress.json"
+            if progress.is_file():
+                state = json.loads(progress.read_text())
+                parts.append(f"{role} {state['step']}/{state['steps']} loss {state['loss']:.3f}")
+        return "   ".join(parts) or "making the training data"
+
+    async with console.heartbeat(status):
+        await asyncio.gather(*(ray_cluster.in_process(*job) for job in jobs.values()))
+    console.say(f"  {status()}")
+
+
+STAGES = {
+    "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=200, run=base),
+    "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
+    "coldstart": Stage(title="teach both models their half of the dialogue", seconds=30, run=cold_start),
+    "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=300, run=train),
+}

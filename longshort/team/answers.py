@@ -1,0 +1,207 @@
+"""Answers as strings: finding, cleaning and comparing them, and refusing those that would cost the grader too much.
+
+Nothing here knows algebra. Most answers of a run are decided by `quick` without it; the rest go to math-verify in another process
+(`grading.py`), but only after `refusal` has found nothing in them that makes a computer-algebra system work for minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from fractions import Fraction
+
+MAX_CHARACTERS = 500
+"""About ten times the longest reference answer of MATH500."""
+MAX_NESTING = 10
+"""Of brackets of any kind. math-verify's parser takes time exponential in it: 0.2 s at 10, over 5 s at 60."""
+MAX_POWER_DIGITS = 10_000
+"""Decimal digits that a written-out power may have; also the largest exponent and the largest factorial."""
+MAX_EXPANSION = 20
+"""Largest exponent of a bracket that holds letters or roots: simplification multiplies it out."""
+MAX_ENTRIES, MAX_PIECES = 100, 10
+"""Matrix entries; parts of a union, and bars of absolute values."""
+
+_BOX = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{…}` whose braces balance, in one pass; None where there is none. `\{` is no brace."""
+    open_at: list[int] = []
+    start, end = -1, -1
+    for match in _BOX.finditer(text):
+        token = match.group()
+        if token == "{":
+            open_at.append(-1)
+        elif token.startswith("\\boxed"):
+            open_at.append(match.end())
+        elif token == "}" and open_at and (opened := open_at.pop()) > start:
+            start, end = opened, match.start()
+    return text[start:end] if start >= 0 else None
+
+
+_UNICODE = str.maketrans(
+    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup "}
+    | {"∩": r"\cap ", "∈": r"\in ", "°": r"^\circ ", "∅": r"\emptyset ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
+    | {"²": "^2", "³": "^3", "θ": r"\theta ", "±": r"\pm ", "％": "%", "，": ",", "（": "(", "）": ")"}
+)
+_TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)"
+_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.?)"
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\?\$|\\displaystyle|\\(?:left|right)(?![A-Za-z])\.?", ""),
+        (r",\\!\s*(?=\d)|\{,\}(?=\d)|(?<=\d)\\[,!]\s*(?=\d{3}(?!\d))", ","),  # 11,\! 111 and 11{,}111
+        (r"\\[!,;: ]|\\q?quad(?![A-Za-z])|~|\s+", " "),
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"\\varnothing", r"\\emptyset"),
+        (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\*\*", "^"),
+        (r"_\{(\d+)\}", r"_\1"),
+        (rf"(?<=\d)\s*(?:\^\s*)?(?:\{{\s*{_TEXT}\{{\s*(?:st|nd|rd|th)\s*\}}\s*\}}|{_TEXT}\{{\s*(?:st|nd|rd|th)\s*\}})", ""),  # 12^{\mathrm{th}}
+        (rf"(?:\\?%|{_TEXT}\{{\s*percent\s*\}}|\bpercent\b)", r"\\%"),
+        (r"^([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)$", r"\1 \\cdot 10^{\2}"),
+        (rf"^({_NUMBER})\s*\^\s*(?:\\circ|\{{\s*\\circ\s*\}})$", r"\1"),
+        (rf"^({_NUMBER})\s*(?!.*(?:illion|thousand|hundred|dozen))(?:{_TEXT}\{{[A-Za-z. ]+\}}(?:\^\{{?[23]\}}?)?|[A-Za-z]{{3,}}[A-Za-z ]*)$", r"\1"),
+        (r"(?<!\d)\s+|\s+(?!\d)", " "),
+        (r"[\s.]+$", ""),
+    )
+]
+_BASED = re.compile(r"([0-9A-Z]+)_(\d+)")
+
+
+def canonical(answer: str) -> str:
+    r"""The answer in one spelling: LaTeX spacing, `\left`, currency, thousands separators, ordinals, a number's units, Unicode signs.
+
+    Cut to a little over MAX_CHARACTERS, so that no answer makes the cleaning itself slow.
+    """
+    text = answer[: 2 * MAX_CHARACTERS].translate(_UNICODE).strip()
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text).strip()
+    return text
+
+
+def quick(gold: str, answer: str) -> bool | None:
+    """Whether two canonical answers are equal, as far as that shows without algebra; None where it does not.
+
+    Decides identical spellings, words in any case or wrapping, plain integers and decimals, and numerals with a base.
+    """
+    if _spaceless(gold) == _spaceless(answer) or _same_words(gold, answer):
+        return True
+    gold_based, answer_based = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
+    if gold_based and answer_based:
+        return gold_based.groups() == answer_based.groups()
+    if gold_based or answer_based:  # the base is often left out where the question fixed it
+        return gold.partition("_")[0] == answer.partition("_")[0]
+    one, other = _number(gold), _number(answer)
+    if one is None or other is None:
+        return None
+    return True if one == other else False if one.denominator == other.denominator == 1 else None
+
+
+def is_plain(gold: str) -> bool:
+    """Whether a canonical answer is a plain number, a numeral with a base or words, which need no parser."""
+    return bool(_number(gold) is not None or _BASED.fullmatch(gold) or _words(gold))
+
+
+def _spaceless(text: str) -> str:
+    return re.sub(r"(?<!\d) | (?!\d)", "", text)
+
+
+def _number(text: str) -> Fraction | None:
+    return Fraction(text.replace(",", "").rstrip(".")) if len(text) <= MAX_CHARACTERS and re.fullmatch(_NUMBER, text) and text[-1:] != "," else None
+
+
+def _words(text: str) -> str:
+    r"""The words of an answer such as `\text{Evelyn}`, `even`, `(C)` or `\text{(C)}`, folded; empty where it is not words."""
+    bare = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r"\1", text).strip()
+    bare = re.sub(r"^\(([A-Za-z])\)$", r"\1", bare)
+    plain = re.fullmatch(r"[A-Za-z]|[A-Za-z]{3,}(?:[ ,'-]+[A-Za-z]+)*|(?:[A-Za-z]+[ ,'-]+)+[A-Za-z]+", bare)
+    return re.sub(r"[\s,]+", " ", bare).casefold() if plain else ""
+
+
+def _same_words(gold: str, answer: str) -> bool:
+    words = _words(gold)
+    return bool(words) and words == _words(answer)
+
+
+_UNDONE = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf|det)(?![A-Za-z])")
+_ARITHMETIC = re.compile(r"\\(?:[dt]?binom|Gamma|gamma|zeta|gcd|lcm|[bp]?mod)(?![A-Za-z])")
+_LARGE = re.compile(r"\d{6,}|\d\s*\^\s*\{?\s*\d")
+_STUTTER = re.compile(r"([-+!^_|])(?:\s*\1){3,}")
+
+
+def refusal(answer: str) -> str:
+    """Why a canonical answer must not reach the algebra system: "too_long", "too_costly", or "" where it may.
+
+    `too_long`: too many characters or brackets within brackets. `too_costly`: power towers, huge powers and factorials, wide matrices
+    and unions, and sums, products, integrals, limits and determinants left undone - math-verify would work them out, which is slow, and
+    would let a policy be paid for restating the problem.
+    """
+    if len(answer) > MAX_CHARACTERS or _nesting(answer) > MAX_NESTING:
+        return "too_long"
+    if _UNDONE.search(answer) or _STUTTER.search(answer) or (_ARITHMETIC.search(answer) and _LARGE.search(answer)):
+        return "too_costly"
+    if answer.count("&") > MAX_ENTRIES or max(answer.count(r"\cup"), answer.count(r"\cap"), answer.count("|")) > MAX_PIECES:
+        return "too_costly"
+    try:
+        _product(deque(_TOKEN.findall(answer)))
+    except _TooLarge:
+        return "too_costly"
+    return ""
+
+
+def _nesting(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        if character in "{([":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "})]":
+            depth -= 1
+    return deepest
+
+
+class _TooLarge(Exception):
+    """A power or factorial in the answer is beyond MAX_POWER_DIGITS."""
+
+
+_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|\\[A-Za-z]+|\\.|\S")
+_CONSTANTS = {"e": math.log10(math.e), "\\pi": math.log10(math.pi), "+": math.log10(2), "-": math.log10(2)}
+_LARGEST = math.log10(MAX_POWER_DIGITS)
+
+
+def _product(tokens: deque[str]) -> tuple[float, bool]:
+    """Read up to the closing bracket. Returns (log10 of a bound of the value with every letter at 1, whether it is all digits).
+
+    Every operation between atoms is bounded by their product, a sum by twice that.
+    """
+    size, plain = 0.0, True
+    while tokens and tokens[0] not in ("}", ")", "]", r"\}"):
+        atom_size, atom_plain = _atom(tokens)
+        size, plain = size + atom_size, plain and atom_plain
+    if tokens:
+        tokens.popleft()
+    return size, plain
+
+
+def _atom(tokens: deque[str]) -> tuple[float, bool]:
+    """Read one number, letter, command or bracket with its powers and factorials; returns as `_product` does. Raises _TooLarge."""
+    token = tokens.popleft()
+    bracket = token in ("{", "(", "[", r"\{")
+    if bracket:
+        size, plain = _product(tokens)
+    elif token[0].isdigit() or token[-1].isdigit():
+        size, plain = math.log10(max(1.0, float(token))) if len(token) < 300 else float(len(token)), True
+    else:
+        size, plain = _CONSTANTS.get(token, 0.0), not token[-1].isalpha()
+    while tokens and tokens[0] in ("^", "!"):
+        operator = tokens.popleft()
+        exponent = size if operator == "!" else _atom(tokens)[0] if tokens else 0.0
+        if exponent > _LARGEST or (bracket and not plain and operator == "^" and exponent > math.log10(MAX_EXPANSION)):
+            raise _TooLarge
+        size *= 10**exponent
+        if operator == "^" and size > MAX_POWER_DIGITS:
+            raise _TooLarge
+    return size, plain

@@ -1,0 +1,206 @@
+"""Turn protocols: who speaks next, what they see, and how a dialogue ends (METHOD: Long⊗Short, arXiv 2505.11827, section 3.3).
+
+A protocol never parses model text to decide anything. Who spoke is who was sampled, how a turn ended is what the engine reports.
+Role tags and special-token strings inside a problem or inside a partner's message are data: they are encoded as plain text.
+
+Rendering is append-only. A speaker's prompt is its previous prompt, followed by the ids it sampled exactly as sampled, followed by
+the partner's text encoded once with *this* speaker's tokenizer. So prefix caches hit on every turn, two models may have two different
+tokenizers, and one training sequence holds everything a role wrote in an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from longshort.types import LONG, ROLES, SHORT, Completion, Episode, LongShortError, Problem, Turn
+
+THINK, END_THINK, ANSWER, END_ANSWER, RETHINK = "<think>", "</think>", "<answer>", "</answer>", "</rethink>"
+ROLE_TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, RETHINK)
+LENGTH_STOPS = ("turn_length", "episode_length", "context")
+STOPS = ("answered", "max_turns", *LENGTH_STOPS, "malformed")
+
+LONG_INSTRUCTIONS = (
+    "You are the long thinker. Write the one next thought that matters most for solving the problem, in full detail, "
+    "inside <think> </think>. Your partner does the rest."
+)
+SHORT_INSTRUCTIONS = (
+    "You are the short thinker. Continue your partner's thoughts as briefly as you can inside <answer>. When the problem is solved, "
+    "put the final answer in \\boxed{} and close with </answer>. When a hard step needs careful thought, close with </rethink> and "
+    "your partner will think again."
+)
+FINAL_NOTICE = "\nThis is the last turn: finish with \\boxed{} and </answer>.\n"
+
+
+def encode_plain(tokenizer, text: str) -> tuple[int, ...]:
+    """Encode `text` as data: a special-token string in it becomes ordinary characters, never control."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
+
+
+def encode_problem(tokenizer, instructions: str, question: str) -> tuple[int, ...]:
+    """The prompt before the first turn: the chat template's own tokens as control, the instructions and the question as data."""
+    content = f"{instructions}\n\n{question}" if instructions else question
+    if not tokenizer.chat_template:
+        bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+        return bos + encode_plain(tokenizer, content)
+    slot = "QUESTIONxSLOT"
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": slot}], add_generation_prompt=True, tokenize=False)
+    before, found, after = rendered.partition(slot)
+    if not found or slot in after:
+        raise LongShortError(f"the chat template of {tokenizer.name_or_path!r} must contain the user's message exactly once")
+    encode_control = lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()  # noqa: E731
+    return encode_control(before) + encode_plain(tokenizer, content) + encode_control(after)
+
+
+def special_ids(tokenizer, tags: Sequence[str]) -> dict[str, int]:
+    """The single id of each role tag, for `tags: special`; raises LongShortError naming the tags this tokenizer lacks."""
+    vocabulary = tokenizer.get_added_vocab()
+    missing = [tag for tag in tags if tag not in vocabulary]
+    if missing:
+        raise LongShortError(
+            f"protocol.tags is 'special' but the tokenizer of {tokenizer.name_or_path!r} has no special token for {', '.join(missing)}; "
+            "add them (tokenizer.add_special_tokens, then resize the embeddings) or set protocol.tags: text"
+        )
+    return {tag: vocabulary[tag] for tag in tags}
+
+
+class LongShort:
+    """The paper's dialogue: long writes `<think>…</think>`, short writes `<answer>…` and closes with `</answer>` or hands back with `</rethink>`.
+
+    Ours: at most `max_exchanges` think/answer pairs (the paper's loop can run forever), per-turn and whole-episode token budgets, and on
+    the last exchange the short model reads `final_notice`, which tells it that it must finish. `tags` is "text" (stop strings) or
+    "special" (each tag is one special token of both tokenizers).
+    """
+
+    roles = ROLES
+    opening = {LONG: THINK, SHORT: ANSWER}
+    closing = {LONG: (END_THINK,), SHORT: (END_ANSWER, RETHINK)}
+
+    def __init__(
+        self,
+        *,
+        max_exchanges: int = 4,
+        turn_tokens: Mapping[str, int],
+        episode_tokens: int,
+        tags: str = "text",
+        instructions: Mapping[str, str] | None = None,
+        final_notice: str = FINAL_NOTICE,
+    ):
+        self.max_exchanges, self.turn_tokens, self.episode_tokens, self.tags = max_exchanges, dict(turn_tokens), episode_tokens, tags
+        self.instructions = {LONG: LONG_INSTRUCTIONS, SHORT: SHORT_INSTRUCTIONS} | dict(instructions or {})
+        self.final_notice = final_notice
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        """The role that speaks next, or the name of the reason to stop."""
+        if not turns:
+            return LONG
+        stop = turns[-1].completion.stop
+        if stop == END_THINK:
+            return SHORT
+        if stop == END_ANSWER:
+            return "answered"
+        if stop == RETHINK:
+            return LONG if len(turns) < 2 * self.max_exchanges else "max_turns"
+        return stop if stop in LENGTH_STOPS else "malformed"
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
+        """The speaker's prompt in its own token ids; extends its previous prompt and completion."""
+        own = [i for i, turn in enumerate(turns) if turn.role == speaker]
+        if own:
+            last = turns[own[-1]]
+            prompt, unseen = last.prompt_ids + last.completion.token_ids, turns[own[-1] + 1 :]
+        else:
+            prompt, unseen = encode_problem(tokenizer, self.instructions[speaker], problem.question), turns
+        for turn in unseen:
+            prompt += self._tag(tokenizer, self.opening[turn.role])
+            prompt += encode_plain(tokenizer, turn.completion.text) + self._tag(tokenizer, turn.completion.stop)
+        if speaker == SHORT and len(turns) == 2 * self.max_exchanges - 1:
+            prompt += encode_plain(tokenizer, self.final_notice)
+        return prompt + self._tag(tokenizer, self.opening[speaker])
+
+    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
+        """How many tokens this turn may have, and the name of the stop if they run out."""
+        used = sum(len(turn.completion.token_ids) for turn in turns)
+        limits = (self.turn_tokens[speaker], "turn_length"), (self.episode_tokens - used, "episode_length"), (context - prompt_tokens, "context")
+        return min(limits, key=lambda limit: limit[0])
+
+    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The tags that end the speaker's turn and, where tags are special tokens, their ids in the same order (else empty)."""
+        tags = self.closing[speaker]
+        return tags, tuple(special_ids(tokenizer, tags).values()) if self.tags == "special" else ()
+
+    def close(self, speaker: str, text: str, stop: str, tokenizer) -> tuple[int, ...]:
+        """The ids of a scripted turn of `speaker`: its text, then its closing tag (used for demonstrations)."""
+        return encode_plain(tokenizer, text) + self._tag(tokenizer, stop)
+
+    def well_formed(self, episode: Episode, role: str) -> bool:
+        """Whether each of the role's turns closed with one of its tags and holds no role tag inside (a `<` in maths is fine)."""
+        return all(
+            turn.completion.stop in self.closing[role] and not any(tag in turn.completion.text for tag in ROLE_TAGS)
+            for turn in episode.turns
+            if turn.role == role
+        )
+
+    def final_text(self, episode: Episode) -> str:
+        """The text that is graded: the last `</answer>` turn, or nothing when the episode was not answered."""
+        return episode.turns[-1].completion.text if episode.stop == "answered" else ""
+
+    def hand_backs(self, episode: Episode) -> int:
+        """How often short asked long to think again."""
+        return sum(turn.completion.stop == RETHINK for turn in episode.turns)
+
+    def _tag(self, tokenizer, tag: str) -> tuple[int, ...]:
+        return (special_ids(tokenizer, (tag,))[tag],) if self.tags == "special" else encode_plain(tokenizer, tag)
+
+
+class Solo:
+    """One model answers alone in one turn that ends with its end-of-text token: the baseline, and the control of every table."""
+
+    def __init__(self, *, role: str = LONG, turn_tokens: int, instructions: str = ""):
+        self.role, self.roles = role, (role,)
+        self.turn_tokens, self.instructions = turn_tokens, instructions
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        if not turns:
+            return self.role
+        stop = turns[-1].completion.stop
+        return "answered" if stop == "eos" else stop if stop in LENGTH_STOPS else "malformed"
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
+        return encode_problem(tokenizer, self.instructions, problem.question)
+
+    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
+        return min((self.turn_tokens, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
+
+    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return (), ()
+
+    def close(self, speaker: str, text: str, stop: str, tokenizer) -> tuple[int, ...]:
+        return encode_plain(tokenizer, text) + (tokenizer.eos_token_id,)
+
+    def well_formed(self, episode: Episode, role: str) -> bool:
+        return episode.stop == "answered"
+
+    def final_text(self, episode: Episode) -> str:
+        return episode.turns[-1].completion.text if episode.stop == "answered" else ""
+
+    def hand_backs(self, episode: Episode) -> int:
+        return 0
+
+
+PROTOCOLS = {"long_short": LongShort, "solo": Solo}
+
+
+def demonstration(problem: Problem, messages: Sequence[tuple[str, str, str]], protocol, tokenizers: Mapping[str, object]) -> Episode:
+    """A scripted dialogue as an episode, rendered by the very code that renders rollouts, so that SFT and RL prompts are byte-identical.
+
+    `messages` are (role, text, stop) in order, stop being the closing tag ("eos" for `solo`). Log-probs are 0: nobody sampled it.
+    """
+    turns: list[Turn] = []
+    for role, text, stop in messages:
+        if (speaker := protocol.next(turns)) != role:
+            raise ValueError(f"problem {problem.id}: message {len(turns)} is by {role!r} but the protocol expects {speaker!r}")
+        ids = protocol.close(role, text, stop, tokenizers[role])
+        completion = Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text=text, stop=stop, version=0)
+        prompt = protocol.render(problem, turns, role, tokenizers[role])
+        turns.append(Turn(role=role, prompt_ids=prompt, completion=completion))
+    return Episode(problem=problem, turns=tuple(turns), stop=protocol.next(turns))

@@ -1,0 +1,168 @@
+"""The recipe: what is accepted, what is refused, and in which words."""
+
+import pytest
+
+from longshort.config import LongShortConfig, dump, load, lookup, parse
+from longshort.types import LongShortError
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Write a recipe and return its path."""
+
+    def write(text):
+        path = tmp_path / "x.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def refusal(path, *overrides):
+    with pytest.raises(LongShortError) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "+1e-06", "1.0e-6", "0.000001", ".000001", ".1e-5"])
+def test_every_spelling_of_a_number_is_a_number(recipe, text):
+    assert load(recipe(f"learning_rate: {text}")).learning_rate == 1e-6
+
+
+def test_integers_booleans_and_words_keep_their_type(recipe):
+    config = load(recipe("seed: 7\ndeterministic: true\noutput_dir: '1e-6'\n"))
+    assert (config.seed, config.deterministic, config.output_dir) == (7, True, "1e-6")
+
+
+def test_an_empty_recipe_is_all_defaults(recipe):
+    assert load(recipe("# nothing\n")) == LongShortConfig()
+
+
+def test_overrides_reach_into_sections_that_the_file_does_not_have(recipe):
+    config = load(recipe("max_steps: 3\n"), ["max_steps=5", "long.engine.block_size=16", "loss={name: grpo}", "schedule=[long, short]"])
+    assert (config.max_steps, config.long.engine.block_size, config.loss.name, config.schedule) == (5, 16, "grpo", ["long", "short"])
+
+
+def test_an_override_keeps_its_neighbours(recipe):
+    config = load(recipe("loss: {name: grpo, epsilon: 0.1}\n"), ["loss.epsilon=0.3"])
+    assert (config.loss.name, config.loss.epsilon) == ("grpo", 0.3)
+
+
+def test_a_partial_shape_keeps_the_other_defaults_of_its_role(recipe):
+    miniature = load(recipe("miniature: {long: {base_steps: 7}, short: {num_layers: 1}}")).miniature
+    assert (miniature.long.base_steps, miniature.long.hidden_size, miniature.long.base_learning_rate) == (7, 128, 3e-3)
+    assert (miniature.short.num_layers, miniature.short.hidden_size, miniature.short.base_learning_rate) == (1, 64, 4e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_stpes: 3", "x.yaml: unknown key 'max_stpes'; did you mean 'max_steps'?"),
+        ("trian: {max_steps: 3}", "x.yaml: unknown key 'trian.max_steps'; did you mean 'max_steps'?"),
+        ("loss: {epsilon_hi: 0.3}", "x.yaml: unknown key 'loss.epsilon_hi'; did you mean 'loss.epsilon_high'?"),
+        ("long: {engine: {block_siz: 8}}", "unknown key 'long.engine.block_siz'; did you mean 'long.engine.block_size'?"),
+        ("kv_cache_gib: 1", "unknown key 'kv_cache_gib'; did you mean 'long.engine.kv_cache_gib'?"),
+        ("miniature: {short: {base-steps: 8}}", "unknown key 'miniature.short.base-steps'; did you mean 'miniature.short.base_steps'?"),
+        ("grading: {qqqq: 1}", "unknown key 'grading.qqqq'; known keys here: workers, timeout_s, memory_mb"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_path_and_the_nearest_known_one(recipe, text, says):
+    assert says in refusal(recipe(text))
+
+
+def test_an_unknown_override_is_refused_the_same_way(recipe):
+    assert "unknown key 'trian.max_steps'; did you mean 'max_steps'?" in refusal(recipe(""), "trian.max_steps=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_steps: ten", "x.yaml: max_steps: Input should be a valid integer, unable to parse string as an integer (got 'ten')"),
+        ("max_steps: yes", "x.yaml: max_steps: true/false stands where another kind of value is expected (got True)"),
+        ("max_steps: 0", "x.yaml: max_steps: Input should be greater than or equal to 1 (got 0)"),
+        ("num_generations: 1", "x.yaml: num_generations: Input should be greater than or equal to 2 (got 1)"),
+        ("learning_rate: .nan", "x.yaml: learning_rate: Input should be a finite number (got nan)"),
+        ("learning_rate: 1e400", "x.yaml: learning_rate: Input should be a finite number (got inf)"),
+        ("long: qwen", "x.yaml: long: Input should be a valid dictionary or instance of RoleConfig (got 'qwen')"),
+        ("schedule: both", "x.yaml: schedule: Input should be 'joint' (got 'both')"),
+        ("schedule: [long, middle]", "x.yaml: schedule.1: Input should be 'long' or 'short' (got 'middle')"),
+        ("reward: {ramp_start: 0.9}", "x.yaml: reward: ramp_end (0.4) must not come before ramp_start (0.9)"),
+        ("miniature: {long: {hidden_size: 130}}", "x.yaml: miniature.long: hidden_size (130) must be a multiple of num_heads (4)"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path_and_itself(recipe, text, says):
+    assert says in refusal(recipe(text))
+
+
+def test_all_mistakes_are_told_at_once(recipe):
+    assert refusal(recipe("seed: x\nmax_stpes: 1\n")).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: !!python/object/apply:os.system ['echo hacked']", "the tag 'tag:yaml.org,2002:python/object/apply:os.system' is refused"),
+        ("seed: !!python/name:os.system", "is refused: a recipe holds plain values only"),
+        ("a: 1\nseed: !mine 3", "x.yaml, line 2: the tag '!mine' is refused"),
+        ("seed: 1\nmax_steps: 2\nseed: 3\n", "x.yaml, line 3: the key 'seed' stands twice"),
+        ("long:\n  price: 1\n  price: 2\n", "x.yaml, line 3: the key 'price' stands twice"),
+        ("? [seed, 1]\n: 3", "unhashable"),
+        ("long: {price: 1", "x.yaml, line 1"),
+        ("seed: \x07", "not valid YAML, or not UTF-8"),
+        ("- 1\n- 2\n", "a recipe is a mapping of settings (key: value), got list"),
+    ],
+)
+def test_a_file_that_is_no_plain_mapping_is_refused(recipe, text, says):
+    assert says in refusal(recipe(text))
+
+
+def test_a_missing_recipe_and_a_wrong_encoding_are_named(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("output_dir: caf\xe9".encode("latin-1"))
+    assert "not UTF-8" in refusal(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("max_steps", "override 'max_steps' must look like key.sub=value"),
+        ("=3", "override '=3' must look like key.sub=value"),
+        ("max_steps.deep=3", "'max_steps' holds a value, not a section"),
+        ("seed=[1", "override 'seed=[1', line 1"),
+        ("seed=!!python/name:os.system", "is refused"),
+    ],
+)
+def test_a_bad_override_is_refused(recipe, override, says):
+    assert says in refusal(recipe("max_steps: 3"), override)
+
+
+def test_dump_writes_a_recipe_that_reads_back_equal(recipe):
+    config = parse(
+        {
+            "learning_rate": 1e-6,
+            "schedule": ["long", "short"],
+            "report_to": ["wandb"],
+            "miniature": {"short": {"base_steps": 9}},
+            "long": {"instructions": "", "engine": {"extra": {"quantization": "fp8", "seed": 3}}},
+            "protocol": {"final_notice": "Ende: \u201efertig\u201c\n"},
+        }
+    )
+    assert load(recipe(dump(config))) == config
+    assert "learning_rate: 1.0e-06" in dump(config)
+
+
+def test_the_recipe_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        LongShortConfig().seed = 3
+
+
+def test_a_role_may_override_the_learning_rate():
+    config = parse({"learning_rate": 1e-4, "short": {"learning_rate": 3e-4, "price": 0.2}})
+    assert (config.learning_rate_of("long"), config.learning_rate_of("short"), config.prices) == (1e-4, 3e-4, {"long": 1.0, "short": 0.2})
+
+
+def test_lookup_lists_the_known_names():
+    table = {"grpo": 1, "dr_grpo": 2}
+    assert lookup(table, "grpo", "loss.name") == 1
+    with pytest.raises(LongShortError, match=r"^loss\.name: 'grppo' is not known; did you mean 'grpo'\? known: grpo, dr_grpo$"):
+        lookup(table, "grppo", "loss.name")

@@ -1,0 +1,180 @@
+"""Loading problems: every known shape of row, and a clear word about every broken one."""
+
+import json
+
+import pytest
+
+from longshort.data import last_boxed, load_problems, normalise
+from longshort.types import LongShortError, Problem
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Write rows (dicts, or raw lines as text or bytes) to a file and return its path."""
+
+    def write(*rows, name="rows.jsonl", newline=b"\n"):
+        lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
+        path = tmp_path / name
+        path.write_bytes(newline.join(lines) + newline)
+        return str(path)
+
+    return write
+
+
+def only(source):
+    (problem,) = load_problems(source)
+    return problem.question, problem.answer
+
+
+def refusal(source):
+    with pytest.raises(LongShortError) as caught:
+        load_problems(source)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"problem": "1+1?", "answer": "2"}, ("1+1?", "2")),
+        ({"question": "How many?", "answer": "It is 48/2 = <<48/2=24>>24.\n#### 1,080"}, ("How many?", "1080")),
+        ({"question": "Points?", "answer": "#### (1,234)"}, ("Points?", "(1,234)")),
+        ({"prompt": "1+1?", "solution": "$2$"}, ("1+1?", "$2$")),
+        ({"prompt": "1+1?", "solution": "So \\boxed{1} or \\boxed{\\frac{4}{2}}."}, ("1+1?", "\\frac{4}{2}")),
+        ({"prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}], "solution": "2"}, ("1+1?", "2")),
+        ({"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"style": "rule", "ground_truth": "2"}}, ("1+1?", "2")),
+        ({"problem": "1+1?", "solution": "Clearly \\boxed{2}."}, ("1+1?", "2")),
+        ({"problem": "1+1?", "solution": "\\boxed{3}", "answer": "2"}, ("1+1?", "2")),
+        ({"problem": " 1+1?\n", "answer": " 2 "}, ("1+1?", "2")),
+        ({"problem": "?", "answer": 5.0}, ("?", "5")),
+        ({"problem": "?", "answer": "-5.00"}, ("?", "-5")),
+        ({"problem": "?", "answer": 5}, ("?", "5")),
+        ({"problem": "?", "answer": 2.5}, ("?", "2.5")),
+        ({"problem": "?", "answer": "11.\\! 0"}, ("?", "11.\\! 0")),
+        ({"problem": "?", "answer": ["7"]}, ("?", "7")),
+    ],
+)
+def test_a_row_of_any_known_shape_is_a_problem(jsonl, row, expected):
+    assert only(jsonl(row)) == expected
+
+
+def test_windows_line_ends_blank_lines_and_a_byte_order_mark_are_fine(jsonl):
+    first = b"\xef\xbb\xbf" + json.dumps({"problem": "a", "answer": "1"}).encode()
+    path = jsonl(first, "", '{"problem": "b\u2028c", "answer": "2"}', newline=b"\r\n")
+    assert [(p.question, p.answer) for p in load_problems(path)] == [("a", "1"), ("b\u2028c", "2")]
+
+
+def test_json_and_parquet_hold_the_same_problems_as_jsonl(jsonl, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"prompt": [{"role": "user", "content": f"{i}+1?"}], "reward_model": {"ground_truth": str(i + 1)}} for i in range(3)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    expected = load_problems(jsonl(*rows))
+    assert [problem.answer for problem in expected] == ["1", "2", "3"]
+    assert load_problems(str(tmp_path / "rows.json")) == expected
+    assert load_problems(str(tmp_path / "rows.parquet")) == expected
+
+
+def test_a_dataset_folder_is_read_by_split(jsonl, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    jsonl({"problem": "a", "answer": "1"}, name="set/train.jsonl")
+    jsonl({"problem": "b", "answer": "2"}, name="set/test.jsonl")
+    assert only(f"{tmp_path}/set") == ("a", "1")
+    assert only(f"{tmp_path}/set:test") == ("b", "2")
+    assert "split 'dev'" in refusal(f"{tmp_path}/set:dev")
+
+
+def test_ids_are_the_rows_own_or_stable(jsonl):
+    given = load_problems(jsonl({"id": 7, "problem": "a", "answer": "1"}, {"unique_id": "test/3.json", "problem": "b", "answer": "2"}))
+    assert [problem.id for problem in given] == ["7", "test/3.json"]
+    first = load_problems(jsonl({"problem": "a", "answer": "1"}, {"problem": "b", "answer": "2"}))
+    second = load_problems(jsonl({"question": "b", "answer": 2.0}, {"question": "b", "answer": "2"}, name="other.jsonl"))
+    assert second[0] == first[1]
+    assert second[1] == Problem(id=f"{first[1].id}-2", question="b", answer="2")
+
+
+def test_the_miniature_is_a_source_whose_splits_share_nothing():
+    train, test = load_problems("miniature:train", limit=200), load_problems("miniature:test", limit=200)
+    assert len(train) == len(test) == 200
+    assert not {problem.question for problem in train} & {problem.question for problem in test}
+    assert load_problems("miniature:test", limit=5) == test[:5]
+
+
+def test_normalise_takes_a_row_from_anywhere():
+    assert normalise({"prompt": "1+1?", "solution": "2", "id": 3}, "train_dataset[0]") == Problem(id="3", question="1+1?", answer="2")
+    with pytest.raises(LongShortError, match="^train_dataset.4.: no answer"):
+        normalise({"problem": "1+1?"}, "train_dataset[4]")
+
+
+def test_limit_keeps_the_first_rows_and_reads_no_further(jsonl):
+    path = jsonl({"problem": "a", "answer": "1"}, {"problem": "b", "answer": "2"}, "broken")
+    assert [problem.question for problem in load_problems(path, limit=2)] == ["a", "b"]
+
+
+GOOD = {"problem": "a", "answer": "1"}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"problem": "b", ', "line 2: not valid JSON"),
+        ("[1, 2]", "line 2: expected an object with a question and an answer, got list"),
+        ('{"problem": "b\u00e9"}'.encode("latin-1"), "line 2: byte 0xe9 at offset 14 is not UTF-8; convert the file"),
+        ({"text": "b", "answer": "1"}, "line 2: no question; expected a column problem, question, prompt, got text, answer"),
+        ({"problem": "b"}, "line 2: no answer; expected a column answer, solution or reward_model.ground_truth, got problem"),
+        ({"problem": "b", "answer": None}, "line 2: no answer"),
+        ({"problem": "b", "answer": "  "}, "line 2: the answer is empty"),
+        ({"problem": "b", "answer": "steps\n####"}, "line 2: the answer is empty"),
+        ({"problem": "b", "answer": float("nan")}, "line 2: the answer is nan; correct it or delete the row"),
+        ({"problem": "b", "answer": float("inf")}, "line 2: the answer is inf"),
+        ({"problem": "b", "answer": "NaN"}, "line 2: the answer is 'NaN'"),
+        ({"problem": "b", "answer": True}, "line 2: the answer must be text or a number, got bool True"),
+        ({"problem": "b", "answer": ["1", "2"]}, "line 2: the answer must be text or a number, got list ['1', '2']"),
+        ({"problem": "b", "solution": "no box"}, "line 2: no answer: the row has a solution without \\boxed{}"),
+        ({"problem": " \n", "answer": "1"}, "line 2: the question in column 'problem' is empty"),
+        ({"prompt": [], "answer": "1"}, "line 2: the question in column 'prompt' is empty"),
+        ({"prompt": ["hi"], "answer": "1"}, "line 2: a chat prompt is a list of {role, content} with text content, got 'hi'"),
+        ({"prompt": [{"role": "assistant", "content": "hm"}], "answer": "1"}, "line 2: the chat prompt holds an assistant message"),
+        ({"problem": 3, "answer": "1"}, "line 2: the column 'problem' must hold text, got int 3"),
+        ({"problem": "x" * 2**20, "answer": "1"}, "line 2: a question of 1,048,576 characters (limit 100,000)"),
+        ('{"problem": "b \\ud83d", "answer": "1"}', "line 2: half a character (\\ud83d)"),
+    ],
+)
+def test_a_broken_row_is_refused_with_its_place_and_fault(jsonl, row, says):
+    assert says in refusal(jsonl(GOOD, row))
+
+
+def test_a_repeated_id_names_both_lines(jsonl):
+    message = refusal(jsonl({"id": "q1", **GOOD}, {"problem": "b", "answer": "2"}, {"id": "q1", "problem": "c", "answer": "3"}))
+    assert "line 3: the id 'q1' already stands at" in message
+    assert "line 1; give each problem its own" in message
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path, jsonl, monkeypatch):
+    assert "there is no such file" in refusal(str(tmp_path / "none.jsonl"))
+    assert "a .csv file; known kinds: .jsonl, .json, .parquet" in refusal(jsonl("a,b", name="rows.csv"))
+    assert "holds no problem" in refusal(jsonl("", name="empty.jsonl"))
+    assert "must look like name, name:split or name:config:split" in refusal("a:b:c:d")
+    assert "dataset 'nobody/nothing:test' (config default, split 'test') could not be loaded" in refusal("nobody/nothing:test")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    assert "not a readable parquet file" in refusal(str(tmp_path / "bad.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("\\boxed{1}", "1"), ("\\boxed{a{b}c} \\boxed{open", "a{b}c"), ("\\fbox{1}", None), ("\\boxed {x}", "x"), ("none", None)],
+)
+def test_last_boxed_is_the_last_complete_one(text, expected):
+    assert last_boxed(text) == expected
+
+
+@pytest.mark.parametrize(("name", "count"), [("math500", 500), ("amc23", 40), ("aime24", 30), ("gsm8k_train", 7473), ("gsm8k_test", 1319)])
+def test_every_row_of_the_benchmarks_loads(shared_data, name, count):
+    problems = load_problems(str(shared_data / f"{name}.jsonl"))
+    assert len(problems) == count
+    assert len({problem.id for problem in problems}) == count
+    assert all(problem.answer.replace("-", "").replace(".", "").isdigit() for problem in problems) or name == "math500"
