@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from longshort.team.answers import last_boxed
 from longshort.types import LongShortError, Problem
 
 MAX_QUESTION = 100_000
@@ -215,17 +216,6 @@ def _answer_text(value: Any, where: str) -> str:
     if not text or text.lower() == "nan":
         raise LongShortError(f"{where}: the answer is {'empty' if not text else repr(text)}; fill it in or delete the row")
     return WHOLE.sub(r"\1", text) if WHOLE.fullmatch(text) else text
-
-
-def last_boxed(text: str) -> str | None:
-    """What stands in the last complete `\\boxed{…}`; None if there is none."""
-    for start in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
-        depth = 1
-        for end in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if not depth:
-                return text[start:end].strip()
-    return None
 
 
 def _encodable(text: str, where: str) -> str:

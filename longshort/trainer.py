@@ -110,6 +110,8 @@ class LongShortTrainer:
 
     async def run(self, pair: Pair, folder: Path | None = None) -> dict[str, float]:
         """Train with a live pair; on a signal, drop the rollout under way, save what is learned, raise Interrupted."""
+        if not self.reward:
+            await asyncio.to_thread(pair.pool.check_golds, self.problems)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         (self.output_dir / "episodes").mkdir(exist_ok=True)
         (self.output_dir / "recipe.yaml").write_text(dump(self.config))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longshort.data import last_boxed, load_problems, normalise
+from longshort.data import load_problems, normalise
 from longshort.types import LongShortError, Problem
 
 
@@ -106,7 +106,7 @@ def test_the_miniature_is_a_source_whose_splits_share_nothing():
 
 def test_normalise_takes_a_row_from_anywhere():
     assert normalise({"prompt": "1+1?", "solution": "2", "id": 3}, "train_dataset[0]") == Problem(id="3", question="1+1?", answer="2")
-    with pytest.raises(LongShortError, match="^train_dataset.4.: no answer"):
+    with pytest.raises(LongShortError, match=r"^train_dataset.4.: no answer"):
         normalise({"problem": "1+1?"}, "train_dataset[4]")
 
 
@@ -162,14 +162,6 @@ def test_a_source_that_is_not_there_is_named(tmp_path, jsonl, monkeypatch):
     assert "dataset 'nobody/nothing:test' (config default, split 'test') could not be loaded" in refusal("nobody/nothing:test")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     assert "not a readable parquet file" in refusal(str(tmp_path / "bad.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("\\boxed{1}", "1"), ("\\boxed{a{b}c} \\boxed{open", "a{b}c"), ("\\fbox{1}", None), ("\\boxed {x}", "x"), ("none", None)],
-)
-def test_last_boxed_is_the_last_complete_one(text, expected):
-    assert last_boxed(text) == expected
 
 
 @pytest.mark.parametrize(("name", "count"), [("math500", 500), ("amc23", 40), ("aime24", 30), ("gsm8k_train", 7473), ("gsm8k_test", 1319)])

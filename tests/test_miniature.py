@@ -19,9 +19,9 @@ TINY = ModelShape(
 )  # fmt: skip
 
 
-def protocol(**changes):
-    settings = dict(max_exchanges=3, turn_tokens={LONG: 96, SHORT: 64}, episode_tokens=400, tags="special", final_notice=FINAL_NOTICE)
-    return LongShort(instructions={LONG: "", SHORT: ""}, **settings | changes)
+def protocol():
+    budgets = {"turn_tokens": {LONG: 96, SHORT: 64}, "episode_tokens": 400}
+    return LongShort(max_exchanges=3, tags="special", instructions={LONG: "", SHORT: ""}, final_notice=FINAL_NOTICE, **budgets)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def tokenizers():
 def value(problem):
     """The answer by Python's own arithmetic on the expression without its labels."""
     expression = re.sub(r"[a-d]: ", "", problem.question.removeprefix("Last digit of ").removesuffix("?"))
-    return str(eval(expression) % 10)  # noqa: S307
+    return str(eval(expression) % 10)
 
 
 def test_answers_are_what_python_computes():
@@ -56,7 +56,7 @@ def test_splits_never_share_a_question_and_ids_do_not_depend_on_the_seed():
 def test_unknown_split_and_foreign_question_are_refused():
     with pytest.raises(LongShortError, match="'train', 'dev' or 'test', got 'val'"):
         make_problems("val", 1, seed=0)
-    with pytest.raises(LongShortError, match="p7: 'What is 2.2' is not of the miniature world"):
+    with pytest.raises(LongShortError, match=r"p7: 'What is 2.2' is not of the miniature world"):
         hard_parts(Problem(id="p7", question="What is 2+2", answer="4"))
 
 
@@ -72,12 +72,12 @@ def test_terms_and_hard_parts_are_read_from_the_question():
 def test_tersest_dialogue_word_for_word():
     assert dialogue(PROBLEM_48, random.Random(0), redundancy=0.0) == [
         (LONG, "a: 4*6=4, *2=8.", "</think>"),
-        (SHORT, "a: 8.\n\n-b: 8-9=9.", "</rethink>"),
+        (SHORT, "Total a: 8.\n\nTotal -b: 8-9=9.", "</rethink>"),
         (LONG, "+c: 2*9=8, *7=6.", "</think>"),
-        (SHORT, "+c: 9+6=5.\n\n\\boxed{5}", "</answer>"),
+        (SHORT, "Total +c: 9+6=5.\n\n\\boxed{5}", "</answer>"),
     ]
     assert compressed_trace(PROBLEM_48, random.Random(0)) == (
-        "a: 4*6=4, *2=8.\n\na: 8.\n\n-b: 8-9=9.\n\n+c: 2*9=8, *7=6.\n\n+c: 9+6=5.\n\n\\boxed{5}"
+        "a: 4*6=4, *2=8.\n\nTotal a: 8.\n\nTotal -b: 8-9=9.\n\n+c: 2*9=8, *7=6.\n\nTotal +c: 9+6=5.\n\n\\boxed{5}"
     )
 
 
@@ -85,19 +85,21 @@ def test_digits_before_the_first_product_are_added_by_the_first_short_turn():
     problem = Problem(id="p", question="Last digit of a: 7+b: 3*4*2-c: 1?", answer="0")  # 7 + 24 - 1
     assert dialogue(problem, random.Random(0), redundancy=0.0) == [
         (LONG, "+b: 3*4=2, *2=4.", "</think>"),
-        (SHORT, "a: 7.\n\n+b: 7+4=1.\n\n-c: 1-1=0.\n\n\\boxed{0}", "</answer>"),
+        (SHORT, "Total a: 7.\n\nTotal +b: 7+4=1.\n\nTotal -c: 1-1=0.\n\n\\boxed{0}", "</answer>"),
     ]
 
 
 def test_redundancy_adds_only_optional_thoughts():
-    full = dialogue(PROBLEM_48, random.Random(0), redundancy=1.0)
-    assert full[0][1].split("\n\n") == ["We need the last digit of a: 4*6*2-b: 9+c: 2*9*7.", "a: 4*6=4, *2=8.", *["Check a: 4*6=4, *2=8."] * 2]
-    assert full[3][1].split("\n\n") == ["+c: 9+6=5.", "Check +c: 9+6=5.", "So the last digit is 5.", "\\boxed{5}"]
-    for seed in range(20):
-        terse, some = dialogue(PROBLEM_48, random.Random(seed), 0.0), dialogue(PROBLEM_48, random.Random(seed), 0.5)
-        assert [(role, stop) for role, _, stop in terse] == [(role, stop) for role, _, stop in some]
-        optional = [(m[1].replace(t[1], ""), t[1]) for m, t in zip(some, terse, strict=True) if t[0] == LONG]
-        assert all(terse_text in m[1] for (_, terse_text), m in zip(optional, some[::2], strict=True))
+    full = [text.split("\n\n") for _, text, _ in dialogue(PROBLEM_48, random.Random(0), redundancy=1.0)]
+    assert full == [
+        ["We need the last digit of a: 4*6*2-b: 9+c: 2*9*7.", "a: 4*6=4, *2=8.", "Check a: 4*6=4, *2=8.", "Check a: 4*6=4, *2=8."],
+        ["Total a: 8.", "Check Total a: 8.", "Total -b: 8-9=9.", "Check Total -b: 8-9=9."],
+        ["+c: 2*9=8, *7=6.", "Check +c: 2*9=8, *7=6.", "Check +c: 2*9=8, *7=6."],
+        ["Total +c: 9+6=5.", "Check Total +c: 9+6=5.", "So the last digit is 5.", "\\boxed{5}"],
+    ]
+    optional = ("We need", "Check", "So the")
+    needed = [[thought for thought in turn if not thought.startswith(optional)] for turn in full]
+    assert ["\n\n".join(turn) for turn in needed] == [text for _, text, _ in dialogue(PROBLEM_48, random.Random(0), redundancy=0.0)]
 
 
 def test_teacher_traces_are_verbose_and_end_on_the_gold_answer():
@@ -121,7 +123,8 @@ def test_a_mistake_is_followed_by_its_correction():
 @pytest.mark.parametrize("role", ROLES)
 def test_tokenizer_is_lossless_on_any_text(tokenizers, role):
     tokenizer = tokenizers[role]
-    texts = ["", " ", "a: 4*6=4, *2=8.\n\nCheck a: 4", "héllo 数学 😀 \u200d\t\r\n", "<think> is text here </answer>", "\x00\x7f", "  two  spaces , .", "Last turn."]
+    ours = ["", "a: 4*6=4, *2=8.\n\nCheck a: 4", "  two  spaces , .", "Last turn.", "<think> is text here </answer>"]
+    texts = [*ours, "héllo 数学 😀 \u200d\t\r\n", "\x00\x7f"]
     assert [tokenizer.decode(encode_plain(tokenizer, text)) for text in texts] == texts
     rng = random.Random(0)
     codes = [code for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000]
@@ -139,9 +142,9 @@ def test_role_tags_in_text_are_bytes_and_as_control_one_token(tokenizers):
 
 
 def test_each_phrase_is_one_token_of_long_and_the_vocabularies_differ(tokenizers):
-    assert [phrase for phrase in PHRASES if len(encode_plain(tokenizers[LONG], phrase)) != 1] == []
-    assert [phrase for phrase in PHRASES if len(encode_plain(tokenizers[SHORT], phrase)) != 1] == ["We need the last digit of ", "Wait, that is wrong. "]
-    assert [len(tokenizers[role]) for role in ROLES] == [281, 279]
+    many = {role: [phrase for phrase in PHRASES if len(encode_plain(tokenizers[role], phrase)) != 1] for role in ROLES}
+    assert many == {LONG: [], SHORT: ["We need the last digit of ", "Wait, that is wrong. "]}
+    assert [len(tokenizers[role]) for role in ROLES] == [288, 286]
     long, short = (tokenizers[role].get_vocab() for role in ROLES)
     assert [token for token in short if long[token] == short[token]] == []
 
@@ -187,18 +190,18 @@ def test_model_is_seeded_untied_and_leaves_the_global_generator_alone(tokenizers
     weights = [model.model.embed_tokens.weight for model in (first, again, other)]
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
     assert not first.lm_head.weight.equal(first.model.embed_tokens.weight)
-    assert (first.config.vocab_size, first.config.max_position_embeddings, first.dtype) == (279, 256, torch.float32)
+    assert (first.config.vocab_size, first.config.max_position_embeddings, first.dtype) == (286, 256, torch.float32)
 
 
 def test_head_size_that_vllm_cannot_run_is_refused(tokenizers):
     with pytest.raises(LongShortError, match="hidden_size 64 with 4 heads"):
-        build_model(tokenizers[SHORT], TINY.model_copy(update={"num_heads": 4}), seed=0)
+        build_model(tokenizers[SHORT], TINY.model_copy(update={"num_heads": 4}), seed=0, max_position_embeddings=256)
 
 
 def test_saved_folder_loads_with_the_auto_classes(tokenizers, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = build_model(tokenizers[LONG], TINY, seed=0)
+    model = build_model(tokenizers[LONG], TINY, seed=0, max_position_embeddings=256)
     save(model, tokenizers[LONG], tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight.equal(model.lm_head.weight)
     loaded = AutoTokenizer.from_pretrained(tmp_path)

@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import math
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,11 +32,25 @@ def start(config: LongShortConfig) -> Callable[[], None]:
         return lambda: None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if not os.environ.get("RAY_ADDRESS"):  # the dashboard is open remote code execution: never on a local run
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= _private_cluster()
     ray.init(**options)
     return ray.shutdown
+
+
+def _private_cluster() -> dict[str, Any]:
+    """Settings of a cluster for this process alone: whoever can talk to Ray can run code, so it gets a token and the loopback device.
+
+    Ray replaces 127.0.0.1 by the machine's outside address before it starts anything; the line that prevents it touches a private
+    function because there is no setting for it (ray 2.60).
+    """
+    from ray._private import services
+
+    services.resolve_ip_for_localhost = lambda host: host
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
 
 class EngineActor:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from longshort.miniature.world import PHRASES, RESTATE, WAIT
 from longshort.team.protocols import ROLE_TAGS
-from longshort.types import LONG, ROLES, LongShortError
+from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 FINAL_NOTICE = "Last turn. "
 """What the short model reads before its last possible turn: one token of both vocabularies."""
 PROBLEM, SOLVE, EOS, PAD = "<|problem|>", "<|solve|>", "<eos>", "<pad>"
 SPECIAL = (PAD, EOS, PROBLEM, SOLVE, *ROLE_TAGS)
 CHAT_TEMPLATE = PROBLEM + "{{ messages[0].content }}" + SOLVE
-LONG_ONLY = (RESTATE, WAIT)
-"""Phrases that the short model never writes; it reads them byte by byte."""
+VOCABULARY = {
+    LONG: (*PHRASES, FINAL_NOTICE),
+    SHORT: (*(phrase for phrase in reversed(PHRASES) if phrase not in (RESTATE, WAIT)), FINAL_NOTICE),
+}
+"""The phrases of each role. The short model never writes RESTATE and WAIT and reads them byte by byte."""
 
 
 def build_tokenizer(role: str):
@@ -34,8 +37,7 @@ def build_tokenizer(role: str):
     backend = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    phrases = [FINAL_NOTICE, *PHRASES] if role == LONG else [phrase for phrase in (*reversed(PHRASES), FINAL_NOTICE) if phrase not in LONG_ONLY]
-    backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in VOCABULARY[role]])
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -41,42 +41,45 @@ def last_boxed(text: str) -> str | None:
 
 
 _UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup "}
-    | {"∩": r"\cap ", "∈": r"\in ", "°": r"^\circ ", "∅": r"\emptyset ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
-    | {"²": "^2", "³": "^3", "θ": r"\theta ", "±": r"\pm ", "％": "%", "，": ",", "（": "(", "）": ")"}
+    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "±": r"\pm ", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty "}
+    | {"≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "²": "^2", "³": "^3"}
+    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%", "，": ",", "（": "(", "）": ")"}
 )
 _TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)"
+_ORDINAL = rf"{_TEXT}\{{\s*(?:st|nd|rd|th)\s*\}}"
+_UNITS = rf"(?:{_TEXT}\{{[A-Za-z. ]+\}}(?:\^\{{?[23]\}}?)?|[A-Za-z]{{3,}}[A-Za-z ]*)"
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.?)"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\?\$|\\displaystyle|\\(?:left|right)(?![A-Za-z])\.?", ""),
         (r",\\!\s*(?=\d)|\{,\}(?=\d)|(?<=\d)\\[,!]\s*(?=\d{3}(?!\d))", ","),  # 11,\! 111 and 11{,}111
-        (r"\\[!,;: ]|\\q?quad(?![A-Za-z])|~|\s+", " "),
+        (r"(?<!\\)\\[!,;: ]|\\q?quad(?![A-Za-z])|~|\s+", " "),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\varnothing", r"\\emptyset"),
         (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
         (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\*\*", "^"),
         (r"_\{(\d+)\}", r"_\1"),
-        (rf"(?<=\d)\s*(?:\^\s*)?(?:\{{\s*{_TEXT}\{{\s*(?:st|nd|rd|th)\s*\}}\s*\}}|{_TEXT}\{{\s*(?:st|nd|rd|th)\s*\}})", ""),  # 12^{\mathrm{th}}
+        (rf"(?<=\d)\s*(?:\^\s*)?(?:\{{\s*{_ORDINAL}\s*\}}|{_ORDINAL})", ""),  # 12^{\mathrm{th}}
         (rf"(?:\\?%|{_TEXT}\{{\s*percent\s*\}}|\bpercent\b)", r"\\%"),
         (r"^([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)$", r"\1 \\cdot 10^{\2}"),
         (rf"^({_NUMBER})\s*\^\s*(?:\\circ|\{{\s*\\circ\s*\}})$", r"\1"),
-        (rf"^({_NUMBER})\s*(?!.*(?:illion|thousand|hundred|dozen))(?:{_TEXT}\{{[A-Za-z. ]+\}}(?:\^\{{?[23]\}}?)?|[A-Za-z]{{3,}}[A-Za-z ]*)$", r"\1"),
+        (rf"^({_NUMBER})\s*(?!.*(?:illion|thousand|hundred|dozen)){_UNITS}$", r"\1"),
         (r"(?<!\d)\s+|\s+(?!\d)", " "),
         (r"[\s.]+$", ""),
     )
 ]
-_BASED = re.compile(r"([0-9A-Z]+)_(\d+)")
+_BASED = re.compile(r"(\d[0-9A-Z]*)_(\d+)")
+_DIGITS = re.compile(r"\d[0-9A-Z]*")
 
 
 def canonical(answer: str) -> str:
     r"""The answer in one spelling: LaTeX spacing, `\left`, currency, thousands separators, ordinals, a number's units, Unicode signs.
 
-    Cut to a little over MAX_CHARACTERS, so that no answer makes the cleaning itself slow.
+    Longer answers than MAX_CHARACTERS must be refused before: some patterns take quadratic time.
     """
-    text = answer[: 2 * MAX_CHARACTERS].translate(_UNICODE).strip()
+    text = answer.translate(_UNICODE).strip()
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text).strip()
     return text
@@ -92,8 +95,8 @@ def quick(gold: str, answer: str) -> bool | None:
     gold_based, answer_based = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
     if gold_based and answer_based:
         return gold_based.groups() == answer_based.groups()
-    if gold_based or answer_based:  # the base is often left out where the question fixed it
-        return gold.partition("_")[0] == answer.partition("_")[0]
+    if (gold_based and _DIGITS.fullmatch(answer)) or (answer_based and _DIGITS.fullmatch(gold)):
+        return gold.partition("_")[0] == answer.partition("_")[0]  # the base is often left out where the question fixed it
     one, other = _number(gold), _number(answer)
     if one is None or other is None:
         return None
@@ -110,14 +113,14 @@ def _spaceless(text: str) -> str:
 
 
 def _number(text: str) -> Fraction | None:
-    return Fraction(text.replace(",", "").rstrip(".")) if len(text) <= MAX_CHARACTERS and re.fullmatch(_NUMBER, text) and text[-1:] != "," else None
+    return Fraction(text.replace(",", "").rstrip(".")) if re.fullmatch(_NUMBER, text) else None
 
 
 def _words(text: str) -> str:
     r"""The words of an answer such as `\text{Evelyn}`, `even`, `(C)` or `\text{(C)}`, folded; empty where it is not words."""
     bare = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r"\1", text).strip()
     bare = re.sub(r"^\(([A-Za-z])\)$", r"\1", bare)
-    plain = re.fullmatch(r"[A-Za-z]|[A-Za-z]{3,}(?:[ ,'-]+[A-Za-z]+)*|(?:[A-Za-z]+[ ,'-]+)+[A-Za-z]+", bare)
+    plain = re.fullmatch(r"[A-Za-z]|[A-Za-z]{3,}(?:[ ,'-]+[A-Za-z]{2,})*|[A-Za-z]{2,}(?: [A-Za-z]+)+", bare)
     return re.sub(r"[\s,]+", " ", bare).casefold() if plain else ""
 
 

@@ -127,14 +127,18 @@ class GradingPool:
         answer = (last_boxed(text) or "").strip()
         if not answer:
             return "no_answer"
+        if max(len(gold), len(answer)) > answers.MAX_CHARACTERS:
+            return "too_long"
         gold, answer = answers.canonical(gold), answers.canonical(answer)
         if (equal := answers.quick(gold, answer)) is not None:
             return "match" if equal else "mismatch"
         return answers.refusal(answer) or answers.refusal(gold) or self._ask(gold, answer)
 
     def _check(self, gold: str) -> str | Future[str]:
-        if not isinstance(gold, str) or not gold.strip():
+        if not isinstance(gold, str) or gold.strip().casefold() in ("", "nan"):
             return "no_answer"
+        if len(gold) > answers.MAX_CHARACTERS:
+            return "too_long"
         gold = answers.canonical(gold)
         return answers.refusal(gold) or ("match" if answers.is_plain(gold) else self._ask(gold, gold))
 
@@ -157,11 +161,10 @@ class GradingPool:
         process = self._processes.get(threading.get_ident())
         if process is None or not process.alive():
             process = self._start()
-        try:
-            return process.ask({"gold": gold, "answer": answer}, self.timeout_s)
-        finally:
-            if self._closed:
-                raise LongShortError("the grading pool was closed while this answer was graded")
+        reason = process.ask({"gold": gold, "answer": answer}, self.timeout_s)
+        if self._closed:
+            raise LongShortError("the grading pool was closed while this answer was graded")
+        return reason
 
     def _start(self) -> _Process:
         process = _Process([*self.command, str(self.memory_mb)])

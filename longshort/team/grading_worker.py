@@ -45,29 +45,24 @@ def parse(answer: str) -> list:
     return parse(f"${answer}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=0)
 
 
-def verdict(request: dict[str, str], allowance_mb: int) -> str:
-    """The reason of a Verdict. math-verify and sympy swallow MemoryError here and there and call the answer wrong, so a mismatch that
-    used up a quarter of the allowance counts as `memory`."""
+def verdict(request: dict[str, str], trusted_mb: float) -> str:
+    """The reason of a Verdict. math-verify and sympy swallow MemoryError here and there and call the answer wrong, so nothing but a
+    match is believed once the process has grown beyond `trusted_mb` MiB: that is `memory` as well."""
     try:
         reason = compare(request["gold"], request["answer"])
     except MemoryError:
         return "memory"
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"error:{type(error).__name__}"
-    return reason if reason == "match" or _peak_mb() - _START_MB < allowance_mb / 4 else "memory"
+    return reason if reason == "match" or _peak_mb() < trusted_mb else "memory"
 
 
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-_START_MB = _peak_mb()
-
-
 def limit_memory(allowance_mb: int) -> None:
     """Let the process grow by `allowance_mb` MiB beyond what its imports took; more is a MemoryError."""
-    global _START_MB
-    _START_MB = _peak_mb()
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + allowance_mb * MIB,) * 2)
@@ -91,9 +86,10 @@ def serve(allowance_mb: int) -> None:
         print(json.dumps({"failed": str(error)}), file=replies)
         return
     limit_memory(allowance_mb)
+    trusted_mb = _peak_mb() + allowance_mb / 4
     print(json.dumps({"ready": True}), file=replies)
     for line in sys.stdin:
-        reason = verdict(json.loads(line), allowance_mb)
+        reason = verdict(json.loads(line), trusted_mb)
         print(json.dumps({"reason": reason}), file=replies)
         if reason == "memory":
             return  # the heap is in pieces and its peak is history: the parent starts a fresh process

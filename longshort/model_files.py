@@ -1,0 +1,124 @@
+"""What a model folder says about itself, read from config.json and the safetensors headers: no weights are loaded, no code is run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from longshort.backends.weight_sync import expected_weights
+from longshort.config import ModelShape
+from longshort.types import LongShortError
+
+MINIATURE_VOCABULARY = 64
+"""At least the size of either of the miniature's vocabularies; at that size nothing in memory depends on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """The sizes that memory depends on.
+
+    ModelFacts(name="models/qwen", parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_width=256, vocabulary=151_936, context=32_768)
+    `kv_width` is key-value heads times head size: one token's KV cache holds 2 * layers * kv_width numbers.
+    """
+
+    name: str
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_width: int
+    vocabulary: int
+    context: int
+
+    @property
+    def kv_numbers(self) -> int:
+        """Numbers in the KV cache per token."""
+        return 2 * self.layers * self.kv_width
+
+
+def read_facts(model: str, key: str) -> ModelFacts:
+    """The facts of a model folder or hub name that the recipe names under `key` ("long.model").
+
+    LongShortError for a missing folder, a missing or damaged config.json or safetensors file, a pickle-only or code-carrying model.
+    """
+    folder = find_folder(model, key)
+    config = _read_config(folder, key)
+    shapes = _read_shapes(folder, key)
+    if config.get("tie_word_embeddings"):
+        shapes.pop("lm_head.weight", None)
+    text = config.get("text_config", config)
+    try:
+        heads, hidden = text["num_attention_heads"], text["hidden_size"]
+        head = text.get("head_dim") or hidden // heads
+        return ModelFacts(
+            name=model,
+            parameters=sum(math.prod(shape) for shape in shapes.values()),
+            layers=text["num_hidden_layers"],
+            hidden=hidden,
+            intermediate=text["intermediate_size"],
+            kv_width=(text.get("num_key_value_heads") or heads) * head,
+            vocabulary=text["vocab_size"],
+            context=text["max_position_embeddings"],
+        )
+    except KeyError as error:
+        raise LongShortError(f"{key}: {folder / 'config.json'} has no {error}; is it a decoder-only language model?") from error
+
+
+def shape_facts(name: str, shape: ModelShape, context: int) -> ModelFacts:
+    """The facts of a miniature model before it is made (Qwen2 architecture, untied head)."""
+    kv_width = shape.hidden_size // shape.num_heads * shape.num_kv_heads
+    attention = 2 * shape.hidden_size * (shape.hidden_size + kv_width)
+    layer = attention + 3 * shape.hidden_size * shape.intermediate_size
+    return ModelFacts(
+        name=name,
+        parameters=shape.num_layers * layer + 2 * MINIATURE_VOCABULARY * shape.hidden_size,
+        layers=shape.num_layers,
+        hidden=shape.hidden_size,
+        intermediate=shape.intermediate_size,
+        kv_width=kv_width,
+        vocabulary=MINIATURE_VOCABULARY,
+        context=context,
+    )
+
+
+def find_folder(model: str, key: str) -> Path:
+    """The local folder of a model: itself, or where the hub's cache keeps it (fetched, where the hub can be reached)."""
+    if not model:
+        raise LongShortError(f"{key} is empty; name a model folder or a hub name")
+    if Path(model).is_dir():
+        return Path(model)
+    if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise LongShortError(f"{key}: there is no model folder {model!r}, seen from {Path.cwd()}; correct the path, or give a hub name owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LongShortError(
+            f"{key}: {model!r} is neither a folder here (seen from {Path.cwd()}) nor a model that the hub or its cache gives ({reason}); "
+            "correct the name, or download it once where there is a network: hf download " + model
+        ) from error
+
+
+def _read_config(folder: Path, key: str) -> dict:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LongShortError(f"{key}: {folder / 'config.json'} cannot be read ({error}); the folder must be one that from_pretrained loads") from error
+    if "auto_map" in config:
+        raise LongShortError(f"{key}: {folder} brings its own code (auto_map in config.json), which longshort never runs; use a model without it")
+    return config
+
+
+def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        found = f"only {', '.join(pickles)}: pickle files can run code when loaded; convert them to safetensors" if pickles else "no weights"
+        raise LongShortError(f"{key}: {folder} holds no *.safetensors file, {found}")
+    try:
+        return expected_weights(str(folder))
+    except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
+        raise LongShortError(f"{key}: the weights in {folder} are damaged ({error or type(error).__name__}); copy them again") from error

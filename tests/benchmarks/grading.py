@@ -1,0 +1,90 @@
+r"""How fast are answers graded, and what do poison answers mixed in at 1 % cost?
+
+    python tests/benchmarks/grading.py [--runs 7] [--workers 1]
+
+Two loads, each timed clean and poisoned in turn, on warm processes and with the cache of verdicts off:
+`responses`: the 500 recorded MATH500 responses (needs ../shared/data); `algebra`: fractions that only math-verify can decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESPONSES = ROOT.parent / "shared" / "data" / "graded_responses_math500.jsonl"
+
+POISON = {
+    "power tower": "9^{9^{9^9}}",
+    "bare tower": "2^2^2^2^2^2^2",
+    "huge factorial": "10000000!",
+    "nested factorial": "((100!)!)!",
+    "nested braces": "{" * 3000 + "1" + "}" * 3000,
+    "nested parentheses": "(" * 60 + "1" + ")" * 60,
+    "huge exponent": "2^{1000000000}",
+    "huge modular power": r"7^{1000000000} \mod 13",
+    "symbolic expansion": "(x+y+z+1)^{500}",
+    "complex power": "(1+i)^{9999}",
+    "giant matrix": r"\begin{pmatrix}" + r"\\".join(["&".join("1" * 60)] * 60) + r"\end{pmatrix}",
+    "root tower": r"\sqrt{2+" * 40 + "1" + "}" * 40,
+    "continued fraction": r"\frac{1}{1+" * 20 + "1" + "}" * 20,
+    "long sum": r"\sum_{k=1}^{10^{9}} \frac{1}{k^2+1}",
+    "hard integral": r"\int_0^1 e^{\sin x^3} \frac{\log x}{1+x^7} dx",
+    "huge binomial": r"\binom{1000000000}{500000000}",
+}
+
+
+def mixed(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """`pairs` with one poison answer after every 99."""
+    poison = list(POISON.values())
+    result = []
+    for i, pair in enumerate(pairs):
+        result.append(pair)
+        if i % 99 == 98:
+            result.append((pair[0], rf"\boxed{{{poison[i // 99 % len(poison)]}}}"))
+    return result
+
+
+def loads() -> dict[str, list[tuple[str, str]]]:
+    """Pairs of gold and text by the name of the load, 16 x 99 in each, so that every poison comes up once."""
+    size = 99 * len(POISON)
+    found = {"algebra": [(rf"\frac{{{i}}}{{7}}", rf"So it is \boxed{{\frac{{{i + i % 2}}}{{7}}+0}}.") for i in range(size)]}
+    if RESPONSES.exists():
+        rows = [json.loads(line) for line in RESPONSES.read_text(encoding="utf-8").splitlines()]
+        found["responses"] = [(rows[i % len(rows)]["answer"], rows[i % len(rows)]["response"]) for i in range(size)]
+    return found
+
+
+def main() -> None:
+    from longshort.team.grading import GradingPool
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    with GradingPool(workers=options.workers, cache_size=0) as pool:
+        for name, clean in loads().items():
+            poisoned = mixed(clean)
+            pool.grade_all(clean)
+            times: dict[str, list[float]] = {"clean": [], "poisoned": []}
+            for _ in range(options.runs):
+                for kind, pairs in (("clean", clean), ("poisoned", poisoned)):
+                    start = time.perf_counter()
+                    pool.grade_all(pairs)
+                    times[kind].append(time.perf_counter() - start)
+            median = {kind: statistics.median(values) for kind, values in times.items()}
+            print(
+                f"{name}: {len(clean)} answers, {len(clean) / median['clean']:.0f}/s; with {len(poisoned) - len(clean)} poison answers "
+                f"x {median['poisoned'] / median['clean']:.3f} (median of {options.runs} each; "
+                f"clean {min(times['clean']):.3f}-{max(times['clean']):.3f} s, poisoned {min(times['poisoned']):.3f}-{max(times['poisoned']):.3f} s)"
+            )
+        print("verdicts:", pool.counts)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

@@ -1,0 +1,164 @@
+"""Episodes against scripted engines: turns alternate, nobody waits for another episode, limits have names, seeds are stable."""
+
+import asyncio
+from dataclasses import replace
+
+from longshort.learning.loop import role_schedule, train_loop, training_samples
+from longshort.miniature.tokenizer import build_tokenizer
+from longshort.team.protocols import LongShort
+from longshort.team.rollout import Decoding, run_episode, run_group, stable_seed
+from longshort.types import LONG, SHORT, Completion, Problem, Reward
+
+PROBLEM = Problem(id="p", question="Last digit of a: 7+b: 6?", answer="3")
+PROTOCOL = LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60, tags="special", instructions={LONG: "", SHORT: ""})
+
+
+class Scripted:
+    """Answers from a list of (text, stop); keeps the prompts and samplings it was asked with."""
+
+    context = 200
+
+    def __init__(self, role, *script, delay=0.0):
+        self.tokenizer, self.script, self.delay, self.asked = build_tokenizer(role), list(script), delay, []
+
+    async def generate(self, prompt_ids, sampling):
+        self.asked.append((tuple(prompt_ids), sampling))
+        await asyncio.sleep(self.delay)
+        text, stop = self.script[(len(self.asked) - 1) % len(self.script)]
+        ids = (5,) * sampling.max_tokens if stop == "length" else (5, 6)
+        return Completion(token_ids=ids, logprobs=(-0.5,) * len(ids), text=text, stop=stop, version=4)
+
+
+def play(long, short, **decoding):
+    return asyncio.run(run_episode(PROBLEM, {LONG: long, SHORT: short}, PROTOCOL, Decoding(**decoding), seed=1))
+
+
+def test_two_exchanges_and_the_answer():
+    long, short = Scripted(LONG, ("a: 7.", "</think>")), Scripted(SHORT, ("7", "</rethink>"), ("\\boxed{3}", "</answer>"))
+    episode = play(long, short, temperature=0.7, top_p=0.9)
+    assert [turn.role for turn in episode.turns] == [LONG, SHORT, LONG, SHORT] and episode.stop == "answered"
+    sampling = long.asked[0][1]
+    assert (sampling.max_tokens, sampling.stop, sampling.temperature, sampling.top_p) == (9, ("</think>",), 0.7, 0.9)
+    assert short.asked[0][1].stop == ("</answer>", "</rethink>") and len(short.asked[0][1].stop_token_ids) == 2
+    assert long.asked[0][1].seed != long.asked[1][1].seed
+
+
+def test_never_ending_rethink_meets_the_turn_cap():
+    episode = play(Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</rethink>")))
+    assert episode.stop == "max_turns" and len(episode.turns) == 8
+
+
+def test_a_cut_turn_names_its_limit():
+    assert play(Scripted(LONG, ("a", "length")), Scripted(SHORT, ("b", "</answer>"))).stop == "turn_length"
+    long = Scripted(LONG, ("a", "</think>"))
+    long.context = 24
+    assert play(Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))).stop == "answered"
+    short = Scripted(SHORT, ("b", "length"))
+    short.context = len(short.tokenizer("x" * 15).input_ids)
+    assert play(Scripted(LONG, ("a", "</think>")), short).stop == "context"
+
+
+def test_a_prompt_longer_than_the_context_is_an_episode_of_no_turns():
+    long = Scripted(LONG, ("a", "</think>"))
+    long.context = 5
+    episode = play(long, Scripted(SHORT, ("b", "</answer>")))
+    assert (episode.stop, episode.turns, long.asked) == ("context", (), [])
+
+
+def test_a_slow_episode_does_not_hold_up_the_others():
+    """Eight episodes of two turns with 50 ms per turn, all at once: the first answers arrive before the slow one's first turn is over."""
+    finished = []
+
+    async def episode(name, delay):
+        policies = {LONG: Scripted(LONG, ("a", "</think>"), delay=delay), SHORT: Scripted(SHORT, ("b", "</answer>"), delay=delay)}
+        await run_episode(replace(PROBLEM, id=name), policies, PROTOCOL, Decoding(), seed=0)
+        finished.append(name)
+
+    async def all_of_them():
+        await asyncio.gather(episode("slow", 0.2), *(episode(f"fast{i}", 0.001) for i in range(7)))
+
+    asyncio.run(all_of_them())
+    assert finished[-1] == "slow" and len(finished) == 8
+
+
+def score(problem, episodes, progress):
+    return [Reward(totals={LONG: float(i), SHORT: float(i)}, terms={"correct": 1.0}) for i, _ in enumerate(episodes)]
+
+
+def test_a_group_has_its_own_seeds_and_a_reward_per_episode():
+    long, short = Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))
+    policies = {LONG: long, SHORT: short}
+    group = asyncio.run(run_group(PROBLEM, policies, PROTOCOL, score, 3, Decoding(), seed=5, progress=0.0))
+    assert [reward.totals[LONG] for reward in group.rewards] == [0.0, 1.0, 2.0]
+    assert len({sampling.seed for _, sampling in long.asked}) == 3
+
+
+def test_seeds_are_the_same_in_every_process():
+    assert stable_seed(0, "mini-1", 2) == 135786975 and stable_seed(0, "mini-1", 2) != stable_seed(0, "mini-1", 3)
+
+
+def loop(steps, stop_at=None, **changes):
+    """Run the loop with scripted policies; returns (steps seen, samples per update)."""
+    seen, updates = [], []
+
+    class Policy(Scripted):
+        async def update(self, samples):
+            updates.append((samples[0].role, len(samples)))
+            return {"loss": 0.0}
+
+    async def go():
+        stop = asyncio.Event()
+
+        async def after(step):
+            seen.append(step.index)
+            if step.index == stop_at:
+                stop.set()
+
+        settings = dict(
+            start=0, steps=steps, problems=lambda index: [PROBLEM, replace(PROBLEM, id="q")],
+            policies={LONG: Policy(LONG, ("a", "</think>")), SHORT: Policy(SHORT, ("b", "</answer>"))},
+            protocol=PROTOCOL, reward=score, advantage=lambda groups, role: [[1.0] * len(group.episodes) for group in groups],
+            schedule=role_schedule("joint", steps, (LONG, SHORT)), group_size=2, decoding=Decoding(), seed=0, after=after, stop=stop,
+        )  # fmt: skip
+        await train_loop(**settings | changes)
+
+    asyncio.run(go())
+    return seen, updates
+
+
+def test_both_roles_learn_from_the_same_episodes_every_step():
+    assert loop(2) == ([0, 1], [(LONG, 4), (SHORT, 4), (LONG, 4), (SHORT, 4)])
+
+
+def test_a_list_of_rounds_trains_one_role_at_a_time():
+    rounds = role_schedule(["long", "long", "short"], 6, (LONG, SHORT))
+    assert [rounds(index) for index in range(6)] == [("long",), ("long",), ("long",), ("long",), ("short",), ("short",)]
+    assert loop(3, schedule=role_schedule(["long", "short", "long"], 3, (LONG, SHORT)))[1] == [(LONG, 4), (SHORT, 4), (LONG, 4)]
+
+
+def test_a_stop_ends_the_loop_between_updates():
+    assert loop(50, stop_at=1)[0] == [0, 1]
+
+
+def test_a_stop_during_a_rollout_drops_the_rollout():
+    stopping = Scripted(LONG, ("a", "</think>"), delay=60.0)
+    seen = []
+
+    async def go():
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, stop.set)
+        await train_loop(
+            start=0, steps=3, problems=lambda index: [PROBLEM], policies={LONG: stopping, SHORT: stopping}, protocol=PROTOCOL, reward=score,
+            advantage=lambda groups, role: [], schedule=lambda index: (LONG,), group_size=2, decoding=Decoding(), seed=0, after=seen.append, stop=stop,
+        )  # fmt: skip
+
+    asyncio.run(asyncio.wait_for(go(), timeout=10))
+    assert seen == []
+
+
+def test_a_role_that_never_spoke_trains_nothing():
+    long = Scripted(LONG, ("a", "length"))
+    policies = {LONG: long, SHORT: Scripted(SHORT, ("b", "</answer>"))}
+    group = asyncio.run(run_group(PROBLEM, policies, PROTOCOL, score, 2, Decoding(), seed=5, progress=0.0))
+    assert training_samples([group], SHORT, lambda groups, role: [[1.0, 1.0]]) == []
+    assert len(training_samples([group], LONG, lambda groups, role: [[1.0, 1.0]])) == 2
