@@ -11,15 +11,12 @@ from longshort.backends.weight_sync import expected_weights
 from longshort.config import ModelShape
 from longshort.types import LongShortError
 
-MINIATURE_VOCABULARY = 64
-"""At least the size of either of the miniature's vocabularies; at that size nothing in memory depends on it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """The sizes that memory depends on.
 
-    ModelFacts(name="models/qwen", parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_width=256, vocabulary=151_936, context=32_768)
+    Qwen2.5-0.5B: parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_width=128, vocabulary=151_936, context=32_768.
     `kv_width` is key-value heads times head size: one token's KV cache holds 2 * layers * kv_width numbers.
     """
 
@@ -66,19 +63,19 @@ def read_facts(model: str, key: str) -> ModelFacts:
         raise LongShortError(f"{key}: {folder / 'config.json'} has no {error}; is it a decoder-only language model?") from error
 
 
-def shape_facts(name: str, shape: ModelShape, context: int) -> ModelFacts:
+def shape_facts(name: str, shape: ModelShape, vocabulary: int, context: int) -> ModelFacts:
     """The facts of a miniature model before it is made (Qwen2 architecture, untied head)."""
     kv_width = shape.hidden_size // shape.num_heads * shape.num_kv_heads
     attention = 2 * shape.hidden_size * (shape.hidden_size + kv_width)
     layer = attention + 3 * shape.hidden_size * shape.intermediate_size
     return ModelFacts(
         name=name,
-        parameters=shape.num_layers * layer + 2 * MINIATURE_VOCABULARY * shape.hidden_size,
+        parameters=shape.num_layers * layer + 2 * vocabulary * shape.hidden_size,
         layers=shape.num_layers,
         hidden=shape.hidden_size,
         intermediate=shape.intermediate_size,
         kv_width=kv_width,
-        vocabulary=MINIATURE_VOCABULARY,
+        vocabulary=vocabulary,
         context=context,
     )
 
@@ -89,8 +86,8 @@ def find_folder(model: str, key: str) -> Path:
         raise LongShortError(f"{key} is empty; name a model folder or a hub name")
     if Path(model).is_dir():
         return Path(model)
-    if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise LongShortError(f"{key}: there is no model folder {model!r}, seen from {Path.cwd()}; correct the path, or give a hub name owner/name")
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+        raise LongShortError(f"{key}: no folder {model!r}, seen from {Path.cwd()}; correct the path, or give a hub name owner/name")
     from huggingface_hub import snapshot_download
 
     try:
@@ -107,17 +104,17 @@ def _read_config(folder: Path, key: str) -> dict:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LongShortError(f"{key}: {folder / 'config.json'} cannot be read ({error}); the folder must be one that from_pretrained loads") from error
+        raise LongShortError(f"{key}: {folder / 'config.json'} cannot be read ({error}); give a folder with a whole model") from error
     if "auto_map" in config:
-        raise LongShortError(f"{key}: {folder} brings its own code (auto_map in config.json), which longshort never runs; use a model without it")
+        raise LongShortError(f"{key}: {folder} brings its own code (auto_map in config.json), which is never run; use a model without it")
     return config
 
 
 def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        found = f"only {', '.join(pickles)}: pickle files can run code when loaded; convert them to safetensors" if pickles else "no weights"
-        raise LongShortError(f"{key}: {folder} holds no *.safetensors file, {found}")
+        found = f"only {', '.join(pickles)}, which can run code: convert them" if pickles else "no weights: copy the model again"
+        raise LongShortError(f"{key}: {folder} holds no *.safetensors, {found}")
     try:
         return expected_weights(str(folder))
     except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:

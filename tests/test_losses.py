@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from learning_cases import sample_like
 
 from longshort.config import LossConfig
 from longshort.learning.losses import IMPORTANCE_CORRECTIONS, LOSSES, check, k3, token_weights
 from longshort.types import LongShortError
+from tests.learning_cases import sample_like
 
 # Two samples: three tokens of advantage 1, then two of advantage -2. Ratios: 2, 1, 0.5 and 2, 0.5.
 SEQUENCE = torch.tensor([0, 0, 0, 1, 1])

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from learning_cases import sample_like, tiny_model
 
 from longshort.learning.packing import first_fit_decreasing, pack
 from longshort.learning.step import token_logprobs
 from longshort.types import LONG, SHORT, Sample
+from tests.learning_cases import sample_like, tiny_model
 
 
 def sample(*token_ids: int, role: str = LONG) -> Sample:

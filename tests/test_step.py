@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from learning_cases import VOCABULARY, sample_like, tiny_model
 
 from longshort.config import LossConfig
 from longshort.learning import step as step_module
@@ -12,6 +11,7 @@ from longshort.learning.optim import build_optimizer
 from longshort.learning.packing import pack
 from longshort.learning.step import StepSettings, micro_batches, policy_gradient_step, token_logprobs, token_loss, token_statistics
 from longshort.types import Sample
+from tests.learning_cases import VOCABULARY, sample_like, tiny_model
 
 SAMPLES = [sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3]) for seed in range(6)]
 LENGTHS = [len(sample.token_ids) for sample in SAMPLES]

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from learning_cases import tiny_model
 
 from longshort.learning.supervised import endless_order, fit
 from longshort.types import LongShortError, Sample
+from tests.learning_cases import tiny_model
 
 SETTINGS = {"steps": 40, "batch_size": 4, "learning_rate": 1e-2, "seed": 3}
 

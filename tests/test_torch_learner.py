@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from learning_cases import sample_like, save_tiny, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longshort.backends.torch_learner import TorchLearner, step_settings
 from longshort.config import LongShortConfig
 from longshort.types import LONG, SHORT, LongShortError, Sample
+from tests.learning_cases import sample_like, save_tiny, tiny_model
 
 
 def config(**settings) -> LongShortConfig:

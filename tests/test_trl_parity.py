@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from learning_cases import sample_like, save_tiny, tiny_model
 
 from longshort.config import LossConfig
 from longshort.learning import step as step_module
 from longshort.learning.packing import pack
 from longshort.learning.step import token_logprobs
 from longshort.types import Sample
+from tests.learning_cases import sample_like, save_tiny, tiny_model
 
 pytestmark = pytest.mark.engine
 

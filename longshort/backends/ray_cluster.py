@@ -13,8 +13,13 @@ import itertools
 import math
 import os
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+if "ray" not in sys.modules and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
+    # Whoever can talk to Ray can run code: a cluster of our own gets a secret token. Ray reads both once, while it is imported.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -40,7 +45,7 @@ def start(config: LongShortConfig) -> Callable[[], None]:
 
 
 def _private_cluster() -> dict[str, Any]:
-    """Settings of a cluster for this process alone: whoever can talk to Ray can run code, so it gets a token and the loopback device.
+    """Settings of a cluster for this process alone: no dashboard (it runs code on request) and nothing listening but on loopback.
 
     Ray replaces 127.0.0.1 by the machine's outside address before it starts anything; the line that prevents it touches a private
     function because there is no setting for it (ray 2.60).
@@ -48,8 +53,6 @@ def _private_cluster() -> dict[str, Any]:
     from ray._private import services
 
     services.resolve_ip_for_localhost = lambda host: host
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
 

@@ -51,8 +51,9 @@ def check_weights(weights: Mapping[str, Any], expected: Mapping[str, tuple[int, 
 
 def check_canary(engine: Sequence[float], learner: Sequence[float], dtype: str, role: str, version: int) -> float:
     """Largest gap between the two views of the canary; raises RuntimeError above the dtype's tolerance."""
-    gap = max(abs(a - b) for a, b in zip(engine, learner, strict=True))
-    if not gap <= CANARY_TOLERANCE[dtype]:  # also true for NaN
+    gaps = [abs(a - b) for a, b in zip(engine, learner, strict=True)]
+    gap = max(gaps)
+    if not all(gap <= CANARY_TOLERANCE[dtype] for gap in gaps):  # NaN compares false, and hides from max()
         raise RuntimeError(
             f"the {role} engine does not hold version {version}: its log-probs differ from the learner's by {gap:.3g} nats (allowed {CANARY_TOLERANCE[dtype]})"
         )

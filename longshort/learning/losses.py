@@ -1,6 +1,6 @@
 """Policy-gradient losses: per token, never masked, never reduced. One algorithm is one line of `LOSSES`.
 
-    loss of a step = sum over all sampled tokens of  weight_i * (importance_t * surrogate(ratio_t, logp_t, A_t, low, high) + beta * ratio_t * k3_t)
+    loss of a step = sum over sampled tokens of weight_i * (importance_t * surrogate(ratio_t, logp_t, A_t) + beta * ratio_t * k3_t)
 
 `weight_i` carries the whole denominator (`token_weights`), so the sum may be cut into micro-batches anywhere. Everything here is a flat
 tensor [N] over the sampled tokens; `sequence` [N] numbers the sample that each token belongs to, and a sample is never cut.
@@ -109,7 +109,7 @@ IMPORTANCE_CORRECTIONS = {"token_truncate": token_truncate, "sequence_mask": seq
 def k3(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
     """Unbiased, never negative estimate of KL(policy || reference) at each token (Schulman's k3).
 
-    Its own gradient is not the KL's; multiplied by the ratio, which is differentiable, it is (DeepSeek-V3.2, arXiv 2512.02556; TRL's default).
+    Its own gradient is not the KL's; multiplied by the ratio, which is differentiable, it is (DeepSeek-V3.2, arXiv 2512.02556; as TRL).
     """
     difference = reference_logp - logp
     return difference.exp() - difference - 1

@@ -64,8 +64,12 @@ _REWRITES = [
         (rf"(?<=\d)\s*(?:\^\s*)?(?:\{{\s*{_ORDINAL}\s*\}}|{_ORDINAL})", ""),  # 12^{\mathrm{th}}
         (rf"(?:\\?%|{_TEXT}\{{\s*percent\s*\}}|\bpercent\b)", r"\\%"),
         (r"^([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)$", r"\1 \\cdot 10^{\2}"),
+        *(
+            (rf"^({_NUMBER})\s*(?:{_TEXT}\{{\s*)?{word}\b[A-Za-z ]*\}}?$", rf"\1 \\cdot 10^{{{zeros}}}")
+            for word, zeros in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
+        ),
         (rf"^({_NUMBER})\s*\^\s*(?:\\circ|\{{\s*\\circ\s*\}})$", r"\1"),
-        (rf"^({_NUMBER})\s*(?!.*(?:illion|thousand|hundred|dozen)){_UNITS}$", r"\1"),
+        (rf"^({_NUMBER})\s*{_UNITS}$", r"\1"),
         (r"(?<!\d)\s+|\s+(?!\d)", " "),
         (r"[\s.]+$", ""),
     )

@@ -17,6 +17,7 @@ A policy is paid only for `match`; the rest is counted by name in `GradingPool.c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -39,6 +40,7 @@ __all__ = ["GradingPool", "Verdict", "check_gold", "last_boxed"]
 
 START_TIMEOUT_S = 120.0
 """For importing sympy on a busy machine."""
+DYING_TIMEOUT_S = 5.0
 LISTED_ROWS = 5
 
 
@@ -212,7 +214,10 @@ class _Process:
     def await_ready(self) -> None:
         """Wait for the imports; raises LongShortError when the process does not come up."""
         line = self._read_line(START_TIMEOUT_S)
-        reply = json.loads(line) if line else {"failed": f"no sign of life, exit code {self._child.poll()}"}
+        if line is None:
+            reply = {"failed": f"nothing heard for {START_TIMEOUT_S:.0f} s"}
+        else:
+            reply = json.loads(line) if line else {"failed": self._cause_of_death()}
         if "failed" in reply:
             self.reap()
             raise LongShortError(
@@ -224,13 +229,13 @@ class _Process:
         try:
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
-            return self._cause_of_death()
+            return f"error:{self._cause_of_death()}"
         line = self._read_line(timeout_s)
         if line is None:
             self.reap()
             return "timeout"
         if not line:
-            return self._cause_of_death()
+            return f"error:{self._cause_of_death()}"
         reason = json.loads(line)["reason"]
         if reason == "memory":
             self.reap()
@@ -264,6 +269,9 @@ class _Process:
         return line
 
     def _cause_of_death(self) -> str:
+        """How a process ended that has closed its pipe; it gets a moment to finish dying, or its end would always be our SIGKILL."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(DYING_TIMEOUT_S)
         self.reap()
         code = self._child.returncode
-        return f"error:{signal.Signals(-code).name}" if code < 0 else f"error:exit_{code}"
+        return signal.Signals(-code).name if code < 0 else f"exit_{code}"

@@ -71,16 +71,18 @@ def main() -> None:
             poisoned = mixed(clean)
             pool.grade_all(clean)
             times: dict[str, list[float]] = {"clean": [], "poisoned": []}
+            order = [("clean", clean), ("poisoned", poisoned)]
             for _ in range(options.runs):
-                for kind, pairs in (("clean", clean), ("poisoned", poisoned)):
+                order.reverse()  # neither is always the first
+                for kind, pairs in order:
                     start = time.perf_counter()
                     pool.grade_all(pairs)
                     times[kind].append(time.perf_counter() - start)
             median = {kind: statistics.median(values) for kind, values in times.items()}
+            ranges = ", ".join(f"{kind} {min(values):.3f}-{max(values):.3f} s" for kind, values in times.items())
             print(
                 f"{name}: {len(clean)} answers, {len(clean) / median['clean']:.0f}/s; with {len(poisoned) - len(clean)} poison answers "
-                f"x {median['poisoned'] / median['clean']:.3f} (median of {options.runs} each; "
-                f"clean {min(times['clean']):.3f}-{max(times['clean']):.3f} s, poisoned {min(times['poisoned']):.3f}-{max(times['poisoned']):.3f} s)"
+                f"x {median['poisoned'] / median['clean']:.3f} (median of {options.runs} each; {ranges})"
             )
         print("verdicts:", pool.counts)
 

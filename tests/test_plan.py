@@ -1,0 +1,245 @@
+"""The plan: sizes read from model folders, and every refusal that comes before anything starts."""
+
+import json
+
+import pytest
+
+from longshort import memory
+from longshort.config import ModelShape, ShortShape, parse
+from longshort.doctor import GIB
+from longshort.model_files import read_facts, shape_facts
+from longshort.plan import check, check_contexts, check_disk, check_memory, plan, render
+from longshort.types import LongShortError, Problem
+
+pytestmark = pytest.mark.engine
+
+SHAPE = ModelShape(
+    hidden_size=64,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    intermediate_size=160,
+    base_steps=1,
+    base_learning_rate=1e-3,
+    cold_start_steps=1,
+    cold_start_learning_rate=1e-3,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder per role with a real tiny model and its tokenizer, whose role tags are special tokens."""
+    from longshort.miniature.models import build_model, save
+    from longshort.miniature.tokenizer import build_tokenizer
+
+    folders = {}
+    for role in ("long", "short"):
+        folders[role] = tmp_path_factory.mktemp(role)
+        tokenizer = build_tokenizer(role)
+        save(build_model(tokenizer, SHAPE, seed=0, max_position_embeddings=512), tokenizer, folders[role])
+    return folders
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    """Make a config of the tiny pair with two problems; keyword arguments replace top-level settings, `long` adds to the long role's."""
+
+    def make(rows=({"problem": "a: 4*6?", "answer": "4"},), long=None, **settings):
+        data = tmp_path / "rows.jsonl"
+        data.write_text("\n".join(json.dumps(row) for row in rows))
+        engine = {"max_model_len": 128, "kv_cache_gib": 0.1, "backend": "transformers", "max_num_seqs": 8}
+        roles = {role: {"model": str(tiny[role]), "turn_tokens": 16, "instructions": "", "engine": engine} for role in tiny}
+        roles["long"] = roles["long"] | (long or {})
+        common = {"output_dir": str(tmp_path / "run"), "dataset": str(data), "protocol": {"tags": "special"}, "batch_tokens": 512}
+        return parse(common | roles | settings)
+
+    return make
+
+
+def refusal(config, **arguments):
+    with pytest.raises(LongShortError) as caught:
+        check(config, **arguments)
+    return str(caught.value)
+
+
+def test_facts_are_those_of_the_loaded_model(tiny):
+    from transformers import AutoModelForCausalLM
+
+    facts = read_facts(str(tiny["long"]), "long.model")
+    model = AutoModelForCausalLM.from_pretrained(tiny["long"])
+    assert facts.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (facts.layers, facts.hidden, facts.kv_width, facts.context) == (2, 64, 32, 512)
+    assert facts.kv_numbers == 2 * 2 * 32
+
+
+def test_a_miniature_model_is_known_before_it_is_made(tiny):
+    made = read_facts(str(tiny["long"]), "long.model")
+    planned = shape_facts("x", SHAPE, made.vocabulary, 512)
+    assert planned.parameters == pytest.approx(made.parameters, rel=0.01)  # norms and biases are left out
+    assert (planned.layers, planned.kv_width, planned.context) == (made.layers, made.kv_width, made.context)
+
+
+def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    config = recipe()
+    assert check(config) is None
+    assert sorted(tmp_path.iterdir()) == [*before, tmp_path / "rows.jsonl"]
+
+
+def test_the_plan_names_every_process_with_its_memory(recipe):
+    config = recipe(loss={"beta": 0.1}, grading={"workers": 2})
+    planned = plan(config)
+    assert [actor.name for actor in planned.actors] == [
+        "driver and ray",
+        "long engine (transformers)",
+        "long learner (torch)",
+        "short engine (transformers)",
+        "short learner (torch)",
+        "graders (2)",
+    ]
+    parameters = read_facts(config.long.model, "long.model").parameters
+    learner = planned.actors[2].parts
+    assert learner["weights + gradient + AdamW"] == 16 * parameters / GIB
+    assert learner["reference"] == 4 * parameters / GIB
+    assert planned.actors[1].parts["kv cache"] == 8 * 128 * 128 * 4 / GIB  # sequences, tokens, numbers per token, bytes
+    assert planned.stages == [("train", planned.stages[0][1], None)]
+    text = render(planned)
+    assert "long engine (transformers)" in text
+    assert "DOES NOT FIT" not in text
+    assert f"{config.num_problems * config.num_generations}" in text.splitlines()[-1]
+
+
+def test_the_quick_start_is_planned_before_its_models_exist(tmp_path):
+    config = parse({"miniature": {}, "dataset": "miniature:train", "output_dir": str(tmp_path / "run"), "protocol": {"tags": "special"}})
+    planned = plan(config)
+    assert [name for name, _, _ in planned.stages][-1] == "train"
+    assert all(seconds for _, _, seconds in planned.stages)
+    assert planned.needed("cpu") < 8
+    assert ShortShape().hidden_size == 64
+
+
+def test_too_little_memory_is_refused_with_both_numbers(recipe, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: GIB)
+    message = refusal(recipe())
+    assert "GiB of cpu memory but 1.0 GiB are free (" in message
+    assert "driver and ray 1.2" in message
+    assert "lower engine.kv_cache_gib" in message
+    assert "1.0 GiB free - DOES NOT FIT" in render(plan(recipe()))
+
+
+def test_on_a_cluster_memory_is_not_judged(recipe, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    monkeypatch.setattr(memory, "free_memory", lambda: GIB)
+    planned = plan(recipe(learner_gpus=1))
+    assert planned.free == {"cpu": None, "gpu": None}
+    assert check_memory(planned) is None
+    assert "the cluster's memory is not known here" in render(planned)
+
+
+def test_gpus_that_are_not_there_are_refused(recipe, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "the recipe asks for 2 GPUs but torch sees none here" in refusal(recipe(learner_gpus=1))
+
+
+def test_a_cache_smaller_than_one_dialogue_and_a_context_beyond_the_model_are_refused(recipe):
+    small = {"engine": {"max_model_len": 512, "kv_cache_gib": 1e-5, "backend": "transformers"}}
+    assert "long.engine.kv_cache_gib is 1e-05, but one dialogue of" in refusal(recipe(long=small))
+    assert "max_model_len (512 tokens) takes 0.00024 GiB" in refusal(recipe(long=small))
+    wide = {"engine": {"max_model_len": 4096, "backend": "transformers"}}
+    assert "long.engine.max_model_len is 4,096 but" in refusal(recipe(long=wide))
+    assert check_contexts(recipe(), {}) is None
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(recipe, monkeypatch):
+    monkeypatch.setattr("longshort.plan.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    config = recipe(save_total_limit=3)
+    with pytest.raises(LongShortError, match=r"4 checkpoints take 0\.0 GiB but 0\.0 GiB are free on that disk"):
+        check_disk(config, {"long": read_facts(config.long.model, "long.model")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"protocol": {"name": "long_shrot"}}, "protocol.name: 'long_shrot' is not known; did you mean 'long_short'? known: "),
+        ({"advantage": "teem"}, "advantage: 'teem' is not known; did you mean 'team'? known: team"),
+        ({"loss": {"name": "grppo"}}, "loss.name: 'grppo' is not known; did you mean 'grpo'? known: grpo, dr_grpo"),
+        ({"loss": {"name": "cispo"}}, "loss.epsilon_high is 0.28"),
+        ({"stages": ["trian"]}, "stages: 'trian' is not a stage; known:"),
+        ({"long": {"model": ""}}, "long.model is empty; name a model folder or a hub name"),
+        ({"long": {"model": "./nowhere"}}, "long.model: no folder './nowhere'"),
+        ({"long": {"model": "nobody/nothing"}}, "long.model: 'nobody/nothing' is neither a folder here"),
+        ({"dataset": "rows/none.jsonl"}, "there is no such file"),
+        ({"eval": {"dataset": "rows/none.jsonl"}}, "there is no such file"),
+        ({"rows": [{"problem": "p"}]}, "line 1: no answer"),
+        ({"rows": [{"problem": "4*" * 100, "answer": "4"}]}, "tokens, the long model's context is 128 (long.engine.max_model_len)"),
+        ({"rows": [{"problem": "p", "answer": "\\frac{"}]}, "1 of 1 reference answers cannot be graded"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(recipe, settings, says):
+    assert says in refusal(recipe(**settings))
+
+
+def test_problems_of_the_trainer_class_are_checked_in_place_of_the_recipes(recipe):
+    config = recipe(dataset="rows/none.jsonl")
+    bad_gold = [Problem(id="x", question="p", answer="\\frac{")]
+    assert "reference answers cannot be graded" in refusal(config, problems=bad_gold)
+    assert check(config, problems=bad_gold, graded=False) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", None, "config.json cannot be read"),
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", '{"auto_map": {"AutoModel": "m.py"}}', "brings its own code (auto_map in config.json), which is never run"),
+        ("config.json", '{"model_type": "bert"}', "has no 'num_attention_heads'"),
+        ("model.safetensors", None, "holds no *.safetensors, no weights"),
+        ("model.safetensors", "\x09\x00\x00\x00\x00\x00\x00\x00{\"a\": 123", "are damaged"),
+        ("model.safetensors", "\x00\x00", "are damaged"),
+    ],
+)
+def test_a_damaged_or_foreign_model_folder_is_refused(tiny, tmp_path, file, content, says):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny["long"], folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(LongShortError, match=r"^long\.model: ") as caught:
+        read_facts(str(folder), "long.model")
+    assert says in str(caught.value)
+
+
+def test_a_pickle_checkpoint_is_refused_by_name(tiny, tmp_path):
+    (tmp_path / "config.json").write_text((tiny["long"] / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(LongShortError, match=r"only pytorch_model\.bin, which can run code: convert them"):
+        read_facts(str(tmp_path), "long.model")
+
+
+def test_a_folder_without_tokenizer_or_without_the_tags_is_refused(tiny, recipe, tmp_path):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny["long"], bare, ignore=lambda folder, names: [name for name in names if "token" in name or "chat" in name])
+    assert f"long.model: '{bare}' has no tokenizer" in refusal(recipe(long={"model": str(bare)}))
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tiny["long"], foreign)
+    (foreign / "config.json").write_text((foreign / "config.json").read_text().replace('"vocab_size": ', '"vocab_size": 1, "was": '))
+    assert "ids but the model's embedding 1;" in refusal(recipe(long={"model": str(foreign)}))
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny["long"], plain)
+    tokenizer = json.loads((plain / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "</think>"]
+    (plain / "tokenizer.json").write_text(json.dumps(tokenizer))
+    message = refusal(recipe(long={"model": str(plain)}))
+    assert "has no special token for </think>" in message
+
+
+def test_an_output_folder_that_is_a_file_or_cannot_be_written_is_refused(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file; choose another folder" in refusal(recipe(output_dir=str(tmp_path / "file" / "run")))
+    assert "is not writable" in refusal(recipe(output_dir="/proc/longshort"))
