@@ -167,15 +167,15 @@ def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):
 
     folder = find_folder(model, f"{role}.model")
     if not any(folder.glob("tokenizer.*")) and not any(folder.glob("vocab.*")):  # transformers would make an empty one from config.json
-        raise LongShortError(f"{role}.model: {model!r} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy its files there")
+        raise LongShortError(f"{role}.model: {model!r} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json); copy it there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LongShortError(f"{role}.model: the tokenizer of {model!r} does not load ({error}); copy its files again") from error
     if len(tokenizer) > vocabulary:
         raise LongShortError(
-            f"{role}.model: the tokenizer of {model!r} has {len(tokenizer):,} ids but the model's embedding {vocabulary:,}; give it its own "
-            "tokenizer, or resize the embedding"
+            f"{role}.model: the tokenizer of {model!r} has {len(tokenizer):,} ids but the model's embedding {vocabulary:,}; give it the "
+            "tokenizer it was trained with, or resize the embedding"
         )
     if config.protocol.tags == "special":
         special_ids(tokenizer, ROLE_TAGS)

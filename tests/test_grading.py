@@ -37,7 +37,7 @@ def compare(gold, answer):
     if "oom" in answer:
         return bytearray(2**40)
     if "eat" in answer:
-        hoard = bytearray(200 * 2**20)
+        hoard = bytearray(48 * 2**20)
         return "mismatch"
     if "raise" in answer:
         raise KeyError("a bug in the grader")
@@ -67,7 +67,7 @@ def evil_pool(tmp_path):
     class EvilPool(GradingPool):
         command = (sys.executable, str(script))
 
-    with EvilPool(timeout_s=1.0, memory_mb=512) as pool:
+    with EvilPool(timeout_s=4.0, memory_mb=128) as pool:
         yield pool
 
 

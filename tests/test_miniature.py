@@ -8,7 +8,7 @@ import pytest
 from longshort.config import ModelShape
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import EOS, FINAL_NOTICE, PAD, PROBLEM, SOLVE, build_tokenizer
-from longshort.miniature.world import PHRASES, compressed_trace, dialogue, hard_parts, make_problems, teacher_trace, terms_of
+from longshort.miniature.world import PHRASES, compressed_trace, dialogue, hard_parts, make_problems, make_sums, sum_trace, teacher_trace, terms_of
 from longshort.team.protocols import ROLE_TAGS, LongShort, Solo, demonstration, encode_plain, encode_problem
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
 
@@ -58,6 +58,14 @@ def test_unknown_split_and_foreign_question_are_refused():
         make_problems("val", 1, seed=0)
     with pytest.raises(LongShortError, match=r"p7: 'What is 2.2' is not of the miniature world"):
         hard_parts(Problem(id="p7", question="What is 2+2", answer="4"))
+
+
+def test_sums_hold_no_product_and_their_traces_reach_python_s_answer():
+    sums = make_sums(200, seed=0)
+    assert [value(problem) for problem in sums] == [problem.answer for problem in sums]
+    assert {hard_parts(problem) for problem in sums} == {0}
+    problem = Problem(id="s", question="Last digit of a: 3-b: 6+c: 7?", answer="4")
+    assert sum_trace(problem) == "Total a: 3.\n\nTotal -b: 3-6=7.\n\nTotal +c: 7+7=4.\n\n\\boxed{4}"
 
 
 def test_terms_and_hard_parts_are_read_from_the_question():

@@ -235,6 +235,8 @@ def test_a_folder_without_tokenizer_or_without_the_tags_is_refused(tiny, recipe,
     tokenizer = json.loads((plain / "tokenizer.json").read_text())
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "</think>"]
     (plain / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = (plain / "tokenizer_config.json").read_text()
+    (plain / "tokenizer_config.json").write_text(settings.replace('"</think>",', ""))
     message = refusal(recipe(long={"model": str(plain)}))
     assert "has no special token for </think>" in message
 

@@ -10,6 +10,24 @@ from longshort.types import LONG, SHORT
 ENGINE = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
 
 
+def make_speaking(folder: Path) -> dict[str, str]:
+    """Both models after a few supervised steps on dialogues: they close most turns with a tag, and know nothing else."""
+    from longshort.learning.supervised import fit
+    from longshort.miniature.training import cold_start_samples
+    from longshort.miniature.world import make_problems
+
+    settings = config(folder, {LONG: "", SHORT: ""}, miniature={"redundancy": 0.0})
+    paths = {}
+    for role, shape in ((LONG, LongShape()), (SHORT, ShortShape())):
+        tokenizer = build_tokenizer(role)
+        model = build_model(tokenizer, shape, seed=3, max_position_embeddings=256)
+        samples = cold_start_samples(settings, role, make_problems("train", 64, 0))
+        fit(model, samples, steps=40, batch_size=16, learning_rate=5e-3)
+        paths[role] = str(folder / role)
+        save(model, tokenizer, paths[role])
+    return paths
+
+
 def make(folder: Path, tied_short: bool = False) -> dict[str, str]:
     """Save both models under `folder`; returns their paths by role."""
     import torch
@@ -28,14 +46,19 @@ def make(folder: Path, tied_short: bool = False) -> dict[str, str]:
     return paths
 
 
+def role(model: str, **engine) -> dict:
+    """The recipe section of a role; `engine` changes the engine's settings."""
+    return {"model": model, "turn_tokens": 32, "instructions": "", "engine": ENGINE | engine}
+
+
 def config(folder: Path, models: dict[str, str], **changes) -> LongShortConfig:
-    """A recipe small enough for a test: 4 problems times 4 generations, turns of 12 tokens."""
-    roles = {role: {"model": models[role], "turn_tokens": 12, "instructions": "", "engine": ENGINE} for role in (LONG, SHORT)}
+    """A recipe small enough for a test: 4 problems times 4 generations, turns of 32 tokens."""
+    roles = {name: role(models[name]) for name in (LONG, SHORT)}
     settings = {
         "output_dir": str(folder / "run"),
         "dataset": "miniature:train",
         "eval": {"dataset": "miniature:dev", "num_problems": 8},
-        "protocol": {"tags": "special", "max_exchanges": 2, "episode_tokens": 60, "final_notice": FINAL_NOTICE},
+        "protocol": {"tags": "special", "max_exchanges": 3, "episode_tokens": 120, "final_notice": FINAL_NOTICE},
         "max_steps": 2,
         "num_problems": 4,
         "num_generations": 4,

@@ -43,6 +43,7 @@ def build_tokenizer(role: str):
         tokenizer_object=backend,
         eos_token=EOS,
         pad_token=PAD,
+        unk_token=PAD,  # bytes cover everything; without one, AutoTokenizer adds a Qwen2 token that the model has no embedding for
         extra_special_tokens=[token for token in SPECIAL if token not in (EOS, PAD)],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,

@@ -40,7 +40,7 @@ def cold_start_samples(config: LongShortConfig, role: str, problems: Sequence[Pr
     samples = []
     for problem in problems:
         messages = dialogue(problem, rng, config.miniature.redundancy)
-        exchanges = hard_parts(problem) if rng.random() < 0.5 else config.protocol.max_exchanges
+        exchanges = hard_parts(problem) if rng.random() < 0.5 else max(hard_parts(problem), config.protocol.max_exchanges)
         protocol = LongShort(
             max_exchanges=exchanges,
             turn_tokens={role: config.role(role).turn_tokens for role in ROLES},

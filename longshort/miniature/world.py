@@ -80,6 +80,28 @@ def make_problems(split: Split, count: int, seed: int) -> list[Problem]:
     return list(problems.values())
 
 
+def make_sums(count: int, seed: int) -> list[Problem]:
+    """`count` distinct problems of two to four digits without any product: a base on which the short model never learns to multiply.
+
+    None of them occurs in `make_problems`, whose problems all hold a product.
+    """
+    rng = random.Random(f"sums {seed}")
+    sums: dict[str, Problem] = {}
+    while len(sums) < count:
+        terms = [Term(_label(name, rng), (rng.randint(1, 9),)) for name in NAMES[: rng.randint(2, 4)]]
+        expression = _expression(terms)
+        digest = hashlib.sha256(expression.encode()).hexdigest()
+        sums[expression] = Problem(id=f"sum-{digest[:12]}", question=f"{QUESTION}{expression}?", answer=str(_totals(terms)[-1]))
+    return list(sums.values())
+
+
+def sum_trace(problem: Problem) -> str:
+    """The tersest solution of a plain sum: a total per digit, then the boxed answer."""
+    terms = terms_of(problem)
+    totals = [_total(index, term, total) for index, (term, total) in enumerate(zip(terms, [0, *_totals(terms)[:-1]], strict=True))]
+    return GAP.join([*totals, f"{BOXED}{problem.answer}}}"])
+
+
 def terms_of(problem: Problem) -> list[Term]:
     """The terms of a problem of this world; raises LongShortError for a question from elsewhere."""
     body = problem.question.removeprefix(QUESTION).removesuffix("?")
@@ -158,9 +180,13 @@ def _random_terms(rng: random.Random) -> list[Term]:
         terms = []
         for name in NAMES[: rng.randint(2, 4)]:
             factors = rng.sample(DIGITS, rng.randint(3, 4)) if rng.random() < PRODUCT_SHARE else [rng.randint(1, 9)]
-            terms.append(Term(f"{'' if name == 'a' else rng.choice('+-')}{name}: ", tuple(factors)))
+            terms.append(Term(_label(name, rng), tuple(factors)))
         if 1 <= sum(term.is_product for term in terms) <= MAX_PRODUCTS:
             return terms
+
+
+def _label(name: str, rng: random.Random) -> str:
+    return f"{'' if name == NAMES[0] else rng.choice('+-')}{name}: "
 
 
 def _expression(terms: list[Term]) -> str:

@@ -160,11 +160,15 @@ class GradingPool:
 
     def _run(self, gold: str, answer: str) -> str:
         """In a thread of the pool: have this thread's process decide, starting it where there is none."""
-        process = self._processes.get(threading.get_ident())
-        if process is None or not process.alive():
-            process = self._start()
-        reason = process.ask({"gold": gold, "answer": answer}, self.timeout_s)
-        if self._closed:
+        try:
+            process = self._processes.get(threading.get_ident())
+            if process is None or not process.alive():
+                process = self._start()
+            reason = process.ask({"gold": gold, "answer": answer}, self.timeout_s)
+        except LongShortError:
+            if not self._closed:
+                raise
+        if self._closed:  # then close() killed the process, and how it ended says nothing about the answer
             raise LongShortError("the grading pool was closed while this answer was graded")
         return reason
 
@@ -173,12 +177,10 @@ class GradingPool:
         with self._lock:
             old = self._processes.get(threading.get_ident())
             self._processes[threading.get_ident()] = process
-            closed = self._closed
+            if self._closed:
+                process.kill()
         if old is not None:
             old.reap()
-        if closed:
-            process.reap()
-            raise LongShortError("the grading pool was closed while a grading process started")
         process.await_ready()
         return process
 

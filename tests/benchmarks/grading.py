@@ -1,6 +1,6 @@
 r"""How fast are answers graded, and what do poison answers mixed in at 1 % cost?
 
-    python tests/benchmarks/grading.py [--runs 7] [--workers 1]
+    python tests/benchmarks/grading.py [--runs 9] [--workers 1]
 
 Two loads, each timed clean and poisoned in turn, on warm processes and with the cache of verdicts off:
 `responses`: the 500 recorded MATH500 responses (needs ../shared/data); `algebra`: fractions that only math-verify can decide.
@@ -63,7 +63,7 @@ def main() -> None:
     from longshort.team.grading import GradingPool
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     with GradingPool(workers=options.workers, cache_size=0) as pool:
@@ -78,12 +78,16 @@ def main() -> None:
                     start = time.perf_counter()
                     pool.grade_all(pairs)
                     times[kind].append(time.perf_counter() - start)
-            median = {kind: statistics.median(values) for kind, values in times.items()}
+            ratio = statistics.median(slow / fast for fast, slow in zip(times["clean"], times["poisoned"], strict=True))
             ranges = ", ".join(f"{kind} {min(values):.3f}-{max(values):.3f} s" for kind, values in times.items())
+            rate = len(clean) / statistics.median(times["clean"])
             print(
-                f"{name}: {len(clean)} answers, {len(clean) / median['clean']:.0f}/s; with {len(poisoned) - len(clean)} poison answers "
-                f"x {median['poisoned'] / median['clean']:.3f} (median of {options.runs} each; {ranges})"
+                f"{name}: {len(clean)} answers, {rate:.0f}/s (best {len(clean) / min(times['clean']):.0f}/s); with "
+                f"{len(poisoned) - len(clean)} poison answers x {ratio:.3f} (median of {options.runs} neighbouring pairs; {ranges})"
             )
+        start = time.perf_counter()
+        pool.grade_all([("7", rf"\boxed{{{answer}}}") for answer in POISON.values()])
+        print(f"the {len(POISON)} poison answers alone: {(time.perf_counter() - start) * 1e3:.2f} ms")
         print("verdicts:", pool.counts)
 
 

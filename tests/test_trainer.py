@@ -1,0 +1,189 @@
+"""The trainer on tiny models: bit-equal resumption, signals, refusals, and the three ways in."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longshort import LongShortConfig, LongShortTrainer, checkpoint
+from longshort.config import dump
+from longshort.miniature.world import make_problems
+from longshort.types import LONG, SHORT, LongShortError, Reward
+from tests import tiny_models
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny_models.make_speaking(tmp_path_factory.mktemp("models"))
+
+
+def even_tokens(problem, episodes, progress):
+    """A reward that varies between any two dialogues: the share of even token ids."""
+    ids = [[token for turn in episode.turns for token in turn.completion.token_ids] for episode in episodes]
+    shares = [sum(token % 2 == 0 for token in row) / len(row) for row in ids]
+    return [Reward(totals={LONG: share, SHORT: share}, terms={"correct": 0.0}) for share in shares]
+
+
+def trainer(tmp_path, models, reward=even_tokens, **changes):
+    roles = {role: tiny_models.role(models[role], backend="transformers") for role in (LONG, SHORT)}
+    return LongShortTrainer(args=tiny_models.config(tmp_path, models, **roles | changes), reward=reward)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (Path(run.output_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_problem_order_is_epochs_of_permutations_fixed_by_the_seed(tmp_path, models):
+    run = trainer(tmp_path, models, seed=3)
+    run.problems = run.problems[:6]
+    ids = [problem.id for step in range(3) for problem in run.step_problems(step)]
+    everything = sorted(problem.id for problem in run.problems)
+    assert sorted(ids[:6]) == everything and sorted(ids[6:]) == everything and ids[:6] != ids[6:]
+    assert [problem.id for problem in run.step_problems(1)] == ids[4:8]
+
+
+def test_what_cannot_work_is_said_before_anything_starts(tmp_path, models):
+    with pytest.raises(LongShortError, match="long.model is empty"):
+        LongShortTrainer(args=LongShortConfig(output_dir=str(tmp_path)), train_dataset=[{"problem": "1+1?", "answer": "2"}])
+    with pytest.raises(LongShortError, match="no training problems"):
+        LongShortTrainer(long=models[LONG], short=models[SHORT], args=LongShortConfig(output_dir=str(tmp_path)))
+    with pytest.raises(LongShortError, match=r"train_dataset\[1\]: no answer"):
+        LongShortTrainer(long=models[LONG], short=models[SHORT], train_dataset=[{"problem": "a", "answer": "2"}, {"problem": "b"}])
+
+
+def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, models):
+    first = trainer(tmp_path, models)
+    folder = checkpoint.begin(first.output_dir, 1)
+    final = checkpoint.commit(folder, {"step": 1, "recipe": first.config.model_dump(mode="json")})
+    assert trainer(tmp_path, models, save_steps=7).checkpoint_to_resume(True) == final
+    with pytest.raises(LongShortError, match=r"num_generations was 4 and is now 6"):
+        trainer(tmp_path, models, num_generations=6).checkpoint_to_resume(True)
+    with pytest.raises(LongShortError, match="nothing to resume"):
+        trainer(tmp_path / "empty", models).checkpoint_to_resume(True)
+
+
+@pytest.mark.engine
+def test_a_resumed_run_takes_bit_equal_steps(tmp_path, models):
+    whole = trainer(tmp_path / "whole", models, max_steps=3, save_steps=2, deterministic=True)
+    whole.train()
+    resumed = trainer(tmp_path / "resumed", models, max_steps=3, save_steps=2, deterministic=True)
+    resumed.output_dir.mkdir(parents=True)
+    shutil.copytree(whole.output_dir / "checkpoint-2", resumed.output_dir / "checkpoint-2")
+    resumed.train(resume=True)
+    expected, got = metrics(whole)[2], metrics(resumed)[0]
+    names = [f"{role}/{name}" for role in (LONG, SHORT) for name in ("loss", "grad_norm", "learning_rate", "tokens")]
+    assert expected["step"] == got["step"] == 3
+    assert [got[name] for name in names] == [expected[name] for name in names]
+    assert expected["long/grad_norm"] > 0 and expected["short/grad_norm"] > 0
+    for role in (LONG, SHORT):
+        files = [(run.output_dir / "checkpoint-3" / role / "model.safetensors").read_bytes() for run in (whole, resumed)]
+        assert files[0] == files[1], f"the {role} weights differ"
+    assert (whole.output_dir / "episodes" / "step-000003.jsonl").is_file()
+
+
+@pytest.mark.engine
+def test_groups_without_variance_train_nothing_and_say_so(tmp_path, models, capsys):
+    def constant(problem, episodes, progress):
+        return [Reward(totals={LONG: 1.0, SHORT: 1.0}, terms={"correct": 1.0}) for _ in episodes]
+
+    run = trainer(tmp_path, models, reward=constant, max_steps=1)
+    last = run.train()
+    assert last["long/skipped_empty"] == last["short/skipped_empty"] == 1 and last["long/zero_variance_groups"] == 4
+    assert "every group scored the same: nothing to learn" in capsys.readouterr().out
+
+
+def start_command(tmp_path, models, **changes):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_models.config(tmp_path, models, **changes)))
+    return [sys.executable, "-m", "longshort.cli", "train", str(recipe)]
+
+
+def descendants(pid):
+    import psutil
+
+    return psutil.Process(pid).children(recursive=True)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_no_process_behind(tmp_path, models, number):
+    import psutil
+
+    quick = {role: tiny_models.role(models[role], backend="transformers") for role in (LONG, SHORT)}
+    process = subprocess.Popen(start_command(tmp_path, models, max_steps=100_000, **quick), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    children = descendants(process.pid)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "continue with --resume" in errors
+    facts = checkpoint.verify(checkpoint.latest(tmp_path / "run"))
+    assert facts["step"] >= 1
+    deadline = time.monotonic() + 20
+    while (left := [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+@pytest.mark.engine
+def test_way_one_the_command_line_trains_with_vllm(tmp_path, models):
+    result = subprocess.run(start_command(tmp_path, models), capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[-1]["team/tokens"] > 0 and {"long/grad_norm", "short/grad_norm", "rollout/idle_frac/long"} <= rows[-1].keys()
+    from transformers import AutoModelForCausalLM
+
+    for role in (LONG, SHORT):
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-2" / role).num_parameters() > 0
+
+
+@pytest.mark.engine
+def test_way_two_the_trainer_class_takes_its_own_data_and_reward(tmp_path, models):
+    config = trainer(tmp_path, models, max_steps=1).config
+    rows = [{"problem": problem.question, "answer": problem.answer} for problem in make_problems("train", 4, 0)]
+    last = LongShortTrainer(long=models[LONG], short=models[SHORT], train_dataset=rows, reward=even_tokens, args=config).train()
+    assert last["long/skipped"] == 0 and last["long/grad_norm"] > 0
+
+
+@pytest.mark.engine
+def test_way_three_a_ray_job_on_a_head_with_token_authentication(tmp_path, models):
+    recipe = Path(start_command(tmp_path, models, max_steps=1)[-1])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 64, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(tmp_path)[:40]}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+
+    def ray(*arguments, timeout=120, **changes):
+        return subprocess.run(["ray", *arguments], env=environment | changes, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+    head = ray("start", "--head", "--port=26379", "--dashboard-port=28265", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={short_folder()}")
+    assert head.returncode == 0, head.stderr
+    try:
+        submit = ("job", "submit", "--address=http://127.0.0.1:28265")
+        deadline = time.monotonic() + 60
+        while "No available agent" in (first := ray(*submit, "--", "true")).stderr and time.monotonic() < deadline:
+            time.sleep(2)
+        assert first.returncode == 0, first.stderr
+        refused = ray(*submit, "--", "true", RAY_AUTH_TOKEN="c" * 64)
+        assert refused.returncode != 0
+        job = ray(*submit, "--", "longshort", "train", str(recipe), timeout=240)
+        assert job.returncode == 0 and "succeeded" in job.stdout, job.stdout[-3000:] + job.stderr[-2000:]
+    finally:
+        ray("stop", "--force")
+    assert checkpoint.verify(tmp_path / "run" / "checkpoint-1")["step"] == 1
+
+
+def short_folder():
+    """Ray's socket paths must stay below 108 characters, which pytest's folders do not."""
+    import tempfile
+
+    return tempfile.mkdtemp(prefix="ls-")
