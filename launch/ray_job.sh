@@ -15,20 +15,22 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-# Starts a head in a session of its own that listens on loopback only, and sees to it that it ends with this script.
+# Starts a head that listens on loopback only, and sees to it that it ends with this script.
 start_head() {
     local log port
     RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
-    log=$(mktemp -d) port=$(free_port)
+    log=$(mktemp -d /tmp/longshort-XXXXXX) port=$(free_port) # short: sockets lie below it, and their paths end at 107 bytes
     export RAY_AUTH_TOKEN RAY_API_SERVER_ADDRESS="http://127.0.0.1:$(free_port)"
+    # The agent takes the jobs; on its default port it would collide with any other Ray on this machine.
     ray start --head --block --disable-usage-stats --temp-dir "$log" --node-ip-address 127.0.0.1 --port "$port" \
-        --dashboard-host 127.0.0.1 --dashboard-port "${RAY_API_SERVER_ADDRESS##*:}" --dashboard-agent-listen-port "$(free_port)" >"$log/head.log" 2>&1 &
+        --dashboard-host 127.0.0.1 --dashboard-port "${RAY_API_SERVER_ADDRESS##*:}" \
+        --dashboard-agent-listen-port "$(free_port)" >"$log/head.log" 2>&1 &
     head=$!
-    trap 'kill "$head" 2>/dev/null; wait "$head" 2>/dev/null || true; rm -rf "'"$log"'"' EXIT
+    trap 'kill "$head" 2>/dev/null || true; wait "$head" 2>/dev/null || true; rm -rf "'"$log"'"' EXIT
     for ((tick = 1; tick <= 60; tick++)); do
         ray job list --address "$RAY_API_SERVER_ADDRESS" >/dev/null 2>&1 && return
         kill -0 "$head" 2>/dev/null || break
-        ((tick % 5)) || echo "[ray] waiting for the head at $RAY_API_SERVER_ADDRESS"
+        ((tick % 3)) || echo "[ray] waiting for the head at $RAY_API_SERVER_ADDRESS"
         sleep 1
     done
     echo "[ray] the head did not start:" >&2
@@ -58,5 +60,5 @@ export RAY_API_SERVER_ADDRESS
 job=longshort-$(date +%Y%m%d-%H%M%S)-$$
 echo "[ray] job $job at $RAY_API_SERVER_ADDRESS: ${run[*]}"
 submit "${where[@]}" -- "${run[@]}"
-ray job logs --follow "$job" --log-style record --log-color false
-ray job status "$job" --log-style record --log-color false | tee /dev/stderr | grep -q SUCCEEDED
+ray job logs --follow "$job" --log-style record --log-color false || true
+[[ $(ray job status "$job" --log-style record --log-color false 2>&1) == *succeeded* ]]

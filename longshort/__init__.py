@@ -1,23 +1,23 @@
 """Two language models, one thinking long and one thinking short, learn to solve problems together."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longshort.config import LongShortConfig
     from longshort.trainer import LongShortTrainer
+    from longshort.types import LongShortError, Problem
 
 __version__ = "0.1.0"
-__all__ = ["LongShortConfig", "LongShortTrainer", "__version__"]
+__all__ = ["LongShortConfig", "LongShortError", "LongShortTrainer", "Problem", "__version__"]
+_HOMES = {"LongShortConfig": "config", "LongShortError": "types", "LongShortTrainer": "trainer", "Problem": "types"}
 
 
 def __getattr__(name: str) -> Any:
-    """`from longshort import LongShortTrainer` without making `longshort --help` wait for its imports."""
-    if name == "LongShortTrainer":
-        from longshort.trainer import LongShortTrainer
+    """The public names, imported when first used: `longshort --help` does not wait for them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'longshort' has no attribute {name!r}")
+    import importlib
 
-        return LongShortTrainer
-    if name == "LongShortConfig":
-        from longshort.config import LongShortConfig
-
-        return LongShortConfig
-    raise AttributeError(f"module 'longshort' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"longshort.{_HOMES[name]}"), name)

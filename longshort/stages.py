@@ -19,15 +19,11 @@ from typing import Any
 from longshort import checkpoint, console
 from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig, parse
-from longshort.data import load_problems
-from longshort.evaluation.runner import summarise
-from longshort.miniature.world import hard_parts
+from longshort.evaluation.command import measure, results_table
 from longshort.pair import Pair
 from longshort.team.protocols import Solo
 from longshort.trainer import LongShortTrainer
-from longshort.types import LONG, ROLES, LongShortError, Problem
-
-EVALUATION_SEED = 2024
+from longshort.types import LONG, ROLES, LongShortError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +108,7 @@ async def baseline(config: LongShortConfig) -> dict[str, Any]:
     """The single long model, alone, on the held-out problems."""
     protocol = Solo(turn_tokens=config.long.engine.max_model_len)
     async with Pair(config, {LONG: str(model_folder(config, "base-long"))}, protocol=protocol) as pair:
-        return await measure(config, pair, "long_baseline")
+        return _show(await measure(config, pair, "long_baseline"))
 
 
 async def train(config: LongShortConfig) -> dict[str, Any]:
@@ -122,38 +118,18 @@ async def train(config: LongShortConfig) -> dict[str, Any]:
         config = parse(config.model_dump() | models)
     trainer = LongShortTrainer(args=config)
     folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
+    trainer.check()
     async with trainer.pair(folder) as pair:
         before = Path(config.output_dir) / "eval" / "cold_start.json"
-        cold = json.loads(before.read_text()) if folder and before.is_file() else await measure(config, pair, "cold_start")
+        cold = json.loads(before.read_text()) if folder and before.is_file() else _show(await measure(config, pair, "cold_start"))
         await trainer.run(pair, folder)
-        return {"cold_start": cold, "trained": await measure(config, pair, "trained")}
+        return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained"))}
 
 
-async def measure(config: LongShortConfig, pair: Pair, name: str) -> dict[str, Any]:
-    """Accuracy and cost of a live pair on the evaluation problems, sampled and greedy; written to eval/<name>.json with its episodes' totals."""
-    problems = evaluation_problems(config)
-    result: dict[str, Any] = {}
-    settings = config.eval
-    sampled = await pair.evaluate(problems, temperature=settings.temperature, num_samples=settings.num_samples, seed=EVALUATION_SEED)
-    result |= summarise(sampled, pair.protocol, config.prices)
-    if config.miniature:
-        backs = [pair.protocol.hand_backs(episode) > 0 for episode in sampled.episodes if hard_parts(episode.problem) > 1]
-        result["hand_back_rate_hard"] = sum(backs) / len(backs) if backs else 0.0
-    if settings.greedy:
-        greedy = summarise(await pair.evaluate(problems, temperature=0.0), pair.protocol, config.prices)
-        result |= {f"{key}_greedy": greedy[key] for key in ("accuracy", "interval", "tokens", "cost", "format")}
-    target = Path(config.output_dir) / "eval" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=1))
-    console.say("  " + "  ".join(f"{key} {result[key]:.3f}" for key in ("accuracy", "accuracy_greedy", "tokens", "cost", "hand_back_rate", "format") if key in result))
+def _show(result: dict[str, Any]) -> dict[str, Any]:
+    keys = ("accuracy", "accuracy_greedy", "tokens", "cost", "hand_back_rate", "format")
+    console.say("  " + "  ".join(f"{key} {result[key]:.3f}" for key in keys if key in result))
     return result
-
-
-def evaluation_problems(config: LongShortConfig) -> list[Problem]:
-    """The held-out problems of the recipe."""
-    if not config.eval.dataset:
-        raise LongShortError("eval.dataset is empty: name a file, a hub dataset, or miniature:test")
-    return load_problems(config.eval.dataset, limit=config.eval.num_problems)
 
 
 def model_folder(config: LongShortConfig, name: str) -> Path:
@@ -176,15 +152,7 @@ def write_summary(config: LongShortConfig, names: list[str]) -> dict[str, Any]:
 def final_table(summary: dict[str, Any]) -> str:
     """Single long model · after cold start · after RL."""
     titles = {"long_baseline": "single long model", "cold_start": "pair, after cold start", "trained": "pair, after RL"}
-    rows = []
-    for name, title in titles.items():
-        if name in summary:
-            block = summary[name]
-            low, high = block["interval"]
-            greedy = f"{block['accuracy_greedy']:.3f}" if "accuracy_greedy" in block else "–"
-            numbers = [f"{block[key]:.1f}" for key in ("tokens", "cost")] + [f"{block[key]:.2f}" for key in ("hand_back_rate", "format")]
-            rows.append([title, f"{block['accuracy']:.3f} [{low:.3f}, {high:.3f}]", greedy, *numbers])
-    return "\n" + console.table(["held-out problems", "accuracy T=1 [95 %]", "greedy", "tokens", "cost", "hand-back", "format"], rows)
+    return results_table({title: summary[name] for name, title in titles.items() if name in summary})
 
 
 async def _side_by_side(jobs: dict[str, tuple]) -> None:

@@ -85,8 +85,15 @@ class LongShortTrainer:
 
     async def _train(self, resume: bool | str | Path) -> dict[str, float]:
         folder = self.checkpoint_to_resume(resume)
+        self.check()
         async with self.pair(folder) as pair:
             return await self.run(pair, folder)
+
+    def check(self) -> None:
+        """Refuse, before anything starts, what cannot work (LongShortError): see longshort/plan.py."""
+        from longshort.plan import check
+
+        check(self.config, problems=self.problems, protocol=self.protocol, graded=self.reward is None)
 
     def checkpoint_to_resume(self, resume: bool | str | Path) -> Path | None:
         """The verified checkpoint to continue from, or None; raises LongShortError if it is damaged, foreign or of another recipe."""
@@ -110,8 +117,6 @@ class LongShortTrainer:
 
     async def run(self, pair: Pair, folder: Path | None = None) -> dict[str, float]:
         """Train with a live pair; on a signal, drop the rollout under way, save what is learned, raise Interrupted."""
-        if not self.reward:
-            await asyncio.to_thread(pair.pool.check_golds, self.problems)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         (self.output_dir / "episodes").mkdir(exist_ok=True)
         (self.output_dir / "recipe.yaml").write_text(dump(self.config))

@@ -8,7 +8,17 @@ import pytest
 from longshort.config import ModelShape
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import EOS, FINAL_NOTICE, PAD, PROBLEM, SOLVE, build_tokenizer
-from longshort.miniature.world import PHRASES, compressed_trace, dialogue, hard_parts, make_problems, make_sums, sum_trace, teacher_trace, terms_of
+from longshort.miniature.world import (
+    PHRASES,
+    compressed_trace,
+    dialogue,
+    hard_parts,
+    make_problems,
+    make_sums,
+    sum_trace,
+    teacher_trace,
+    terms_of,
+)
 from longshort.team.protocols import ROLE_TAGS, LongShort, Solo, demonstration, encode_plain, encode_problem
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
 

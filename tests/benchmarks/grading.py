@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -59,6 +60,17 @@ def loads() -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def cpu_seconds(pids: list[int]) -> float:
+    """Processor time so far of this process and of `pids`: unlike the clock it does not see what else the machine does."""
+    fields = [Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split() for pid in pids]
+    return time.process_time() + sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def median_ratio(times: dict[str, list[float]]) -> float:
+    """Of neighbouring runs."""
+    return statistics.median(slow / fast for fast, slow in zip(times["clean"], times["poisoned"], strict=True))
+
+
 def main() -> None:
     from longshort.team.grading import GradingPool
 
@@ -71,19 +83,21 @@ def main() -> None:
             poisoned = mixed(clean)
             pool.grade_all(clean)
             times: dict[str, list[float]] = {"clean": [], "poisoned": []}
+            work: dict[str, list[float]] = {"clean": [], "poisoned": []}
             order = [("clean", clean), ("poisoned", poisoned)]
             for _ in range(options.runs):
                 order.reverse()  # neither is always the first
                 for kind, pairs in order:
-                    start = time.perf_counter()
+                    start, used = time.perf_counter(), cpu_seconds(pool.pids())
                     pool.grade_all(pairs)
                     times[kind].append(time.perf_counter() - start)
-            ratio = statistics.median(slow / fast for fast, slow in zip(times["clean"], times["poisoned"], strict=True))
+                    work[kind].append(cpu_seconds(pool.pids()) - used)
             ranges = ", ".join(f"{kind} {min(values):.3f}-{max(values):.3f} s" for kind, values in times.items())
             rate = len(clean) / statistics.median(times["clean"])
             print(
                 f"{name}: {len(clean)} answers, {rate:.0f}/s (best {len(clean) / min(times['clean']):.0f}/s); with "
-                f"{len(poisoned) - len(clean)} poison answers x {ratio:.3f} (median of {options.runs} neighbouring pairs; {ranges})"
+                f"{len(poisoned) - len(clean)} poison answers x {median_ratio(times):.3f} of the time, x {median_ratio(work):.3f} of "
+                f"the processor time (median of {options.runs} neighbouring pairs; {ranges})"
             )
         start = time.perf_counter()
         pool.grade_all([("7", rf"\boxed{{{answer}}}") for answer in POISON.values()])

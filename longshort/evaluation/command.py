@@ -1,0 +1,73 @@
+"""`longshort eval`: the pair, or one of its models alone, on the recipe's held-out problems."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from longshort import checkpoint, console
+from longshort.config import LongShortConfig
+from longshort.data import load_problems
+from longshort.evaluation.runner import summarise
+from longshort.pair import Pair, make_protocol
+from longshort.team.protocols import Solo
+from longshort.types import LongShortError
+
+EVALUATION_SEED = 2024
+"""Sampling seed of every evaluation, so that two systems meet the same problems with the same dice."""
+
+
+def evaluate_recipe(config: LongShortConfig, *, solo: str | None = None, checkpoint_folder: Path | None = None) -> dict[str, Any]:
+    """Evaluate, print a table, write `eval/<name>.json`; returns what was written. `solo` is the role whose model answers alone."""
+    models = {role: config.role(role).model for role in ("long", "short")}
+    if checkpoint_folder:
+        checkpoint.verify(checkpoint_folder)
+        models = {role: str(checkpoint_folder / role) for role in models}
+    protocol = Solo(role=solo, turn_tokens=config.protocol.episode_tokens, instructions=config.role(solo).instructions or "") if solo else make_protocol(config)
+    for role in protocol.roles:
+        if not models[role]:
+            raise LongShortError(f"{role}.model is empty: name a model folder or a hub name, or pass --checkpoint")
+
+    async def go() -> dict[str, Any]:
+        async with Pair(config, models, protocol=protocol) as pair:
+            return await measure(config, pair, f"{solo}-alone" if solo else "pair")
+
+    result = asyncio.run(go())
+    console.say(results_table({f"{solo} model alone" if solo else "pair": result}))
+    return result
+
+
+async def measure(config: LongShortConfig, pair: Pair, name: str) -> dict[str, Any]:
+    """Accuracy and cost of a live pair on the evaluation problems, sampled and greedy; written to eval/<name>.json."""
+    settings = config.eval
+    if not settings.dataset:
+        raise LongShortError("eval.dataset is empty: name a file, a hub dataset, or miniature:test")
+    problems = load_problems(settings.dataset, limit=settings.num_problems)
+    sampled = await pair.evaluate(problems, temperature=settings.temperature, num_samples=settings.num_samples, seed=EVALUATION_SEED)
+    result: dict[str, Any] = summarise(sampled, pair.protocol, config.prices)
+    if settings.dataset.startswith("miniature:"):
+        from longshort.miniature.world import hard_parts
+
+        backs = [pair.protocol.hand_backs(episode) > 0 for episode in sampled.episodes if hard_parts(episode.problem) > 1]
+        result["hand_back_rate_hard"] = sum(backs) / len(backs) if backs else 0.0
+    if settings.greedy:
+        greedy = summarise(await pair.evaluate(problems, temperature=0.0), pair.protocol, config.prices)
+        result |= {f"{key}_greedy": greedy[key] for key in ("accuracy", "interval", "tokens", "cost", "format")}
+    result |= {"models": dict(pair.models), "dataset": settings.dataset, "temperature": settings.temperature, "num_samples": settings.num_samples}
+    target = Path(config.output_dir) / "eval" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def results_table(results: dict[str, dict[str, Any]]) -> str:
+    """Systems side by side: accuracy with its 95 % interval, greedy accuracy, tokens, price-weighted cost, hand-backs, format."""
+    rows = []
+    for title, block in results.items():
+        low, high = block["interval"]
+        greedy = f"{block['accuracy_greedy']:.3f}" if "accuracy_greedy" in block else "–"
+        numbers = [f"{block[key]:.1f}" for key in ("tokens", "cost")] + [f"{block[key]:.2f}" for key in ("hand_back_rate", "format")]
+        rows.append([title, f"{block['accuracy']:.3f} [{low:.3f}, {high:.3f}]", greedy, *numbers])
+    return "\n" + console.table(["held-out problems", "accuracy [95 %]", "greedy", "tokens", "cost", "hand-back", "format"], rows)
