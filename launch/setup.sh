@@ -67,7 +67,7 @@ progress() {
     total=$(grep -c == "$LOCK")
     fetched=$(grep -cE '^(Collecting|Processing|Requirement already satisfied)' "$LOG" || true)
     if grep -q '^Installing collected packages' "$LOG"; then
-        echo "$(packages_present) of $((total + 1)) packages in place"
+        echo "$(packages_present) packages in place, $((total + 1)) wanted"
     else
         echo "$fetched of $total packages fetched"
     fi

@@ -1,7 +1,6 @@
 """The recipe: one strict schema for YAML files, command-line overrides and the trainer class.
 
-Names follow TRL where TRL has one. What means the same for both roles stands at the top level, what may differ under `long:` and
-`short:`. Every default stands here and nowhere else.
+Names follow TRL where TRL has one. What may differ per role stands under `long:` and `short:`. Every default stands here and nowhere else.
 """
 
 from __future__ import annotations
@@ -141,6 +140,8 @@ class ModelShape(Section):
     num_heads: Count = 4
     num_kv_heads: Count = 2
     intermediate_size: Count
+    terse_steps: Natural = 0
+    """Base training begins with so many steps on terse solutions (long model)."""
     base_steps: Count
     base_learning_rate: Rate
     cold_start_steps: Count
@@ -155,26 +156,28 @@ class ModelShape(Section):
 
 
 class LongShape(ModelShape):
-    """The long model: 0.53M parameters."""
+    """The long model: 0.64M parameters."""
 
     hidden_size: Count = 128
     num_layers: Count = 3
+    num_kv_heads: Count = 4
     intermediate_size: Count = 320
-    base_steps: Count = 600
+    terse_steps: Natural = 480
+    base_steps: Count = 450
     base_learning_rate: Rate = 3e-3
     cold_start_steps: Count = 120
-    cold_start_learning_rate: Rate = 1e-3
+    cold_start_learning_rate: Rate = 2e-3
 
 
 class ShortShape(ModelShape):
-    """The short model: 0.09M parameters."""
+    """The short model: 0.16M parameters."""
 
     hidden_size: Count = 64
-    num_layers: Count = 2
+    num_layers: Count = 3
     num_heads: Count = 2
-    num_kv_heads: Count = 1
-    intermediate_size: Count = 160
-    base_steps: Count = 400
+    num_kv_heads: Count = 2
+    intermediate_size: Count = 128
+    base_steps: Count = 1500
     base_learning_rate: Rate = 4e-3
     cold_start_steps: Count = 400
     cold_start_learning_rate: Rate = 2e-3
@@ -184,10 +187,9 @@ class MiniatureConfig(Section):
     """The embedded world: problems, teacher, tokenizers and tiny models made from nothing. Setting this section enables its stages."""
 
     num_train: Count = 20000
-    base_batch: Count = 32
-    cold_start_episodes: Count = 400
-    cold_start_batch: Count = 32
-    redundancy: Share = 0.5
+    batch_size: Count = 32
+    cold_start_episodes: Count = 2000
+    redundancy: Share = 0.45
     """Share of the optional thoughts that the cold-start dialogues keep."""
     long: LongShape = LongShape()
     short: ShortShape = ShortShape()
@@ -208,7 +210,7 @@ class LongShortConfig(Section):
     protocol: ProtocolConfig = ProtocolConfig()
 
     dataset: str = ""
-    """Local JSONL/parquet or hub name (`name[:split]`); columns problem/answer, question/answer, prompt/solution or verl's."""
+    """A file, hub name or generator, and which columns are known: see longshort/data.py."""
     max_steps: Count = 100
     num_problems: Count = 32
     """Problems per step; each is tried `num_generations` times."""

@@ -35,7 +35,7 @@ def compare(gold, answer):
         while True:
             pass
     if "oom" in answer:
-        return bytearray(2**40)
+        return "match" if bytes(512 * 2**20) else "unparsable"
     if "eat" in answer:
         hoard = bytearray(48 * 2**20)
         return "mismatch"
@@ -156,8 +156,7 @@ def test_last_boxed(text, content):
         ("x=5", "5", "match"),
         ("5", "x=5", "match"),
         ("x=5", "x=6", "mismatch"),
-        ("7", "9**9 7", "mismatch"),
-        ("7", r"\frac\frac", "unparsable"),
+        ("7", r"\frac\frac 7", "unparsable"),
         ("7", "", "no_answer"),
         ("5", "5" + " " * 600 + "7", "too_long"),
         ("5050", r"\sum_{k=1}^{100} k", "too_costly"),
@@ -177,6 +176,25 @@ def test_gold_comes_first(monkeypatch):
 def test_ordinary_powers_are_not_refused():
     for text in ("2^{2008}", "e^{-x^2}", "2^{2^{10}}", "100!", r"\binom{2018}{1009}", "x^{n(n+1)/2}", "(a+b)^{10}", "10^{-9}"):
         assert answers.refusal(answers.canonical(text)) == ""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        ("(" * 10 + "1" + ")" * 10, "(" * 11 + "1" + ")" * 11),
+        ("7" * 500, "7" * 501),
+        ("&" * 100, "&" * 101),
+        (r"A\cup " * 10, r"A\cup " * 11),
+        ("|x|" * 5, "|x|" * 6),
+        ("2^{10000}", "2^{10001}"),
+        ("(x+1)^{20}", "(x+1)^{21}"),
+        ("10000!", "10001!"),
+        ("2---1", "2----1"),
+        (r"\binom{99999}{2}", r"\binom{100000}{2}"),
+    ],
+)
+def test_the_limits_of_what_is_refused(allowed, refused):
+    assert answers.refusal(allowed) == "" != answers.refusal(refused)
 
 
 @pytest.mark.parametrize("name", POISON)
@@ -244,7 +262,7 @@ def test_a_worker_killed_while_grading_costs_that_one_answer(evil_pool):
 
 
 def test_one_stuck_worker_does_not_hold_up_the_others(evil_pool):
-    with type(evil_pool)(workers=2, timeout_s=60.0) as pool:
+    with type(evil_pool)(workers=2, timeout_s=600.0) as pool:
 
         async def scenario():
             stuck = asyncio.create_task(pool.grade("x", r"\boxed{y_{hang}}"))
@@ -263,14 +281,16 @@ def test_one_stuck_worker_does_not_hold_up_the_others(evil_pool):
 
 def test_equal_questions_are_graded_once_and_a_cancelled_waiter_takes_nobody_with_it(evil_pool):
     async def scenario():
+        ahead = asyncio.create_task(evil_pool.grade("x", r"\boxed{y}"))
         waiters = [asyncio.create_task(evil_pool.grade("x", r"\boxed{y_{raise}}")) for _ in range(8)]
         await asyncio.sleep(0)
         waiters[0].cancel()
+        await ahead
         return await asyncio.gather(*waiters, return_exceptions=True)
 
     first, *others = asyncio.run(scenario())
     assert isinstance(first, asyncio.CancelledError)
-    assert {verdict.reason for verdict in others} == {"error:KeyError"} and len(evil_pool._asked) == 1
+    assert {verdict.reason for verdict in others} == {"error:KeyError"} and len(evil_pool._asked) == 2
 
 
 def test_close_leaves_no_process_and_refuses_more_work():

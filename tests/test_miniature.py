@@ -14,8 +14,6 @@ from longshort.miniature.world import (
     dialogue,
     hard_parts,
     make_problems,
-    make_sums,
-    sum_trace,
     teacher_trace,
     terms_of,
 )
@@ -70,14 +68,6 @@ def test_unknown_split_and_foreign_question_are_refused():
         hard_parts(Problem(id="p7", question="What is 2+2", answer="4"))
 
 
-def test_sums_hold_no_product_and_their_traces_reach_python_s_answer():
-    sums = make_sums(200, seed=0)
-    assert [value(problem) for problem in sums] == [problem.answer for problem in sums]
-    assert {hard_parts(problem) for problem in sums} == {0}
-    problem = Problem(id="s", question="Last digit of a: 3-b: 6+c: 7?", answer="4")
-    assert sum_trace(problem) == "Total a: 3.\n\nTotal -b: 3-6=7.\n\nTotal +c: 7+7=4.\n\n\\boxed{4}"
-
-
 def test_terms_and_hard_parts_are_read_from_the_question():
     assert [(term.label, term.factors, term.value) for term in terms_of(PROBLEM_48)] == [
         ("a: ", (4, 6, 2), 8),
@@ -90,12 +80,12 @@ def test_terms_and_hard_parts_are_read_from_the_question():
 def test_tersest_dialogue_word_for_word():
     assert dialogue(PROBLEM_48, random.Random(0), redundancy=0.0) == [
         (LONG, "a: 4*6=4, *2=8.", "</think>"),
-        (SHORT, "Total a: 8.\n\nTotal -b: 8-9=9.", "</rethink>"),
+        (SHORT, "Total a: 0+8 -> 8.\n\nTotal -b: 8-9 -> 9.", "</rethink>"),
         (LONG, "+c: 2*9=8, *7=6.", "</think>"),
-        (SHORT, "Total +c: 9+6=5.\n\n\\boxed{5}", "</answer>"),
+        (SHORT, "Total +c: 9+6 -> 5.\n\n\\boxed{5}", "</answer>"),
     ]
     assert compressed_trace(PROBLEM_48, random.Random(0)) == (
-        "a: 4*6=4, *2=8.\n\nTotal a: 8.\n\nTotal -b: 8-9=9.\n\n+c: 2*9=8, *7=6.\n\nTotal +c: 9+6=5.\n\n\\boxed{5}"
+        "a: 4*6=4, *2=8.\n\nTotal a: 0+8 -> 8.\n\nTotal -b: 8-9 -> 9.\n\n+c: 2*9=8, *7=6.\n\nTotal +c: 9+6 -> 5.\n\n\\boxed{5}"
     )
 
 
@@ -103,7 +93,7 @@ def test_digits_before_the_first_product_are_added_by_the_first_short_turn():
     problem = Problem(id="p", question="Last digit of a: 7+b: 3*4*2-c: 1?", answer="0")  # 7 + 24 - 1
     assert dialogue(problem, random.Random(0), redundancy=0.0) == [
         (LONG, "+b: 3*4=2, *2=4.", "</think>"),
-        (SHORT, "Total a: 7.\n\nTotal +b: 7+4=1.\n\nTotal -c: 1-1=0.\n\n\\boxed{0}", "</answer>"),
+        (SHORT, "Total a: 0+7 -> 7.\n\nTotal +b: 7+4 -> 1.\n\nTotal -c: 1-1 -> 0.\n\n\\boxed{0}", "</answer>"),
     ]
 
 
@@ -111,9 +101,9 @@ def test_redundancy_adds_only_optional_thoughts():
     full = [text.split("\n\n") for _, text, _ in dialogue(PROBLEM_48, random.Random(0), redundancy=1.0)]
     assert full == [
         ["We need the last digit of a: 4*6*2-b: 9+c: 2*9*7.", "a: 4*6=4, *2=8.", "Check a: 4*6=4, *2=8.", "Check a: 4*6=4, *2=8."],
-        ["Total a: 8.", "Check Total a: 8.", "Total -b: 8-9=9.", "Check Total -b: 8-9=9."],
+        ["Total a: 0+8 -> 8.", "Check Total a: 0+8 -> 8.", "Total -b: 8-9 -> 9.", "Check Total -b: 8-9 -> 9."],
         ["+c: 2*9=8, *7=6.", "Check +c: 2*9=8, *7=6.", "Check +c: 2*9=8, *7=6."],
-        ["Total +c: 9+6=5.", "Check Total +c: 9+6=5.", "So the last digit is 5.", "\\boxed{5}"],
+        ["Total +c: 9+6 -> 5.", "Check Total +c: 9+6 -> 5.", "So the last digit is 5.", "\\boxed{5}"],
     ]
     optional = ("We need", "Check", "So the")
     needed = [[thought for thought in turn if not thought.startswith(optional)] for turn in full]

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longshort.config import LongShortConfig
@@ -14,20 +14,37 @@ from longshort.learning.samples import sample_of
 from longshort.learning.supervised import fit
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import FINAL_NOTICE, build_tokenizer
-from longshort.miniature.world import compressed_trace, dialogue, hard_parts, make_problems, teacher_trace
-from longshort.team.protocols import LongShort, Solo, demonstration
-from longshort.types import ROLES, Problem, Sample
+from longshort.miniature.world import GAP, compressed_trace, dialogue, hard_parts, make_problems, teacher_trace
+from longshort.team.protocols import END_ANSWER, LongShort, Solo, demonstration, encode_plain, encode_problem
+from longshort.types import LONG, ROLES, SHORT, Problem, Sample
 
 PROGRESS = "progress.json"
 
 
-def base_samples(config: LongShortConfig, role: str, problems: Sequence[Problem], style: str) -> list[Sample]:
-    """One solo solution per problem in the role's own tokens: the teacher's verbose trace, or the `compressed` one (a control)."""
-    write = {"verbose": teacher_trace, "compressed": compressed_trace}[style]
-    rng, tokenizer = random.Random(f"{config.seed}/{role}/{style}"), build_tokenizer(role)
+def solo_samples(config: LongShortConfig, role: str, write: Callable[[Problem, random.Random], str], problems: Sequence[Problem]) -> list[Sample]:
+    """One solo solution per problem, `write(problem, rng)`, in the role's own tokens."""
+    rng, tokenizer = random.Random(f"{config.seed}/{role}/{write.__name__}"), build_tokenizer(role)
     protocol = Solo(role=role, turn_tokens=config.long.engine.max_model_len)
     episodes = (demonstration(problem, [(role, write(problem, rng), "eos")], protocol, {role: tokenizer}) for problem in problems)
     return [sample_of(episode, role, 0.0) for episode in episodes]
+
+
+def reading_samples(problems: Sequence[Problem]) -> list[Sample]:
+    """The short model's base: terse solutions in which the long thoughts are given (mask 0) and only the totals are learned.
+
+    So it adds and reads, but never learns to multiply: alone it is fast and wrong, which is what a short thinker is.
+    """
+    tokenizer, rng, samples = build_tokenizer(SHORT), random.Random(0), []
+    for problem in problems:
+        ids, mask = list(encode_problem(tokenizer, "", problem.question)), []
+        mask += [0] * len(ids)
+        for role, text, stop in dialogue(problem, rng, redundancy=0.0):
+            part = encode_plain(tokenizer, text) + ((tokenizer.eos_token_id,) if stop == END_ANSWER else encode_plain(tokenizer, GAP))
+            ids += part
+            mask += [int(role == SHORT)] * len(part)
+        zeros = (0.0,) * len(ids)
+        samples.append(Sample(role=SHORT, token_ids=tuple(ids), mask=tuple(mask), logprobs=zeros, advantages=zeros))
+    return samples
 
 
 def cold_start_samples(config: LongShortConfig, role: str, problems: Sequence[Problem]) -> list[Sample]:
@@ -53,14 +70,23 @@ def cold_start_samples(config: LongShortConfig, role: str, problems: Sequence[Pr
     return samples
 
 
-def train_base(config: LongShortConfig, role: str, folder: str, style: str = "verbose") -> None:
-    """A model of the role's shape, from random weights, on solo traces; saved into `folder`."""
+def train_base(config: LongShortConfig, role: str, folder: str) -> None:
+    """A model of the role's shape from random weights; saved into `folder`.
+
+    The long model learns terse solutions first, then the verbose teacher's: from verbose traces alone, whether it ever finds the right
+    digit in a long text is a matter of luck with the seed. The short model learns by reading (see `reading_samples`).
+    """
     mini, shape = config.miniature, getattr(config.miniature, role)
     tokenizer = build_tokenizer(role)
     model = build_model(tokenizer, shape, config.seed, max_position_embeddings=config.role(role).engine.max_model_len)
     problems = make_problems("train", mini.num_train, config.seed)
-    samples = base_samples(config, role, problems, style)
-    _fit(model, samples, folder, config, shape.base_steps, mini.base_batch, shape.base_learning_rate)
+    if role == LONG:
+        _fit(model, solo_samples(config, role, compressed_trace, problems), folder, config, shape.terse_steps, shape.base_learning_rate)
+        _fit(model, solo_samples(config, role, teacher_trace, problems), folder, config, shape.base_steps, shape.base_learning_rate)
+    else:
+        # Plain digits, which it must find in the question by itself, are rare in the problems: half of its reading has more of them.
+        problems[::2] = make_problems("train", len(problems[::2]), config.seed, product_share=0.2)
+        _fit(model, reading_samples(problems), folder, config, shape.base_steps, shape.base_learning_rate)
     save(model, tokenizer, folder)
 
 
@@ -71,11 +97,11 @@ def train_cold_start(config: LongShortConfig, role: str, base: str, folder: str)
     mini, shape = config.miniature, getattr(config.miniature, role)
     model = AutoModelForCausalLM.from_pretrained(base)
     samples = cold_start_samples(config, role, make_problems("train", mini.cold_start_episodes, config.seed + 1))
-    _fit(model, samples, folder, config, shape.cold_start_steps, mini.cold_start_batch, shape.cold_start_learning_rate)
+    _fit(model, samples, folder, config, shape.cold_start_steps, shape.cold_start_learning_rate)
     save(model, build_tokenizer(role), folder)
 
 
-def _fit(model, samples: list[Sample], folder: str, config: LongShortConfig, steps: int, batch: int, learning_rate: float) -> None:
+def _fit(model, samples: list[Sample], folder: str, config: LongShortConfig, steps: int, learning_rate: float) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     shown = 0.0
 
@@ -87,4 +113,5 @@ def _fit(model, samples: list[Sample], folder: str, config: LongShortConfig, ste
             partial.write_text(json.dumps({"step": step + 1, "steps": steps, "loss": loss}))
             os.replace(partial, Path(folder) / PROGRESS)
 
+    batch = config.miniature.batch_size
     fit(model, samples, steps=steps, batch_size=batch, learning_rate=learning_rate, seed=config.seed, on_step=report)

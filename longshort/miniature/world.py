@@ -25,9 +25,9 @@ NAMES = "abcd"
 PRODUCT_SHARE, MAX_PRODUCTS = 0.7, 3
 GAP = "\n\n"
 QUESTION, RESTATE, WRAP = "Last digit of ", "We need the last digit of ", "So the last digit is "
-CHECK, WAIT, TOTAL, TIMES, BOXED = "Check ", "Wait, that is wrong. ", "Total ", ", *", "\\boxed{"
+CHECK, WAIT, TOTAL, TIMES, ARROW, BOXED = "Check ", "Wait, that is wrong. ", "Total ", ", *", " -> ", "\\boxed{"
 LABELS = tuple(sign + name + ": " for name in NAMES for sign in (("",) if name == "a" else ("+", "-")))
-PHRASES = (GAP, QUESTION, RESTATE, CHECK, WAIT, WRAP, TIMES, BOXED, *LABELS, *(TOTAL + label for label in LABELS))
+PHRASES = (GAP, QUESTION, RESTATE, CHECK, WAIT, WRAP, TIMES, ARROW, BOXED, *LABELS, *(TOTAL + label for label in LABELS))
 """Strings that are one token each in the miniature's vocabularies."""
 
 RESTATE_SHARE, CHECK_SHARE, SECOND_CHECK_SHARE, ERROR_SHARE, TOTAL_CHECK_SHARE, WRAP_SHARE = 0.4, 0.6, 0.5, 0.03, 0.3, 0.8
@@ -61,45 +61,24 @@ class Term:
         return (total - self.value if self.label.startswith("-") else total + self.value) % 10
 
 
-def make_problems(split: Split, count: int, seed: int) -> list[Problem]:
+def make_problems(split: Split, count: int, seed: int, *, product_share: float = PRODUCT_SHARE) -> list[Problem]:
     """`count` distinct problems of one split. A hash of the expression decides the split, so no seed can move a problem into another.
 
-    Two tenths are held out: "dev" to choose settings on, "test" to report. Ids depend on the expression alone.
+    Two tenths are held out: "dev" to choose settings on, "test" to report. Ids depend on the expression alone. `product_share` is the
+    probability that a term is a product.
     """
     if split not in ("train", "dev", "test"):
         raise LongShortError(f"split must be 'train', 'dev' or 'test', got {split!r}")
     rng = random.Random(f"{split} {seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        terms = _random_terms(rng)
+        terms = _random_terms(rng, product_share)
         expression = _expression(terms)
         digest = hashlib.sha256(expression.encode()).hexdigest()
         if expression not in problems and _split_of(digest) == split:
             question, answer = f"{QUESTION}{expression}?", str(_totals(terms)[-1])
             problems[expression] = Problem(id=f"mini-{digest[:12]}", question=question, answer=answer)
     return list(problems.values())
-
-
-def make_sums(count: int, seed: int) -> list[Problem]:
-    """`count` distinct problems of two to four digits without any product: a base on which the short model never learns to multiply.
-
-    None of them occurs in `make_problems`, whose problems all hold a product.
-    """
-    rng = random.Random(f"sums {seed}")
-    sums: dict[str, Problem] = {}
-    while len(sums) < count:
-        terms = [Term(_label(name, rng), (rng.randint(1, 9),)) for name in NAMES[: rng.randint(2, 4)]]
-        expression = _expression(terms)
-        digest = hashlib.sha256(expression.encode()).hexdigest()
-        sums[expression] = Problem(id=f"sum-{digest[:12]}", question=f"{QUESTION}{expression}?", answer=str(_totals(terms)[-1]))
-    return list(sums.values())
-
-
-def sum_trace(problem: Problem) -> str:
-    """The tersest solution of a plain sum: a total per digit, then the boxed answer."""
-    terms = terms_of(problem)
-    totals = [_total(index, term, total) for index, (term, total) in enumerate(zip(terms, [0, *_totals(terms)[:-1]], strict=True))]
-    return GAP.join([*totals, f"{BOXED}{problem.answer}}}"])
 
 
 def terms_of(problem: Problem) -> list[Term]:
@@ -124,7 +103,7 @@ def teacher_trace(problem: Problem, rng: random.Random) -> str:
     terms = terms_of(problem)
     thoughts = [f"{RESTATE}{_expression(terms)}."] if rng.random() < RESTATE_SHARE else []
     total = 0
-    for index, term in enumerate(terms):
+    for term in terms:
         if term.is_product:
             if rng.random() < ERROR_SHARE:
                 wrong = (term.value + rng.randrange(1, 10)) % 10
@@ -132,7 +111,7 @@ def teacher_trace(problem: Problem, rng: random.Random) -> str:
             else:
                 thoughts.append(_product(term))
             thoughts += [CHECK + _product(term)] * _checks(rng, CHECK_SHARE, SECOND_CHECK_SHARE)
-        thoughts.append(_total(index, term, total))
+        thoughts.append(_total(term, total))
         thoughts += [CHECK + thoughts[-1]] * (rng.random() < TOTAL_CHECK_SHARE)
         total = term.added_to(total)
     thoughts += [f"{WRAP}{total}."] * (rng.random() < WRAP_SHARE)
@@ -156,7 +135,7 @@ def dialogue(problem: Problem, rng: random.Random, redundancy: float) -> list[Me
         messages.append((LONG, GAP.join([*restated, _product(terms[product]), *checks]), END_THINK))
         thoughts = []
         for index in range(start, stop):
-            thoughts.append(_total(index, terms[index], total))
+            thoughts.append(_total(terms[index], total))
             thoughts += [CHECK + thoughts[-1]] * (rng.random() < redundancy)
             total = terms[index].added_to(total)
         if stop == len(terms):
@@ -174,12 +153,12 @@ def _split_of(digest: str) -> Split:
     return {0: "test", 1: "dev"}.get(int(digest, 16) % 10, "train")
 
 
-def _random_terms(rng: random.Random) -> list[Term]:
+def _random_terms(rng: random.Random, product_share: float) -> list[Term]:
     """Two to four terms of which one to three are products."""
     while True:
         terms = []
         for name in NAMES[: rng.randint(2, 4)]:
-            factors = rng.sample(DIGITS, rng.randint(3, 4)) if rng.random() < PRODUCT_SHARE else [rng.randint(1, 9)]
+            factors = rng.sample(DIGITS, rng.randint(3, 4)) if rng.random() < product_share else [rng.randint(1, 9)]
             terms.append(Term(_label(name, rng), tuple(factors)))
         if 1 <= sum(term.is_product for term in terms) <= MAX_PRODUCTS:
             return terms
@@ -212,11 +191,13 @@ def _product(term: Term, ends_with: int | None = None) -> str:
     return f"{text if ends_with is None else text[:-1] + str(ends_with)}."
 
 
-def _total(index: int, term: Term, total: int) -> str:
-    """`Total a: 8.` for the first term, then `Total -b: 8-6=2.`: the running total after this term."""
-    if index == 0:
-        return f"{TOTAL}{term.label}{term.value}."
-    return f"{TOTAL}{term.label}{total}{term.label[0]}{term.value}={term.added_to(total)}."
+def _total(term: Term, total: int) -> str:
+    """`Total -b: 8-6 -> 2.`: the running total after this term.
+
+    The arrow stands before running totals and nothing else, so that the last one can be found from anywhere behind it; with `=` there
+    every other mistake of the long model was a total taken up wrongly after a long product.
+    """
+    return f"{TOTAL}{term.label}{total}{'-' if term.label.startswith('-') else '+'}{term.value}{ARROW}{term.added_to(total)}."
 
 
 def _checks(rng: random.Random, first: float, second: float) -> int:
