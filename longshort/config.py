@@ -165,7 +165,7 @@ class LongShape(ModelShape):
     terse_steps: Natural = 480
     base_steps: Count = 450
     base_learning_rate: Rate = 3e-3
-    cold_start_steps: Count = 120
+    cold_start_steps: Count = 100
     cold_start_learning_rate: Rate = 2e-3
 
 
@@ -179,7 +179,7 @@ class ShortShape(ModelShape):
     intermediate_size: Count = 128
     base_steps: Count = 1500
     base_learning_rate: Rate = 4e-3
-    cold_start_steps: Count = 400
+    cold_start_steps: Count = 300
     cold_start_learning_rate: Rate = 2e-3
 
 

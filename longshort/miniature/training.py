@@ -15,7 +15,7 @@ from longshort.learning.supervised import fit
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import FINAL_NOTICE, build_tokenizer
 from longshort.miniature.world import GAP, compressed_trace, dialogue, hard_parts, make_problems, teacher_trace
-from longshort.team.protocols import END_ANSWER, LongShort, Solo, demonstration, encode_plain, encode_problem
+from longshort.team.protocols import END_ANSWER, END_THINK, RETHINK, LongShort, Solo, demonstration, encode_plain, encode_problem, special_ids
 from longshort.types import LONG, ROLES, SHORT, Problem, Sample
 
 PROGRESS = "progress.json"
@@ -29,17 +29,21 @@ def solo_samples(config: LongShortConfig, role: str, write: Callable[[Problem, r
     return [sample_of(episode, role, 0.0) for episode in episodes]
 
 
-def reading_samples(problems: Sequence[Problem]) -> list[Sample]:
-    """The short model's base: terse solutions in which the long thoughts are given (mask 0) and only the totals are learned.
+def reading_samples(problems: Sequence[Problem], redundancy: float) -> list[Sample]:
+    """The short model's base: solutions, half of them terse, in which the long thoughts are given (mask 0) and only the totals are
+    learned, and where to hand over (`</rethink>` before each further product).
 
     So it adds and reads, but never learns to multiply: alone it is fast and wrong, which is what a short thinker is.
     """
     tokenizer, rng, samples = build_tokenizer(SHORT), random.Random(0), []
+    after = {END_THINK: encode_plain(tokenizer, GAP), END_ANSWER: (tokenizer.eos_token_id,)} | {
+        RETHINK: (special_ids(tokenizer, (RETHINK,))[RETHINK],)
+    }
     for problem in problems:
-        ids, mask = list(encode_problem(tokenizer, "", problem.question)), []
-        mask += [0] * len(ids)
-        for role, text, stop in dialogue(problem, rng, redundancy=0.0):
-            part = encode_plain(tokenizer, text) + ((tokenizer.eos_token_id,) if stop == END_ANSWER else encode_plain(tokenizer, GAP))
+        ids = list(encode_problem(tokenizer, "", problem.question))
+        mask = [0] * len(ids)
+        for role, text, stop in dialogue(problem, rng, rng.choice((0.0, redundancy))):
+            part = encode_plain(tokenizer, text) + after[stop]
             ids += part
             mask += [int(role == SHORT)] * len(part)
         zeros = (0.0,) * len(ids)
@@ -84,9 +88,7 @@ def train_base(config: LongShortConfig, role: str, folder: str) -> None:
         _fit(model, solo_samples(config, role, compressed_trace, problems), folder, config, shape.terse_steps, shape.base_learning_rate)
         _fit(model, solo_samples(config, role, teacher_trace, problems), folder, config, shape.base_steps, shape.base_learning_rate)
     else:
-        # Plain digits, which it must find in the question by itself, are rare in the problems: half of its reading has more of them.
-        problems[::2] = make_problems("train", len(problems[::2]), config.seed, product_share=0.2)
-        _fit(model, reading_samples(problems), folder, config, shape.base_steps, shape.base_learning_rate)
+        _fit(model, reading_samples(problems, mini.redundancy), folder, config, shape.base_steps, shape.base_learning_rate)
     save(model, tokenizer, folder)
 
 

@@ -1,9 +1,9 @@
 """A small verifiable world: last digits of sums of products, a rule-based teacher, and the dialogues of the cold start.
 
-    Last digit of a: 4*6*2+b: 2*9*7-c: 9?          48 + 126 - 9 = 165 -> 5
+    Last digit of a: 4*6*2+b: 2*9*7-c: 3*7*9?          48 + 126 - 189 = -15 -> 5
 
-A term is a product of three or four distinct digits (the hard part: work for the long model) or one digit. Every running quantity is one
-digit, so models of half a million parameters learn it from nothing. Each thought begins with the label of its term, sign included; the
+A term is a product of three or four distinct digits: the hard part, work for the long model. Every running quantity is one digit, so
+models of half a million parameters learn it from nothing. Each thought begins with the label of its term, sign included; the
 label is one token, which turns "which digit comes next?" from counting into a look-up by (label, previous digit).
 """
 
@@ -21,8 +21,9 @@ from longshort.types import LONG, SHORT, LongShortError, Problem
 
 DIGITS = (2, 3, 4, 6, 7, 8, 9)
 """Factors: neither 5 nor 1 nor 0, so that no running product gets stuck at 0 or 5 or is copied."""
-NAMES = "abcd"
-PRODUCT_SHARE, MAX_PRODUCTS = 0.7, 3
+NAMES = "abc"
+TERMS = (1, 2, 2, 3, 3)
+"""How many products a problem has, each entry equally likely."""
 GAP = "\n\n"
 QUESTION, RESTATE, WRAP = "Last digit of ", "We need the last digit of ", "So the last digit is "
 CHECK, WAIT, TOTAL, TIMES, ARROW, BOXED = "Check ", "Wait, that is wrong. ", "Total ", ", *", " -> ", "\\boxed{"
@@ -39,7 +40,7 @@ Message = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One signed summand: Term(label="-b: ", factors=(2, 9, 7)); a single factor is a plain digit."""
+    """One signed summand: Term(label="-b: ", factors=(2, 9, 7)); a single factor is a plain digit (the generator makes none)."""
 
     label: str
     factors: tuple[int, ...]
@@ -61,18 +62,17 @@ class Term:
         return (total - self.value if self.label.startswith("-") else total + self.value) % 10
 
 
-def make_problems(split: Split, count: int, seed: int, *, product_share: float = PRODUCT_SHARE) -> list[Problem]:
+def make_problems(split: Split, count: int, seed: int) -> list[Problem]:
     """`count` distinct problems of one split. A hash of the expression decides the split, so no seed can move a problem into another.
 
-    Two tenths are held out: "dev" to choose settings on, "test" to report. Ids depend on the expression alone. `product_share` is the
-    probability that a term is a product.
+    Two tenths are held out: "dev" to choose settings on, "test" to report. Ids depend on the expression alone.
     """
     if split not in ("train", "dev", "test"):
         raise LongShortError(f"split must be 'train', 'dev' or 'test', got {split!r}")
     rng = random.Random(f"{split} {seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        terms = _random_terms(rng, product_share)
+        terms = _random_terms(rng)
         expression = _expression(terms)
         digest = hashlib.sha256(expression.encode()).hexdigest()
         if expression not in problems and _split_of(digest) == split:
@@ -84,7 +84,7 @@ def make_problems(split: Split, count: int, seed: int, *, product_share: float =
 def terms_of(problem: Problem) -> list[Term]:
     """The terms of a problem of this world; raises LongShortError for a question from elsewhere."""
     body = problem.question.removeprefix(QUESTION).removesuffix("?")
-    terms = [Term(label, tuple(map(int, digits.split("*")))) for label, digits in re.findall(r"([+-]?[a-d]: )(\d(?:\*\d)*)", body)]
+    terms = [Term(label, tuple(map(int, digits.split("*")))) for label, digits in re.findall(r"([+-]?[a-c]: )(\d(?:\*\d)*)", body)]
     if not terms or f"{QUESTION}{_expression(terms)}?" != problem.question:
         raise LongShortError(f"problem {problem.id}: {problem.question!r} is not of the miniature world ('{QUESTION}a: 4*6*2+b: 9?')")
     return terms
@@ -153,15 +153,9 @@ def _split_of(digest: str) -> Split:
     return {0: "test", 1: "dev"}.get(int(digest, 16) % 10, "train")
 
 
-def _random_terms(rng: random.Random, product_share: float) -> list[Term]:
-    """Two to four terms of which one to three are products."""
-    while True:
-        terms = []
-        for name in NAMES[: rng.randint(2, 4)]:
-            factors = rng.sample(DIGITS, rng.randint(3, 4)) if rng.random() < product_share else [rng.randint(1, 9)]
-            terms.append(Term(_label(name, rng), tuple(factors)))
-        if 1 <= sum(term.is_product for term in terms) <= MAX_PRODUCTS:
-            return terms
+def _random_terms(rng: random.Random) -> list[Term]:
+    """One to three products."""
+    return [Term(_label(name, rng), tuple(rng.sample(DIGITS, rng.randint(3, 4)))) for name in NAMES[: rng.choice(TERMS)]]
 
 
 def _label(name: str, rng: random.Random) -> str:
