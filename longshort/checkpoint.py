@@ -60,14 +60,17 @@ def verify(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LongShortError(f"checkpoint {folder}: {MANIFEST} is damaged ({error}); resume from an older checkpoint") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise LongShortError(f"{folder} is a foreign checkpoint: format {facts.get('format') if isinstance(facts, dict) else facts!r}, expected {FORMAT!r}")
+        raise LongShortError(
+            f"{folder} is a foreign checkpoint: format {facts.get('format') if isinstance(facts, dict) else facts!r}, expected {FORMAT!r}"
+        )
     for name, entry in facts["files"].items():
         path = folder / name
         if not path.is_file():
             raise LongShortError(f"checkpoint {folder}: {name} is missing; resume from an older checkpoint")
         if path.stat().st_size != entry["bytes"]:
             raise LongShortError(
-                f"checkpoint {folder}: {name} is truncated: {path.stat().st_size} bytes, {entry['bytes']} were written; resume from an older checkpoint"
+                f"checkpoint {folder}: {name} is truncated: {path.stat().st_size} bytes, {entry['bytes']} were written; "
+                "resume from an older checkpoint"
             )
         if _hash(path) != entry["sha256"]:
             raise LongShortError(f"checkpoint {folder}: {name} is altered (its sha256 differs); resume from an older checkpoint")

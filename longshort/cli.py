@@ -1,10 +1,10 @@
 """The commands. Arguments are parsed before anything heavy is imported, so that `--help` answers at once.
 
-    longshort run    recipe.yaml [key.sub=value …]            all stages the recipe configures; continues where it stopped
-    longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
-    longshort eval   recipe.yaml [--solo long|short]           accuracy and tokens of the pair, or of one model alone
-    longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
-    longshort doctor                                           what is installed, what would be used, what is missing
+longshort run    recipe.yaml [key.sub=value …]            all stages the recipe configures; continues where it stopped
+longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
+longshort eval   recipe.yaml [--solo long|short]           accuracy and tokens of the pair, or of one model alone
+longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
+longshort doctor                                           what is installed, what would be used, what is missing
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
 
     recipe_verb("run", _run, "All stages that the recipe configures, continuing where an earlier run stopped.")
     train = recipe_verb("train", _train, "Reinforcement learning of both models.")
-    train.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="continue from the newest, or this, checkpoint")
+    train.add_argument(
+        "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="continue from the newest, or this, checkpoint"
+    )
     evaluate = recipe_verb("eval", _eval, "Accuracy, tokens and cost on eval.dataset.")
     evaluate.add_argument("--solo", choices=("long", "short"), help="this model alone, in one turn, instead of the pair")
     evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the models of this team checkpoint instead of the recipe's")

@@ -1,7 +1,7 @@
 """A live pair: two policies, each an engine and (when training) a learner, a protocol between them, and a grader.
 
-    async with Pair(config, {"long": "models/a", "short": "models/b"}) as pair:
-        await pair.evaluate(problems)
+async with Pair(config, {"long": "models/a", "short": "models/b"}) as pair:
+    await pair.evaluate(problems)
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def make_protocol(config: LongShortConfig):
 class Pair:
     """Starts the roles' engines (and learners, if `total_updates` is given) side by side; closes all of them on the way out."""
 
-    def __init__(self, config: LongShortConfig, models: Mapping[str, str], *, total_updates: Mapping[str, int] | None = None, protocol=None):
+    def __init__(
+        self, config: LongShortConfig, models: Mapping[str, str], *, total_updates: Mapping[str, int] | None = None, protocol=None
+    ):
         self.config, self.models, self.total_updates = config, dict(models), total_updates
         self.protocol = protocol or make_protocol(config)
         self.policies: dict[str, LivePolicy] = {}
@@ -109,7 +111,9 @@ class Pair:
     async def _start(self) -> None:
         from transformers import AutoTokenizer
 
-        self.pool = GradingPool(workers=self.config.grading.workers, timeout_s=self.config.grading.timeout_s, memory_mb=self.config.grading.memory_mb)
+        self.pool = GradingPool(
+            workers=self.config.grading.workers, timeout_s=self.config.grading.timeout_s, memory_mb=self.config.grading.memory_mb
+        )
         for role in self.protocol.roles:
             model = self.models[role]
             engine = ray_cluster.RemoteEngine(role, model, self.config, AutoTokenizer.from_pretrained(model))
@@ -128,6 +132,8 @@ class Pair:
 
     async def evaluate(self, problems: Sequence[Problem], *, temperature: float, num_samples: int = 1, seed: int = 0) -> Evaluation:
         """Run held-out problems with the pair as it is now."""
-        decoding = Decoding(temperature=temperature, top_p=self.config.top_p if temperature else 1.0, top_k=self.config.top_k if temperature else 0)
+        decoding = Decoding(
+            temperature=temperature, top_p=self.config.top_p if temperature else 1.0, top_k=self.config.top_k if temperature else 0
+        )
         async with console.heartbeat(lambda: f"evaluating {len(problems)} problems at temperature {temperature:g}"):
             return await evaluate(self.policies, self.protocol, problems, self.pool, decoding, num_samples=num_samples, seed=seed)

@@ -53,7 +53,10 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
         undo()
     summary = write_summary(config, names)
     console.say(final_table(summary))
-    console.say(f"\nwritten to {config.output_dir}: summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/   ({console.duration(time.monotonic() - began)})")
+    console.say(
+        f"\nwritten to {config.output_dir}: summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/   "
+        f"({console.duration(time.monotonic() - began)})"
+    )
     return summary
 
 
@@ -100,7 +103,9 @@ async def cold_start(config: LongShortConfig) -> dict[str, Any]:
     from longshort.miniature.training import train_cold_start
 
     folders = {role: str(model_folder(config, f"cold-{role}")) for role in ROLES}
-    await _side_by_side({role: (train_cold_start, config, role, str(model_folder(config, f"base-{role}")), folders[role]) for role in ROLES})
+    await _side_by_side(
+        {role: (train_cold_start, config, role, str(model_folder(config, f"base-{role}")), folders[role]) for role in ROLES}
+    )
     return folders
 
 

@@ -25,7 +25,9 @@ def _tensorboard(config: LongShortConfig) -> Tracker:
 
 
 def _wandb(config: LongShortConfig) -> Tracker:
-    run = importlib.import_module("wandb").init(project="longshort", name=Path(config.output_dir).name, config=config.model_dump(), resume="allow")
+    run = importlib.import_module("wandb").init(
+        project="longshort", name=Path(config.output_dir).name, config=config.model_dump(), resume="allow"
+    )
     return lambda step, metrics: run.log(dict(metrics), step=step)
 
 
@@ -45,7 +47,9 @@ def open_trackers(config: LongShortConfig) -> Tracker:
         try:
             trackers.append(TRACKERS[name](config))
         except ImportError as error:
-            raise LongShortError(f"report_to asks for {name!r}, which is not installed ({error}): pip install 'longshort[tracking]'") from error
+            raise LongShortError(
+                f"report_to asks for {name!r}, which is not installed ({error}): pip install 'longshort[tracking]'"
+            ) from error
     path = Path(config.output_dir) / "metrics.jsonl"
 
     def log(step: int, metrics: Mapping[str, float]) -> None:

@@ -1,7 +1,7 @@
 """LongShortTrainer: two different models, one training run.
 
-    trainer = LongShortTrainer(long="models/a", short="models/b", train_dataset=problems, args=LongShortConfig(output_dir="runs/x", max_steps=100))
-    trainer.train()
+    args = LongShortConfig(output_dir="runs/x", max_steps=100)
+    LongShortTrainer(long="models/a", short="models/b", train_dataset=problems, args=args).train()
 
 The command line's `longshort train recipe.yaml` and a Ray job make exactly this object.
 """
@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from longshort import __version__, checkpoint, console
+from longshort import checkpoint, console
 from longshort.config import LongShortConfig, dump, parse
-from longshort.learning.advantages import advantages, zero_variance
-from longshort.learning.loop import Step, role_schedule, train_loop
+from longshort.learning.advantages import advantages
+from longshort.learning.loop import role_schedule, train_loop
 from longshort.pair import Pair, make_protocol
-from longshort.team.metrics import group_metrics
+from longshort.progress import Progress
 from longshort.team.rewards import SynergyReward
 from longshort.team.rollout import Decoding, RewardFunction
-from longshort.tracking import open_trackers
 from longshort.types import Group, LongShortError, Problem
 
 RESUMABLE_CHANGES = {
@@ -77,7 +74,7 @@ class LongShortTrainer:
                 raise LongShortError(f"{role}.model is empty: name a model folder or a hub name for the {role} role")
 
     def train(self, resume: bool | str | Path = False) -> dict[str, float]:
-        """Train to `max_steps`; returns the last step's metrics. `resume`: True for the newest checkpoint of output_dir, or a checkpoint folder.
+        """Train to `max_steps`; returns the last step's metrics. `resume`: True (output_dir's newest checkpoint), or a checkpoint folder.
 
         SIGINT and SIGTERM save a checkpoint and raise Interrupted. No process outlives the call.
         """
@@ -105,7 +102,8 @@ class LongShortTrainer:
         for key in sorted(current.keys() - RESUMABLE_CHANGES):
             if saved.get(key) != current[key]:
                 raise LongShortError(
-                    f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current[key]!r}; restore it, or start a new run in another output_dir"
+                    f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current[key]!r}; restore it, or start a new run "
+                    "in another output_dir"
                 )
         return folder
 
@@ -120,7 +118,7 @@ class LongShortTrainer:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         (self.output_dir / "episodes").mkdir(exist_ok=True)
         (self.output_dir / "recipe.yaml").write_text(dump(self.config))
-        progress = _Progress(self, pair)
+        progress = Progress(self, pair)
         if folder:
             facts = checkpoint.verify(folder)
             progress.done = facts["step"]
@@ -170,104 +168,6 @@ class LongShortTrainer:
 
     def advantage(self, groups: Sequence[Group], role: str) -> list[list[float]]:
         return advantages(groups, role, self.config.advantage, self.config.scale_rewards)
-
-
-class _Progress:
-    """What surrounds the loop: log lines, metrics, episodes, checkpoints."""
-
-    def __init__(self, trainer: LongShortTrainer, pair: Pair):
-        self.trainer, self.pair, self.config = trainer, pair, trainer.config
-        self.done, self.saved, self.metrics = 0, -1, {}
-        self._log = open_trackers(self.config)
-        self._began, self._started_at = time.monotonic(), None
-        self._engines: dict[str, dict[str, float]] = {}
-
-    def status(self) -> str:
-        waiting = {role: len(policy.engine._pending) for role, policy in self.pair.policies.items()}
-        return f"step {self.done + 1}/{self.trainer.steps}, turns being sampled: {waiting}"
-
-    async def after(self, step: Step) -> None:
-        if self._started_at is None:
-            self._started_at = step.index
-        self.done = step.index + 1
-        self.metrics = await self._metrics(step)
-        self._log(self.done, self.metrics)
-        self._write_episodes(step)
-        self._print(step)
-        if self.config.save_steps and self.done % self.config.save_steps == 0:
-            await self.save()
-
-    async def _metrics(self, step: Step) -> dict[str, float]:
-        metrics = group_metrics(step.groups, self.trainer.protocol, self.config.prices)
-        for role, update in step.updates.items():
-            metrics |= {f"{role}/{name}": value for name, value in update.items()}
-            metrics[f"{role}/zero_variance_groups"] = sum(zero_variance(group, role, self.config.advantage) for group in step.groups)
-        for role, policy in self.pair.policies.items():
-            stats, before = await policy.engine.stats(), self._engines.get(role, {})
-            delta = {name: value - before.get(name, 0) for name, value in stats.items()}
-            self._engines[role] = stats
-            metrics[f"rollout/idle_frac/{role}"] = max(0.0, 1 - delta["busy_s"] / step.rollout_s) if before else 0.0
-            metrics[f"rollout/prefix_cache_hits/{role}"] = delta["cached_tokens"] / max(1, delta["prompt_tokens"])
-            metrics[f"rollout/engine_restarts/{role}"] = policy.engine.restarts
-        metrics |= {f"grading/{reason}": count for reason, count in self.pair.pool.counts.items()}
-        return metrics | {"perf/rollout_s": step.rollout_s, "perf/update_s": step.update_s, "perf/step_s": step.rollout_s + step.update_s}
-
-    def _print(self, step: Step) -> None:
-        if self.done % self.config.logging_steps == 0:
-            taken = time.monotonic() - self._began
-            per_step = taken / (self.done - self._started_at)
-            console.say(console.step_line(step.index, self.trainer.steps, self.metrics, per_step * (self.trainer.steps - self.done)))
-        if all(update.get("skipped_empty") for update in step.updates.values()):
-            console.say("! every group scored the same: nothing to learn from this step; harder problems, a higher temperature or more generations help")
-        for role, update in step.updates.items():
-            if update.get("skipped"):
-                console.say(f"! {role}: loss or gradient was not finite; the step was skipped (max_skipped_steps is {self.config.max_skipped_steps})")
-        if self.config.sample_steps and self.done % self.config.sample_steps == 0:
-            group = step.groups[0]
-            reward = group.rewards[0]
-            mean = sum(reward.totals.values()) / len(reward.totals)
-            console.say(console.dialogue(group.episodes[0], mean, reward.terms.get("correct", mean) > 0))
-
-    def _write_episodes(self, step: Step) -> None:
-        values = {role: self.trainer.advantage(step.groups, role) for role in self.trainer.protocol.roles}
-        with (self.trainer.output_dir / "episodes" / f"step-{self.done:06d}.jsonl").open("w", encoding="utf-8") as stream:
-            for i, group in enumerate(step.groups):
-                for j, episode in enumerate(group.episodes):
-                    row = _episode_row(self.done, group, j) | {"advantages": {role: value[i][j] for role, value in values.items()}}
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    async def save(self) -> Path:
-        """Commit both policies as they are now."""
-        folder = checkpoint.begin(self.trainer.output_dir, self.done)
-        calls = (policy.learner.call("save", str(folder / role), str(folder / "state" / role)) for role, policy in self.pair.policies.items())
-        await asyncio.gather(*calls)
-        facts = {
-            "step": self.done,
-            "versions": {role: policy.version for role, policy in self.pair.policies.items()},
-            "longshort": __version__,
-            "recipe": self.config.model_dump(mode="json"),
-        }
-        final = await asyncio.to_thread(checkpoint.commit, folder, facts)
-        checkpoint.prune(self.trainer.output_dir, self.config.save_total_limit)
-        self.saved = self.done
-        return final
-
-
-def _episode_row(step: int, group: Group, index: int) -> dict[str, Any]:
-    episode, reward = group.episodes[index], group.rewards[index]
-    turns = [
-        {
-            "role": turn.role,
-            "text": turn.completion.text,
-            "stop": turn.completion.stop,
-            "version": turn.completion.version,
-            "token_ids": turn.completion.token_ids,
-            "logprobs": [round(value, 4) for value in turn.completion.logprobs],
-        }
-        for turn in episode.turns
-    ]
-    problem = {"id": group.problem.id, "question": group.problem.question, "answer": group.problem.answer}
-    return {"step": step, "problem": problem, "stop": episode.stop, "turns": turns, "reward": dict(reward.totals), "terms": dict(reward.terms)}
 
 
 def _problems(dataset, config: LongShortConfig) -> list[Problem]:

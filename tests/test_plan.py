@@ -196,7 +196,7 @@ def test_problems_of_the_trainer_class_are_checked_in_place_of_the_recipes(recip
         ("config.json", '{"auto_map": {"AutoModel": "m.py"}}', "brings its own code (auto_map in config.json), which is never run"),
         ("config.json", '{"model_type": "bert"}', "has no 'num_attention_heads'"),
         ("model.safetensors", None, "holds no *.safetensors, no weights"),
-        ("model.safetensors", "\x09\x00\x00\x00\x00\x00\x00\x00{\"a\": 123", "are damaged"),
+        ("model.safetensors", '\x09\x00\x00\x00\x00\x00\x00\x00{"a": 123', "are damaged"),
         ("model.safetensors", "\x00\x00", "are damaged"),
     ],
 )

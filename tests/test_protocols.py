@@ -17,7 +17,11 @@ def protocol(**changes):
 
 
 def turn(role, stop, text="x", tokens=3, prompt=(1,)):
-    return Turn(role=role, prompt_ids=prompt, completion=Completion(token_ids=(7,) * tokens, logprobs=(0.0,) * tokens, text=text, stop=stop, version=0))
+    return Turn(
+        role=role,
+        prompt_ids=prompt,
+        completion=Completion(token_ids=(7,) * tokens, logprobs=(0.0,) * tokens, text=text, stop=stop, version=0),
+    )
 
 
 LONG_TURN, HAND_BACK = turn(LONG, "</think>"), turn(SHORT, "</rethink>")

@@ -149,7 +149,8 @@ def test_a_stop_during_a_rollout_drops_the_rollout():
         asyncio.get_running_loop().call_later(0.05, stop.set)
         await train_loop(
             start=0, steps=3, problems=lambda index: [PROBLEM], policies={LONG: stopping, SHORT: stopping}, protocol=PROTOCOL, reward=score,
-            advantage=lambda groups, role: [], schedule=lambda index: (LONG,), group_size=2, decoding=Decoding(), seed=0, after=seen.append, stop=stop,
+            advantage=lambda groups, role: [], schedule=lambda index: (LONG,), group_size=2, decoding=Decoding(), seed=0,
+            after=seen.append, stop=stop,
         )  # fmt: skip
 
     asyncio.run(asyncio.wait_for(go(), timeout=10))

@@ -51,7 +51,7 @@ def test_problem_order_is_epochs_of_permutations_fixed_by_the_seed(tmp_path, mod
 
 
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path, models):
-    with pytest.raises(LongShortError, match="long.model is empty"):
+    with pytest.raises(LongShortError, match=r"long\.model is empty"):
         LongShortTrainer(args=LongShortConfig(output_dir=str(tmp_path)), train_dataset=[{"problem": "1+1?", "answer": "2"}])
     with pytest.raises(LongShortError, match="no training problems"):
         LongShortTrainer(long=models[LONG], short=models[SHORT], args=LongShortConfig(output_dir=str(tmp_path)))
@@ -118,7 +118,9 @@ def test_a_signal_saves_and_leaves_no_process_behind(tmp_path, models, number):
     import psutil
 
     quick = {role: tiny_models.role(models[role], backend="transformers") for role in (LONG, SHORT)}
-    process = subprocess.Popen(start_command(tmp_path, models, max_steps=100_000, **quick), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        start_command(tmp_path, models, max_steps=100_000, **quick), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if line.startswith("step"):
             break
@@ -129,7 +131,9 @@ def test_a_signal_saves_and_leaves_no_process_behind(tmp_path, models, number):
     facts = checkpoint.verify(checkpoint.latest(tmp_path / "run"))
     assert facts["step"] >= 1
     deadline = time.monotonic() + 20
-    while (left := [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]) and time.monotonic() < deadline:
+    while (
+        left := [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    ) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
 
@@ -165,7 +169,15 @@ def test_way_three_a_ray_job_on_a_head_with_token_authentication(tmp_path, model
     def ray(*arguments, timeout=120, **changes):
         return subprocess.run(["ray", *arguments], env=environment | changes, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
-    head = ray("start", "--head", "--port=26379", "--dashboard-port=28265", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={short_folder()}")
+    head = ray(
+        "start",
+        "--head",
+        "--port=26379",
+        "--dashboard-port=28265",
+        "--num-cpus=2",
+        "--include-dashboard=true",
+        f"--temp-dir={short_folder()}",
+    )
     assert head.returncode == 0, head.stderr
     try:
         submit = ("job", "submit", "--address=http://127.0.0.1:28265")

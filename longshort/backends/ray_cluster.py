@@ -118,7 +118,11 @@ def make_learner(role: str, model: str, config: LongShortConfig, total_updates: 
 
 async def in_process(function: Callable[..., Any], *arguments: Any, threads: int = 1) -> Any:
     """Run a function in a worker process of its own and await its result; a LongShortError arrives as itself."""
-    options = {"num_cpus": cpu_share(), "max_retries": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}}}
+    options = {
+        "num_cpus": cpu_share(),
+        "max_retries": 0,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}},
+    }
     return await _unwrap(ray.remote(function).options(**options).remote(*arguments))
 
 
@@ -229,7 +233,8 @@ class RemoteEngine:
         _, sampling, _ = self._pending[request_id]
         if not 0 < len(completion.token_ids) <= sampling.max_tokens or not all(map(math.isfinite, completion.logprobs)):
             raise RuntimeError(
-                f"a broken completion: {len(completion.token_ids)} tokens (allowed 1 to {sampling.max_tokens}), log-probs {completion.logprobs[:3]}"
+                f"a broken completion: {len(completion.token_ids)} tokens (allowed 1 to {sampling.max_tokens}), "
+                f"log-probs {completion.logprobs[:3]}"
             )
         future = self._pending.pop(request_id)[2]
         if not future.done():
@@ -240,7 +245,8 @@ class RemoteEngine:
         self.restarts += 1
         if self.restarts > self._config.max_engine_restarts:
             raise LongShortError(
-                f"the {self.role} engine failed {self.restarts} times (max_engine_restarts is {self._config.max_engine_restarts}); last: {_reason(reason)}"
+                f"the {self.role} engine failed {self.restarts} times (max_engine_restarts is {self._config.max_engine_restarts}); "
+                f"last: {_reason(reason)}"
             ) from reason
         print(f"! {self.role} engine failed ({_reason(reason)}); restart {self.restarts} of {self._config.max_engine_restarts}", flush=True)
         ray.kill(self._actor)

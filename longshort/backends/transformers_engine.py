@@ -73,7 +73,9 @@ class TransformersCore:
         cache, rows = None, list(wave)
         while rows:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
-            output = self._model(inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = self._model(
+                inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
             cache = output.past_key_values
             tokens = [self._sample(row, logits) for row, logits in zip(rows, output.logits[:, -1].float().cpu(), strict=True)]
             alive = [i for i, row in enumerate(rows) if not row.stop]

@@ -51,7 +51,7 @@ class VllmCore:
             logprobs_mode="processed_logprobs",  # the default is raw: the sampling temperature would be missing
             disable_log_stats=True,
             max_num_batched_tokens=max(config.max_model_len, 8192),
-            # A seeded request that is prefilled in two parts kills a CPU engine: vLLM rewinds the generator, which torch's CPU one cannot do.
+            # A seeded request that is prefilled in two parts kills a CPU engine: vLLM rewinds its generator, which torch cannot on a CPU.
             enable_chunked_prefill=bool(config.num_gpus),
             seed=seed,
             generation_config="vllm",  # sampling defaults of the model's folder must not override the recipe's
@@ -117,7 +117,7 @@ class VllmCore:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        """Replace the weights in place and forget every cached prefix. Nothing is touched if a tensor is missing, misshapen or not finite."""
+        """Replace the weights in place and forget every cached prefix; nothing is touched if `check_weights` refuses them."""
         check_weights(weights, self._expected)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         if not self._engine.reset_prefix_cache():

@@ -41,7 +41,9 @@ def check_weights(weights: Mapping[str, Any], expected: Mapping[str, tuple[int, 
     """Raise LongShortError, before an engine is touched, for a missing, unknown, misshapen or non-finite tensor."""
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or unknown:
-        raise LongShortError(f"weight update refused: missing tensors {missing[:3]} ({len(missing)}), unknown tensors {unknown[:3]} ({len(unknown)})")
+        raise LongShortError(
+            f"weight update refused: missing tensors {missing[:3]} ({len(missing)}), unknown tensors {unknown[:3]} ({len(unknown)})"
+        )
     for name, tensor in weights.items():
         if tuple(tensor.shape) != expected[name]:
             raise LongShortError(f"weight update refused: {name} has shape {tuple(tensor.shape)}, the engine's model has {expected[name]}")
@@ -55,6 +57,7 @@ def check_canary(engine: Sequence[float], learner: Sequence[float], dtype: str, 
     gap = max(gaps)
     if not all(gap <= CANARY_TOLERANCE[dtype] for gap in gaps):  # NaN compares false, and hides from max()
         raise RuntimeError(
-            f"the {role} engine does not hold version {version}: its log-probs differ from the learner's by {gap:.3g} nats (allowed {CANARY_TOLERANCE[dtype]})"
+            f"the {role} engine does not hold version {version}: its log-probs differ from the learner's by {gap:.3g} nats "
+            f"(allowed {CANARY_TOLERANCE[dtype]})"
         )
     return gap

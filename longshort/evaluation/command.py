@@ -25,7 +25,11 @@ def evaluate_recipe(config: LongShortConfig, *, solo: str | None = None, checkpo
     if checkpoint_folder:
         checkpoint.verify(checkpoint_folder)
         models = {role: str(checkpoint_folder / role) for role in models}
-    protocol = Solo(role=solo, turn_tokens=config.protocol.episode_tokens, instructions=config.role(solo).instructions or "") if solo else make_protocol(config)
+    protocol = (
+        Solo(role=solo, turn_tokens=config.protocol.episode_tokens, instructions=config.role(solo).instructions or "")
+        if solo
+        else make_protocol(config)
+    )
     for role in protocol.roles:
         if not models[role]:
             raise LongShortError(f"{role}.model is empty: name a model folder or a hub name, or pass --checkpoint")
@@ -55,7 +59,12 @@ async def measure(config: LongShortConfig, pair: Pair, name: str) -> dict[str, A
     if settings.greedy:
         greedy = summarise(await pair.evaluate(problems, temperature=0.0), pair.protocol, config.prices)
         result |= {f"{key}_greedy": greedy[key] for key in ("accuracy", "interval", "tokens", "cost", "format")}
-    result |= {"models": dict(pair.models), "dataset": settings.dataset, "temperature": settings.temperature, "num_samples": settings.num_samples}
+    result |= {
+        "models": dict(pair.models),
+        "dataset": settings.dataset,
+        "temperature": settings.temperature,
+        "num_samples": settings.num_samples,
+    }
     target = Path(config.output_dir) / "eval" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1))

@@ -61,6 +61,8 @@ def summarise(evaluation: Evaluation, protocol, prices: Mapping[str, float]) -> 
     """Flat numbers for a table: accuracy with standard error and 95 % interval, then the episode metrics."""
     mean, error = accuracy(evaluation)
     problems = len(evaluation.correct) // evaluation.num_samples
-    interval = wilson(mean * problems, problems) if evaluation.num_samples == 1 else (max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error))
+    interval = (
+        wilson(mean * problems, problems) if evaluation.num_samples == 1 else (max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error))
+    )
     summary: dict[str, float | list[float]] = {"accuracy": mean, "stderr": error, "interval": list(interval), "n": problems}
     return summary | episode_metrics(evaluation.episodes, protocol, prices)

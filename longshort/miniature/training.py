@@ -15,13 +15,25 @@ from longshort.learning.supervised import fit
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import FINAL_NOTICE, build_tokenizer
 from longshort.miniature.world import GAP, compressed_trace, dialogue, hard_parts, make_problems, teacher_trace
-from longshort.team.protocols import END_ANSWER, END_THINK, RETHINK, LongShort, Solo, demonstration, encode_plain, encode_problem, special_ids
+from longshort.team.protocols import (
+    END_ANSWER,
+    END_THINK,
+    RETHINK,
+    LongShort,
+    Solo,
+    demonstration,
+    encode_plain,
+    encode_problem,
+    special_ids,
+)
 from longshort.types import LONG, ROLES, SHORT, Problem, Sample
 
 PROGRESS = "progress.json"
 
 
-def solo_samples(config: LongShortConfig, role: str, write: Callable[[Problem, random.Random], str], problems: Sequence[Problem]) -> list[Sample]:
+def solo_samples(
+    config: LongShortConfig, role: str, write: Callable[[Problem, random.Random], str], problems: Sequence[Problem]
+) -> list[Sample]:
     """One solo solution per problem, `write(problem, rng)`, in the role's own tokens."""
     rng, tokenizer = random.Random(f"{config.seed}/{role}/{write.__name__}"), build_tokenizer(role)
     protocol = Solo(role=role, turn_tokens=config.long.engine.max_model_len)

@@ -64,7 +64,7 @@ def special_ids(tokenizer, tags: Sequence[str]) -> dict[str, int]:
 
 
 class LongShort:
-    """The paper's dialogue: long writes `<think>…</think>`, short writes `<answer>…` and closes with `</answer>` or hands back with `</rethink>`.
+    """The paper's dialogue: long writes `<think>…</think>`, short `<answer>…` up to `</answer>`, or `</rethink>` to hand back.
 
     Ours: at most `max_exchanges` think/answer pairs (the paper's loop can run forever), per-turn and whole-episode token budgets, and on
     the last exchange the short model reads `final_notice`, which tells it that it must finish. `tags` is "text" (stop strings) or
@@ -120,7 +120,11 @@ class LongShort:
     def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
         """How many tokens this turn may have, and the name of the stop if they run out."""
         used = sum(len(turn.completion.token_ids) for turn in turns)
-        limits = (self.turn_tokens[speaker], "turn_length"), (self.episode_tokens - used, "episode_length"), (context - prompt_tokens, "context")
+        limits = (
+            (self.turn_tokens[speaker], "turn_length"),
+            (self.episode_tokens - used, "episode_length"),
+            (context - prompt_tokens, "context"),
+        )
         return min(limits, key=lambda limit: limit[0])
 
     def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:

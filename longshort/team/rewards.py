@@ -16,7 +16,10 @@ from longshort.types import Episode, Problem, Reward
 
 
 def kimi(correct: Sequence[bool], cost: Sequence[float], target: float) -> list[float]:
-    """0.5 - (cost - min)/(max - min) over the group; a wrong answer earns min(0, that); all equal: 0 (Kimi k1.5, arXiv 2501.12599, section 2.3.3)."""
+    """0.5 - (cost - min)/(max - min) over the group; a wrong answer earns min(0, that); all equal: 0.
+
+    Kimi k1.5, arXiv 2501.12599, section 2.3.3.
+    """
     low, high = min(cost), max(cost)
     if low == high:
         return [0.0] * len(cost)
@@ -64,7 +67,7 @@ def length_weight(config: RewardConfig, progress: float) -> float:
 
 
 class SynergyReward:
-    """The reward function of a run: grades the last `</answer>` turn in `pool`, then adds format and length. Async; every term is logged."""
+    """The reward function of a run: grades the last `</answer>` turn in `pool`, adds format and length; every term is logged."""
 
     def __init__(self, config: RewardConfig, prices: Mapping[str, float], protocol, pool):
         self.config, self.prices, self.protocol, self.pool = config, dict(prices), protocol, pool
