@@ -4,8 +4,8 @@ Everything is written into a hidden folder beside the target, each file flushed 
 rename makes it visible. So a crash at any point leaves the previous checkpoint untouched. Nothing is ever unpickled.
 
     checkpoint-50/{long/, short/}        two folders that `from_pretrained` loads
-    checkpoint-50/state/                 optimizer, scheduler and RNG of each role, recipe.yaml
-    checkpoint-50/manifest.json          step, policy versions, longshort version, sha256 of every file
+    checkpoint-50/state/                 optimizer, schedule position and RNG of each role
+    checkpoint-50/manifest.json          step, policy versions, recipe, longshort version, sha256 of every file
 """
 
 from __future__ import annotations
@@ -43,9 +43,13 @@ def commit(folder: Path, facts: dict[str, Any]) -> Path:
     manifest.write_text(json.dumps({"format": FORMAT, **facts, "files": files}, indent=1))
     _flush(manifest)
     final = folder.with_name(folder.name.removeprefix("."))
-    if final.exists():
-        shutil.rmtree(final)
-    folder.rename(final)
+    if final.exists():  # the same step again: the older copy stays whole until the new one is in its place
+        old = folder.with_name(f".checkpoint-old-{final.name}")
+        final.rename(old)
+        folder.rename(final)
+        shutil.rmtree(old)
+    else:
+        folder.rename(final)
     _flush(final.parent)
     return final
 

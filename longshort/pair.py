@@ -7,18 +7,20 @@ async with Pair(config, {"long": "models/a", "short": "models/b"}) as pair:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 
 from longshort import console
 from longshort.backends import ray_cluster
+from longshort.backends.remote_engine import RemoteEngine
 from longshort.backends.weight_sync import check_canary
 from longshort.config import LongShortConfig
 from longshort.evaluation.runner import Evaluation, evaluate
 from longshort.team.grading import GradingPool
 from longshort.team.protocols import PROTOCOLS, encode_problem
 from longshort.team.rollout import Decoding
-from longshort.types import Completion, Problem, Sample, Sampling
+from longshort.types import Completion, LongShortError, Problem, Sample, Sampling
 
 CANARY_TOKENS = 8
 CANARY_QUESTION = "What is 1+1?"
@@ -27,7 +29,7 @@ CANARY_QUESTION = "What is 1+1?"
 class LivePolicy:
     """One role's engine and learner. After every update the engine holds the learner's weights, proven by a canary."""
 
-    def __init__(self, role: str, engine: ray_cluster.RemoteEngine, learner: ray_cluster.RemoteLearner | None, config: LongShortConfig):
+    def __init__(self, role: str, engine: RemoteEngine, learner: ray_cluster.RemoteLearner | None, config: LongShortConfig):
         self.role, self.engine, self.learner, self.config = role, engine, learner, config
         self.tokenizer, self.context, self.version = engine.tokenizer, engine.context, 0
 
@@ -35,26 +37,31 @@ class LivePolicy:
         return await self.engine.generate(prompt_ids, sampling)
 
     async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Learn from the samples, then publish. A skipped step (nothing to learn, or not finite) publishes nothing."""
+        """Learn from the samples, then publish. An update without an optimizer step (nothing to learn, not finite) publishes nothing."""
         began = time.perf_counter()
         metrics = await self.learner.update(samples)
         learned = time.perf_counter()
-        if not metrics.get("skipped") and not metrics.get("skipped_empty"):
+        if metrics["optimizer_steps"]:
             metrics["weight_sync/canary_gap"] = await self.publish()
         return metrics | {"perf/learn_s": learned - began, "perf/weight_sync_s": time.perf_counter() - learned}
 
     async def publish(self) -> float:
         """Push the learner's weights and prove that the engine samples from them; returns the canary's gap in nats.
 
-        An engine that fails the proof is restarted once with the same weights; RuntimeError if it fails again.
+        An engine that fails the proof is restarted once with the same weights; LongShortError if it fails again.
         """
         self.version += 1
-        await self.engine.load_weights(self.learner.weights(), self.version)
+        weights = self.learner.weights()
+        await self.learner.call("ready")  # a learner that died making them is not the engine's failure
+        await self.engine.load_weights(weights, self.version)
         try:
             return await self._prove()
         except RuntimeError as error:
             await self.engine.restart(error)
+        try:
             return await self._prove()
+        except RuntimeError as error:
+            raise LongShortError(f"{error}, even after a restart; resume from the last checkpoint") from error
 
     async def _prove(self) -> float:
         prompt = encode_problem(self.tokenizer, "", CANARY_QUESTION)
@@ -65,11 +72,6 @@ class LivePolicy:
         engine_dtype, learner_dtype = self.config.role(self.role).engine.dtype, self.config.dtype
         loosest = engine_dtype if learner_dtype == "float32" else learner_dtype
         return check_canary(canary.logprobs, scores, loosest, self.role, self.version)
-
-    async def close(self) -> None:
-        self.engine.close()
-        if self.learner:
-            self.learner.close()
 
 
 def make_protocol(config: LongShortConfig):
@@ -90,45 +92,56 @@ def make_protocol(config: LongShortConfig):
 
 
 class Pair:
-    """Starts the roles' engines (and learners, if `total_updates` is given) side by side; closes all of them on the way out."""
+    """Starts the roles' engines (and learners, if `total_updates` is given) side by side; closes all of them on the way out.
+
+    Engines start from `models`, learners from `learner_models` (default: the same). An engine whose process is replaced starts from
+    `models` again before it gets the current weights, so those must outlive the run: a recipe's models, not a checkpoint's.
+    """
 
     def __init__(
-        self, config: LongShortConfig, models: Mapping[str, str], *, total_updates: Mapping[str, int] | None = None, protocol=None
+        self,
+        config: LongShortConfig,
+        models: Mapping[str, str],
+        *,
+        learner_models: Mapping[str, str] | None = None,
+        total_updates: Mapping[str, int] | None = None,
+        protocol=None,
     ):
         self.config, self.models, self.total_updates = config, dict(models), total_updates
+        self.learner_models = dict(learner_models or models)
         self.protocol = protocol or make_protocol(config)
         self.policies: dict[str, LivePolicy] = {}
+        self._undo = contextlib.ExitStack()
 
     async def __aenter__(self) -> Pair:
-        self._undo = ray_cluster.start(self.config)
         try:
             await self._start()
         except BaseException:
-            await self.__aexit__()
+            self._undo.close()
             raise
         return self
 
     async def _start(self) -> None:
         from transformers import AutoTokenizer
 
-        self.pool = GradingPool(
-            workers=self.config.grading.workers, timeout_s=self.config.grading.timeout_s, memory_mb=self.config.grading.memory_mb
-        )
+        self._undo.callback(ray_cluster.start(self.config))
+        grading = self.config.grading
+        self.pool = self._undo.enter_context(GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb))
         for role in self.protocol.roles:
-            model = self.models[role]
-            engine = ray_cluster.RemoteEngine(role, model, self.config, AutoTokenizer.from_pretrained(model))
-            learner = ray_cluster.make_learner(role, model, self.config, self.total_updates[role]) if self.total_updates else None
+            engine = ray_cluster.make_engine(role, self.models[role], self.config, AutoTokenizer.from_pretrained(self.models[role]))
+            self._undo.callback(engine.close)
+            learner = None
+            if self.total_updates:
+                learner = ray_cluster.make_learner(role, self.learner_models[role], self.config, self.total_updates[role])
+                self._undo.callback(learner.close)
             self.policies[role] = LivePolicy(role, engine, learner, self.config)
         backends = ", ".join(f"{role}: {policy.engine.backend}" for role, policy in self.policies.items())
         async with console.heartbeat(lambda: f"starting engines ({backends})"):
-            await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()))
+            learners = [policy.learner.call("ready") for policy in self.policies.values() if policy.learner]
+            await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()), *learners)
 
     async def __aexit__(self, *_: object) -> None:
-        for policy in self.policies.values():
-            await policy.close()
-        if hasattr(self, "pool"):
-            self.pool.close()
-        self._undo()
+        self._undo.close()
 
     async def evaluate(self, problems: Sequence[Problem], *, temperature: float, num_samples: int = 1, seed: int = 0) -> Evaluation:
         """Run held-out problems with the pair as it is now."""

@@ -102,6 +102,8 @@ def check_names(config: LongShortConfig) -> None:
     lookup(ADVANTAGES, config.advantage, "advantage")
     lookup(losses.LOSSES, config.loss.name, "loss.name")
     losses.check(config.loss)
+    if config.schedule == [] or (config.protocol.name == "solo" and config.schedule != "joint"):
+        raise LongShortError(f"schedule {config.schedule!r} leaves nobody to train; name at least one role, or joint (solo: joint only)")
 
 
 def check_output(config: LongShortConfig) -> None:

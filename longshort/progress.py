@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshort import __version__, checkpoint, console
+from longshort.data import load_problems
+from longshort.evaluation.runner import EVALUATION_SEED, summarise
 from longshort.learning.advantages import zero_variance
 from longshort.learning.loop import Step
 from longshort.pair import Pair
@@ -30,8 +33,16 @@ class Progress:
         self._began, self._started_at = time.monotonic(), None
         self._engines: dict[str, dict[str, float]] = {}
 
+    def continue_from(self, step: int) -> None:
+        """This run goes on after `step`, which is saved; later rows of an interrupted run's metrics are dropped."""
+        self.done = self.saved = step
+        path = self.trainer.output_dir / "metrics.jsonl"
+        if path.is_file():
+            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
     def status(self) -> str:
-        waiting = {role: len(policy.engine._pending) for role, policy in self.pair.policies.items()}
+        waiting = {role: policy.engine.waiting for role, policy in self.pair.policies.items()}
         return f"step {self.done + 1}/{self.trainer.steps}, turns being sampled: {waiting}"
 
     async def after(self, step: Step) -> None:
@@ -39,6 +50,8 @@ class Progress:
             self._started_at = step.index
         self.done = step.index + 1
         self.metrics = await self._metrics(step)
+        if self.config.eval_steps and self.done % self.config.eval_steps == 0:
+            self.metrics |= await self._evaluate()
         self._log(self.done, self.metrics)
         self._write_episodes(step)
         self._print(step)
@@ -52,13 +65,25 @@ class Progress:
             metrics[f"{role}/zero_variance_groups"] = sum(zero_variance(group, role, self.config.advantage) for group in step.groups)
         for role, policy in self.pair.policies.items():
             stats, before = await policy.engine.stats(), self._engines.get(role, {})
+            if any(stats[name] < value for name, value in before.items()):  # a new process counts from 0
+                before = {}
             delta = {name: value - before.get(name, 0) for name, value in stats.items()}
             self._engines[role] = stats
+            policy.engine.step_finished()
             metrics[f"rollout/idle_frac/{role}"] = max(0.0, 1 - delta["busy_s"] / step.rollout_s) if before else 0.0
             metrics[f"rollout/prefix_cache_hits/{role}"] = delta["cached_tokens"] / max(1, delta["prompt_tokens"])
             metrics[f"rollout/engine_restarts/{role}"] = policy.engine.restarts
         metrics |= {f"grading/{reason}": count for reason, count in self.pair.pool.counts.items()}
         return metrics | {"perf/rollout_s": step.rollout_s, "perf/update_s": step.update_s, "perf/step_s": step.rollout_s + step.update_s}
+
+    async def _evaluate(self) -> dict[str, float]:
+        """The pair as it is now on the evaluation problems, under `eval/…`."""
+        settings = self.config.eval
+        problems = load_problems(settings.dataset, limit=settings.num_problems)
+        evaluation = await self.pair.evaluate(problems, temperature=settings.temperature, seed=EVALUATION_SEED)
+        summary = summarise(evaluation, self.trainer.protocol, self.config.prices)
+        console.say(f"  evaluation on {summary['n']} problems: accuracy {summary['accuracy']:.3f}  cost {summary['cost']:.1f}")
+        return {f"eval/{name}": value for name, value in summary.items() if isinstance(value, int | float)}
 
     def _print(self, step: Step) -> None:
         if self.done % self.config.logging_steps == 0:
@@ -90,6 +115,10 @@ class Progress:
                     row = _episode_row(self.done, group, j) | {"advantages": {role: value[i][j] for role, value in values.items()}}
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    async def save_once(self) -> Path:
+        """The checkpoint of the last finished step, saved unless it is already."""
+        return self.trainer.output_dir / f"checkpoint-{self.done}" if self.saved == self.done else await self.save()
+
     async def save(self) -> Path:
         """Commit both policies as they are now."""
         folder = checkpoint.begin(self.trainer.output_dir, self.done)
@@ -107,6 +136,14 @@ class Progress:
         checkpoint.prune(self.trainer.output_dir, self.config.save_total_limit)
         self.saved = self.done
         return final
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics row; a half-written last line counts as later than any."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
 
 
 def _episode_row(step: int, group: Group, index: int) -> dict[str, Any]:

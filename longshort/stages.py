@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longshort import checkpoint, console
+from longshort import checkpoint, console, interruption
 from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig, parse
 from longshort.evaluation.command import measure, results_table
 from longshort.pair import Pair
+from longshort.plan import check
 from longshort.team.protocols import Solo
-from longshort.trainer import LongShortTrainer
+from longshort.trainer import LongShortTrainer, leaves, may_change
 from longshort.types import LONG, ROLES, LongShortError
 
 
@@ -37,7 +38,7 @@ class Stage:
 
 def run(config: LongShortConfig) -> dict[str, Any]:
     """Do all stages of the recipe; returns and writes the summary."""
-    return asyncio.run(_run(config))
+    return interruption.run(_run(config))
 
 
 async def _run(config: LongShortConfig) -> dict[str, Any]:
@@ -45,6 +46,7 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
     console.say(f"longshort run -> {config.output_dir}")
     for number, name in enumerate(names, 1):
         console.say(f"  {number}. {name:<10} {STAGES[name].title} (about {console.duration(STAGES[name].seconds)})")
+    check(config)
     undo = ray_cluster.start(config)
     try:
         for number, name in enumerate(names, 1):
@@ -71,7 +73,8 @@ def stage_names(config: LongShortConfig) -> list[str]:
 
 async def _stage(config: LongShortConfig, name: str, label: str) -> None:
     record = Path(config.output_dir) / "stages" / f"{name}.json"
-    fingerprint = hashlib.sha256(config.model_dump_json(exclude={"output_dir", "stages"}).encode()).hexdigest()
+    settings = {key: value for key, value in leaves(config.model_dump(mode="json")) if not may_change(key)}
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     if record.is_file():
         done = json.loads(record.read_text())
         if done["recipe"] != fingerprint:
@@ -126,7 +129,7 @@ async def train(config: LongShortConfig) -> dict[str, Any]:
     trainer.check()
     async with trainer.pair(folder) as pair:
         before = Path(config.output_dir) / "eval" / "cold_start.json"
-        cold = json.loads(before.read_text()) if folder and before.is_file() else _show(await measure(config, pair, "cold_start"))
+        cold = json.loads(before.read_text()) if before.is_file() else _show(await measure(config, pair, "cold_start"))
         await trainer.run(pair, folder)
         return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained"))}
 

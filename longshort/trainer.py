@@ -9,16 +9,15 @@ The command line's `longshort train recipe.yaml` and a Ray job make exactly this
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longshort import checkpoint, console
+from longshort import checkpoint, console, interruption
 from longshort.config import LongShortConfig, dump, parse
+from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages
 from longshort.learning.loop import role_schedule, train_loop
 from longshort.pair import Pair, make_protocol
@@ -27,19 +26,13 @@ from longshort.team.rewards import SynergyReward
 from longshort.team.rollout import Decoding, RewardFunction
 from longshort.types import Group, LongShortError, Problem
 
-RESUMABLE_CHANGES = {
-    "output_dir", "stages", "save_steps", "save_total_limit", "eval_steps", "logging_steps", "sample_steps", "report_to", "eval", "grading",
-    "max_engine_restarts", "engine_timeout_s", "max_skipped_steps",
-}  # fmt: skip
-"""Settings that may differ between a checkpoint and the run that resumes it; any other change would train something else."""
-
-
-class Interrupted(LongShortError):
-    """SIGINT or SIGTERM arrived; everything is saved. `code` is the exit status that shells expect."""
-
-    def __init__(self, number: int, folder: Path):
-        super().__init__(f"stopped by {signal.Signals(number).name}; saved {folder}; continue with --resume")
-        self.code = 128 + number
+MAY_CHANGE = (
+    r"output_dir|stages|save_\w+|eval\b.*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
+    r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate",
+    r"(long|short)\.(model|engine\..*)",
+)
+"""Settings that may differ between a checkpoint and the run that resumes it; any other change would train something else. A model may
+have moved: the weights come from the checkpoint, and the engine is proven to hold them."""
 
 
 class LongShortTrainer:
@@ -78,7 +71,7 @@ class LongShortTrainer:
 
         SIGINT and SIGTERM save a checkpoint and raise Interrupted. No process outlives the call.
         """
-        return asyncio.run(self._train(resume))
+        return interruption.run(self._train(resume))
 
     async def _train(self, resume: bool | str | Path) -> dict[str, float]:
         folder = self.checkpoint_to_resume(resume)
@@ -93,42 +86,44 @@ class LongShortTrainer:
         check(self.config, problems=self.problems, protocol=self.protocol, graded=self.reward is None)
 
     def checkpoint_to_resume(self, resume: bool | str | Path) -> Path | None:
-        """The verified checkpoint to continue from, or None; raises LongShortError if it is damaged, foreign or of another recipe."""
+        """The verified checkpoint to continue from, or None for a new run.
+
+        Raises LongShortError if it is damaged, foreign or of another recipe, and if a new run would write among another one's checkpoints.
+        """
         if not resume:
+            if found := checkpoint.steps(self.output_dir):
+                raise LongShortError(
+                    f"output_dir {self.output_dir} holds checkpoints up to step {found[-1][0]}; pass --resume to go on, or choose another"
+                )
             return None
         folder = checkpoint.latest(self.output_dir) if resume is True else Path(resume)
-        saved = checkpoint.verify(folder)["recipe"]
-        current = self.config.model_dump(mode="json")
-        for key in sorted(current.keys() - RESUMABLE_CHANGES):
-            if saved.get(key) != current[key]:
+        saved, current = dict(leaves(checkpoint.verify(folder)["recipe"])), dict(leaves(self.config.model_dump(mode="json")))
+        for key in sorted(saved.keys() | current.keys()):
+            if saved.get(key) != current.get(key) and not may_change(key):
                 raise LongShortError(
-                    f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current[key]!r}; restore it, or start a new run "
+                    f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current.get(key)!r}; restore it, or start a new run "
                     "in another output_dir"
                 )
         return folder
 
     def pair(self, folder: Path | None = None) -> Pair:
         """The engines and learners of this run, from the recipe's models or from a checkpoint."""
-        models = {role: str(folder / role) if folder else self.config.role(role).model for role in self.protocol.roles}
+        models = {role: self.config.role(role).model for role in self.protocol.roles}
+        learner_models = {role: str(folder / role) for role in models} if folder else None
         updates = {role: sum(role in self.schedule(step) for step in range(self.steps)) for role in self.protocol.roles}
-        return Pair(self.config, models, total_updates=updates, protocol=self.protocol)
+        return Pair(self.config, models, learner_models=learner_models, total_updates=updates, protocol=self.protocol)
 
     async def run(self, pair: Pair, folder: Path | None = None) -> dict[str, float]:
-        """Train with a live pair; on a signal, drop the rollout under way, save what is learned, raise Interrupted."""
+        """Train with a live pair (`folder`: from this checkpoint); on a signal, drop the rollout under way, save, raise Interrupted."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         (self.output_dir / "episodes").mkdir(exist_ok=True)
         (self.output_dir / "recipe.yaml").write_text(dump(self.config))
         progress = Progress(self, pair)
         if folder:
-            facts = checkpoint.verify(folder)
-            progress.done = facts["step"]
-            await asyncio.gather(*(policy.learner.call("load", str(folder / "state" / role)) for role, policy in pair.policies.items()))
-            for role, policy in pair.policies.items():
-                policy.version = facts["versions"][role]
-            console.say(f"resumed {folder} after step {progress.done}")
+            await self._restore(pair, folder, progress)
         reward = self.reward or SynergyReward(self.config.reward, self.config.prices, self.protocol, pair.pool)
         stop = asyncio.Event()
-        with _signals(stop) as received:
+        with interruption.graceful(stop) as received:
             async with console.heartbeat(progress.status):
                 await train_loop(
                     start=progress.done,
@@ -145,11 +140,20 @@ class LongShortTrainer:
                     after=progress.after,
                     stop=stop,
                 )
-            if received and progress.done < self.steps:
-                raise Interrupted(received[0], await progress.save())
-        if progress.saved != progress.done:
-            await progress.save()
+            if received:
+                raise Interrupted(received[0], f"saved {await progress.save_once()}; continue with --resume")
+        await progress.save_once()
         return progress.metrics
+
+    async def _restore(self, pair: Pair, folder: Path, progress: Progress) -> None:
+        """Learners continue from the checkpoint (their weights are theirs already); engines get those weights, proven."""
+        facts = checkpoint.verify(folder)
+        progress.continue_from(facts["step"])
+        await asyncio.gather(*(policy.learner.call("load", str(folder / "state" / role)) for role, policy in pair.policies.items()))
+        for role, policy in pair.policies.items():
+            policy.version = facts["versions"][role] - 1
+        await asyncio.gather(*(policy.publish() for policy in pair.policies.values()))
+        console.say(f"resumed {folder} after step {progress.done}")
 
     def step_problems(self, step: int) -> list[Problem]:
         """The problems of a step: epoch after epoch of seeded permutations, so that the step alone says where in the data a run is."""
@@ -184,22 +188,15 @@ def _problems(dataset, config: LongShortConfig) -> list[Problem]:
     return problems
 
 
-@contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[list[int]]:
-    """While the block runs in the main thread, the first SIGINT or SIGTERM sets `stop`; a second one ends the process as usual."""
-    loop, received, handled = asyncio.get_running_loop(), [], (signal.SIGINT, signal.SIGTERM)
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting in a nested dict."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
-    def arrived(number: int) -> None:
-        console.say(f"{signal.Signals(number).name}: saving before leaving (again: leave at once) …")
-        received.append(number)
-        stop.set()
-        loop.remove_signal_handler(number)
 
-    if threading.current_thread() is threading.main_thread():
-        for number in handled:
-            loop.add_signal_handler(number, arrived, number)
-    try:
-        yield received
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+def may_change(key: str) -> bool:
+    """Whether a run may be continued with another value of this dotted key (MAY_CHANGE)."""
+    return any(re.fullmatch(pattern, key) for pattern in MAY_CHANGE)

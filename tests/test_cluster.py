@@ -38,21 +38,23 @@ async def generate_all(engine, **changes):
     return await asyncio.gather(*(engine.generate(prompt, settings(i, **changes)) for i, prompt in enumerate(PROMPTS)))
 
 
-def listening_beyond_loopback():
-    """Local addresses of this process tree's listening sockets that are not loopback."""
+def listening():
+    """(addresses beyond loopback, loopback addresses) of this process tree's listening sockets."""
     import psutil
 
     mine = psutil.Process()
-    found = []
+    found = set()
     for process in [mine, *mine.children(recursive=True)]:
-        found += [c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    return {ip for ip in found if not ip.removeprefix("::ffff:").startswith("127.") and ip != "::1"}
+        found |= {c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    loopback = {ip for ip in found if ip.startswith("127.") or ip == "::1"}
+    return found - loopback, loopback
 
 
 def test_a_pair_of_vllm_engines_agrees_with_its_learners_before_and_after_updates(cluster, models):
     async def go():
         async with Pair(cluster, models, total_updates=dict.fromkeys(ROLES, 2)) as pair:
-            assert listening_beyond_loopback() == set()
+            outside, loopback = listening()
+            assert outside == set() and loopback
             gaps = []
             for role, policy in pair.policies.items():
                 assert policy.engine.backend == "vllm"
@@ -67,18 +69,24 @@ def test_a_pair_of_vllm_engines_agrees_with_its_learners_before_and_after_update
     assert asyncio.run(go()) < 1e-4
 
 
-def test_an_engine_killed_in_mid_rollout_is_replaced_and_gives_the_same_turns(cluster, models):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_engine_killed_or_stopped_in_mid_rollout_is_replaced_and_gives_the_same_turns(cluster, models, number):
+    impatient = cluster.model_copy(update={"engine_timeout_s": 20.0})
+
     async def go():
-        async with Pair(cluster, models, total_updates=dict.fromkeys(ROLES, 2)) as pair:
+        async with Pair(impatient, models, total_updates=dict.fromkeys(ROLES, 2)) as pair:
             policy = pair.policies[LONG]
             await policy.publish()
             clean = await generate_all(policy.engine, max_tokens=120)
             pid = await policy.engine._actor.ready.remote()
             again = asyncio.create_task(generate_all(policy.engine, max_tokens=120))
             await asyncio.sleep(0.01)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
+            while not policy.engine.restarts:
+                await asyncio.sleep(0.01)
+            late = await generate_all(policy.engine, max_tokens=120)  # asked for while the engine is being replaced
             recovered = await again
-            assert policy.engine.restarts == 1
+            assert policy.engine.restarts == 1 and [c.token_ids for c in late] == [c.token_ids for c in clean]
             assert [c.token_ids for c in recovered] == [c.token_ids for c in clean]
             assert {c.version for c in recovered} == {1}, "the replacement got the current weights"
 
@@ -89,7 +97,7 @@ def test_an_engine_that_keeps_dying_is_given_up_with_its_reason(models, tmp_path
     config = cluster.model_copy(update={"max_engine_restarts": 0})
 
     async def go():
-        engine = ray_cluster.RemoteEngine(LONG, models[LONG], config, build_tokenizer(LONG))
+        engine = ray_cluster.make_engine(LONG, models[LONG], config, build_tokenizer(LONG))
         pid = await engine.start()
         pending = asyncio.create_task(engine.generate(PROMPTS[0], settings(0, max_tokens=200)))
         await asyncio.sleep(0.01)
@@ -107,7 +115,7 @@ def test_weights_that_do_not_fit_are_refused_and_the_engine_lives_on(cluster, mo
     import torch
 
     async def go():
-        engine = ray_cluster.RemoteEngine(SHORT, models[SHORT], cluster, build_tokenizer(SHORT))
+        engine = ray_cluster.make_engine(SHORT, models[SHORT], cluster, build_tokenizer(SHORT))
         await engine.start()
         before = await generate_all(engine)
         with pytest.raises(LongShortError, match="missing tensors"):
@@ -124,7 +132,7 @@ def test_no_memory_for_an_engine_is_explained(cluster, models):
     config = cluster.model_copy(update={"long": cluster.long.model_copy(update={"engine": engine_config})})
 
     async def go():
-        engine = ray_cluster.RemoteEngine(LONG, models[LONG], config, build_tokenizer(LONG))
+        engine = ray_cluster.make_engine(LONG, models[LONG], config, build_tokenizer(LONG))
         try:
             await engine.start()
         finally:
@@ -136,7 +144,7 @@ def test_no_memory_for_an_engine_is_explained(cluster, models):
 
 def test_vllm_stops_on_strings_and_on_tokens(cluster, models):
     async def go():
-        engine = ray_cluster.RemoteEngine(LONG, models[LONG], cluster, build_tokenizer(LONG))
+        engine = ray_cluster.make_engine(LONG, models[LONG], cluster, build_tokenizer(LONG))
         await engine.start()
         free = (await generate_all(engine))[0]
         text = engine.tokenizer.decode(free.token_ids)

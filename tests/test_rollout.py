@@ -50,12 +50,13 @@ def test_never_ending_rethink_meets_the_turn_cap():
 
 def test_a_cut_turn_names_its_limit():
     assert play(Scripted(LONG, ("a", "length")), Scripted(SHORT, ("b", "</answer>"))).stop == "turn_length"
-    long = Scripted(LONG, ("a", "</think>"))
-    long.context = 24
-    assert play(Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))).stop == "answered"
-    short = Scripted(SHORT, ("b", "length"))
-    short.context = len(short.tokenizer("x" * 15).input_ids)
-    assert play(Scripted(LONG, ("a", "</think>")), short).stop == "context"
+    for role in (LONG, SHORT):
+        long, short = Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))
+        cut = long if role == LONG else short
+        cut.script = [("…", "length")]
+        cut.context = len(play(Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))).turns[role == SHORT].prompt_ids) + 4
+        episode = play(long, short)
+        assert (episode.stop, len(episode.turns[-1].completion.token_ids)) == ("context", 4)
 
 
 def test_a_prompt_longer_than_the_context_is_an_episode_of_no_turns():
@@ -66,7 +67,7 @@ def test_a_prompt_longer_than_the_context_is_an_episode_of_no_turns():
 
 
 def test_a_slow_episode_does_not_hold_up_the_others():
-    """Eight episodes of two turns with 50 ms per turn, all at once: the first answers arrive before the slow one's first turn is over."""
+    """The seven fast episodes end before the slow one's first turn is over: nothing in the rollout waits for all of a turn."""
     finished = []
 
     async def episode(name, delay):

@@ -170,7 +170,8 @@ def test_nothing_to_learn_is_no_step(samples, beta):
     model = tiny_model()
     optimizer = build_optimizer(model, learning_rate=1.0, weight_decay=0.1)
     report = policy_gradient_step(model, tiny_model(), optimizer, samples, settings(beta=beta))
-    assert report == {"tokens": float(sum(sum(s.mask) for s in samples)), "skipped": 0.0, "skipped_empty": 1.0}
+    tokens = float(sum(sum(sample.mask) for sample in samples))
+    assert report == {"tokens": tokens, "skipped": 0.0, "skipped_empty": 1.0, "optimizer_steps": 0.0}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny_model().parameters(), strict=True))
     assert not optimizer.state
 
@@ -196,6 +197,22 @@ def test_a_non_finite_loss_leaves_parameters_and_optimizer_untouched(dtype, valu
     assert report["skipped"] == 1.0 and not math.isfinite(report["loss"] * report["grad_norm"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     assert all(torch.equal(state["exp_avg"], b) for state, b in zip(optimizer.state.values(), moments, strict=True))
+
+
+def test_a_second_pass_that_is_not_finite_reports_the_first_ones_step():
+    """The parameters did change, so whoever publishes them must know."""
+    model = tiny_model()
+    optimizer = build_optimizer(model, learning_rate=1e-3, weight_decay=0.0)
+    step = optimizer.step
+
+    def spoil():
+        step()
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+
+    optimizer.step = spoil
+    report = policy_gradient_step(model, None, optimizer, SAMPLES, settings(num_iterations=2))
+    assert (report["skipped"], report["optimizer_steps"]) == (1.0, 1.0)
 
 
 def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too():

@@ -63,7 +63,10 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, mo
     first = trainer(tmp_path, models)
     folder = checkpoint.begin(first.output_dir, 1)
     final = checkpoint.commit(folder, {"step": 1, "recipe": first.config.model_dump(mode="json")})
-    assert trainer(tmp_path, models, save_steps=7).checkpoint_to_resume(True) == final
+    cheaper = tiny_models.role(models[LONG], kv_cache_gib=0.0625)
+    assert trainer(tmp_path, models, save_steps=7, learning_rate=1e-4, long=cheaper).checkpoint_to_resume(True) == final
+    with pytest.raises(LongShortError, match="holds checkpoints up to step 1; pass --resume"):
+        trainer(tmp_path, models).checkpoint_to_resume(False)
     with pytest.raises(LongShortError, match=r"num_generations was 4 and is now 6"):
         trainer(tmp_path, models, num_generations=6).checkpoint_to_resume(True)
     with pytest.raises(LongShortError, match="nothing to resume"):
@@ -124,6 +127,8 @@ def test_a_signal_saves_and_leaves_no_process_behind(tmp_path, models, number):
     for line in process.stdout:
         if line.startswith("step"):
             break
+    else:
+        pytest.fail(process.stderr.read())
     children = descendants(process.pid)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

@@ -7,6 +7,7 @@ actor hosts; `LocalEngine` is the same thing inside this process, for tests and 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,8 @@ def make_core(backend: str, model: str, config, seed: int):
 class EngineLoop:
     """`submit` requests without waiting, `collect` what has finished since; `between_steps` runs a function when nothing is decoding."""
 
-    def __init__(self, make: Callable[[], Any]):
+    def __init__(self, make: Callable[[], Any], stuck_s: float = math.inf):
+        self._stuck_s, self._pulse = stuck_s, (0, time.monotonic())
         self._changed = threading.Condition()
         self._inbox: list[Request] = []
         self._aborts: list[str] = []
@@ -58,13 +60,20 @@ class EngineLoop:
             self._changed.notify_all()
 
     def collect(self, timeout: float = 1.0) -> list[tuple[str, Completion]]:
-        """Everything finished so far; waits up to `timeout` seconds for the first. Raises what killed the engine, if something did."""
+        """Everything finished so far; waits up to `timeout` seconds for the first.
+
+        RuntimeError with what killed the engine, or when it has requests but has not decoded a token for `stuck_s` seconds.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._done or self._failure, timeout)
             if self._failure:
                 raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
             done, self._done = self._done, []
-            return done
+        if done or not self.core.busy or self.core.decoded != self._pulse[0]:
+            self._pulse = (self.core.decoded, time.monotonic())
+        elif time.monotonic() - self._pulse[1] > self._stuck_s:
+            raise RuntimeError(f"the engine has decoded nothing for {self._stuck_s:g} s")
+        return done
 
     def between_steps(self, function: Callable[[Any], Any]) -> Any:
         """Run `function(core)` in the engine's thread once no request is decoding; returns its result or raises its error."""
@@ -179,7 +188,9 @@ class LocalEngine:
                 self._futures.clear()
                 return
             for request_id, completion in finished:
-                self._futures.pop(request_id).set_result(completion)
+                future = self._futures.pop(request_id)
+                if not future.done():
+                    future.set_result(completion)
 
     def close(self) -> None:
         self.loop.close()

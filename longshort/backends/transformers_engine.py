@@ -48,11 +48,12 @@ class TransformersCore:
         self.context, self.version, self.max_num_seqs = config.max_model_len, 0, config.max_num_seqs
         self._expected = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
         self._waiting: list[_Running] = []
-        self.cached_tokens = self.prompt_tokens = 0
+        self._running = False
+        self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting or self._running)
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         generator = torch.Generator().manual_seed(sampling.seed)
@@ -61,10 +62,18 @@ class TransformersCore:
     def abort(self, request_ids: Sequence[str]) -> None:
         self._waiting = [request for request in self._waiting if request.request_id not in request_ids]
 
-    @torch.inference_mode()
     def step(self) -> list[tuple[str, Completion]]:
         """Decode the waiting requests (at most `max_num_seqs`) together until the last one has finished."""
         wave, self._waiting = self._waiting[: self.max_num_seqs], self._waiting[self.max_num_seqs :]
+        self._running = True
+        try:
+            self._decode_wave(wave)
+        finally:
+            self._running = False
+        return [(row.request_id, self._completion(row)) for row in wave]
+
+    @torch.inference_mode()
+    def _decode_wave(self, wave: list[_Running]) -> None:
         self.prompt_tokens += sum(len(row.prompt_ids) for row in wave)
         longest = max(len(row.prompt_ids) for row in wave)
         pad = [longest - len(row.prompt_ids) for row in wave]
@@ -77,6 +86,7 @@ class TransformersCore:
                 inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
             cache = output.past_key_values
+            self.decoded += 1
             tokens = [self._sample(row, logits) for row, logits in zip(rows, output.logits[:, -1].float().cpu(), strict=True)]
             alive = [i for i, row in enumerate(rows) if not row.stop]
             if len(alive) < len(rows):
@@ -85,7 +95,6 @@ class TransformersCore:
                 mask, rows, tokens = mask[index], [rows[i] for i in alive], [tokens[i] for i in alive]
             inputs = torch.tensor(tokens, device=self.device).view(-1, 1)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        return [(row.request_id, self._completion(row)) for row in wave]
 
     def _sample(self, row: _Running, logits: torch.Tensor) -> int:
         logprobs = processed_logprobs(logits, row.sampling)

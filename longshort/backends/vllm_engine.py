@@ -61,7 +61,7 @@ class VllmCore:
         self.context, self.version = config.max_model_len, 0
         self._expected = expected_weights(model)
         self._sampling: dict[str, Sampling] = {}
-        self.cached_tokens = self.prompt_tokens = 0
+        self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
     def busy(self) -> bool:
@@ -95,7 +95,9 @@ class VllmCore:
 
     def step(self) -> list[tuple[str, Completion]]:
         """Decode one token for every running request; returns those that finished."""
-        return [(output.request_id, self._completion(output)) for output in self._engine.step() if output.finished]
+        finished = [(output.request_id, self._completion(output)) for output in self._engine.step() if output.finished]
+        self.decoded += 1
+        return finished
 
     def _completion(self, output) -> Completion:
         sampling, answer = self._sampling.pop(output.request_id), output.outputs[0]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-from longshort import checkpoint, console
-from longshort.config import LongShortConfig
+from longshort import checkpoint, console, interruption
+from longshort.config import LongShortConfig, parse
 from longshort.data import load_problems
-from longshort.evaluation.runner import summarise
+from longshort.evaluation.runner import EVALUATION_SEED, summarise
 from longshort.pair import Pair, make_protocol
 from longshort.team.protocols import Solo
-from longshort.types import LongShortError
-
-EVALUATION_SEED = 2024
-"""Sampling seed of every evaluation, so that two systems meet the same problems with the same dice."""
+from longshort.types import LongShortError, Problem
 
 
 def evaluate_recipe(config: LongShortConfig, *, solo: str | None = None, checkpoint_folder: Path | None = None) -> dict[str, Any]:
@@ -30,25 +26,44 @@ def evaluate_recipe(config: LongShortConfig, *, solo: str | None = None, checkpo
         if solo
         else make_protocol(config)
     )
-    for role in protocol.roles:
-        if not models[role]:
-            raise LongShortError(f"{role}.model is empty: name a model folder or a hub name, or pass --checkpoint")
+    check_evaluation(config, models, protocol)
 
     async def go() -> dict[str, Any]:
         async with Pair(config, models, protocol=protocol) as pair:
             return await measure(config, pair, f"{solo}-alone" if solo else "pair")
 
-    result = asyncio.run(go())
+    result = interruption.run(go())
     console.say(results_table({f"{solo} model alone" if solo else "pair": result}))
     return result
+
+
+def check_evaluation(config: LongShortConfig, models: dict[str, str], protocol) -> None:
+    """Refuse, before an engine starts, models without files, tokenizers that do not fit, prompts too long, golds that do not parse."""
+    from longshort.model_files import read_facts
+    from longshort.plan import check_golds, check_prompts, load_tokenizer
+
+    placed = parse(config.model_dump() | {role: config.role(role).model_dump() | {"model": model} for role, model in models.items()})
+    tokenizers = {}
+    for role in protocol.roles:
+        if not models[role]:
+            raise LongShortError(f"{role}.model is empty: name a model folder or a hub name, or pass --checkpoint")
+        tokenizers[role] = load_tokenizer(placed, role, read_facts(models[role], f"{role}.model").vocabulary)
+    problems = evaluation_problems(config)
+    check_prompts(placed, problems, protocol, tokenizers)
+    check_golds(placed, problems)
+
+
+def evaluation_problems(config: LongShortConfig) -> list[Problem]:
+    """The held-out problems of the recipe."""
+    if not config.eval.dataset:
+        raise LongShortError("eval.dataset is empty: name a file, a hub dataset, or miniature:test")
+    return load_problems(config.eval.dataset, limit=config.eval.num_problems)
 
 
 async def measure(config: LongShortConfig, pair: Pair, name: str) -> dict[str, Any]:
     """Accuracy and cost of a live pair on the evaluation problems, sampled and greedy; written to eval/<name>.json."""
     settings = config.eval
-    if not settings.dataset:
-        raise LongShortError("eval.dataset is empty: name a file, a hub dataset, or miniature:test")
-    problems = load_problems(settings.dataset, limit=settings.num_problems)
+    problems = evaluation_problems(config)
     sampled = await pair.evaluate(problems, temperature=settings.temperature, num_samples=settings.num_samples, seed=EVALUATION_SEED)
     result: dict[str, Any] = summarise(sampled, pair.protocol, config.prices)
     if settings.dataset.startswith("miniature:"):

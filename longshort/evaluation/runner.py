@@ -12,6 +12,8 @@ from longshort.team.rollout import Decoding, Engine, run_episode, stable_seed
 from longshort.types import Episode, Problem
 
 Z95 = NormalDist().inv_cdf(0.975)
+EVALUATION_SEED = 2024
+"""Sampling seed of every evaluation, so that two systems meet the same problems with the same dice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

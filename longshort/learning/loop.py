@@ -60,8 +60,12 @@ async def train_loop(
     """
     for index in range(start, steps):
         began = time.perf_counter()
-        arguments = (policies, protocol, reward, group_size, decoding, stable_seed(seed, index), index / steps)
-        groups = await unless(stop, asyncio.gather(*(run_group(problem, *arguments) for problem in problems(index))))
+        arguments = (policies, protocol, reward, group_size, decoding)
+        rollouts = [
+            run_group(problem, *arguments, stable_seed(seed, index, position), index / steps)
+            for position, problem in enumerate(problems(index))
+        ]
+        groups = await unless(stop, asyncio.gather(*rollouts))
         if groups is None:
             return
         rolled = time.perf_counter()

@@ -78,11 +78,17 @@ def policy_gradient_step(
     """Train `model` on one step's samples of one role, in `num_iterations` optimizer steps over all of them; metrics are named as in TRL.
 
     `reference` is the frozen model of the KL term, or None when `loss.beta` is 0. Means are over the sampled tokens trained on.
-    A pass whose loss or gradient norm is not finite leaves parameters and optimizer untouched, ends the update and reports `skipped` 1.
+    A pass whose loss or gradient norm is not finite leaves parameters and optimizer as the pass before did, ends the update and reports
+    `skipped` 1; `optimizer_steps` counts the passes that changed something.
     Without a sample whose advantage differs from 0 there is nothing to learn: no step, `skipped_empty` 1.
     """
     batches = micro_batches(samples, settings, model.device)
-    report = {"tokens": float(sum(sum(sample.mask) for sample in samples)), "skipped": 0.0, "skipped_empty": float(not batches)}
+    report = {
+        "tokens": float(sum(sum(sample.mask) for sample in samples)),
+        "skipped": 0.0,
+        "skipped_empty": float(not batches),
+        "optimizer_steps": 0.0,
+    }
     if not batches:
         return report
     report["learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -95,6 +101,7 @@ def policy_gradient_step(
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             optimizer.step()
+            report["optimizer_steps"] += 1
         optimizer.zero_grad(set_to_none=True)
         if not finite:
             return report | {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0}

@@ -1,0 +1,218 @@
+"""The driver's side of an engine in another process: batches requests, delivers turns, and replaces a process that fails.
+
+Ray-free: what spawns and kills a process is handed in (longshort/backends/ray_cluster.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from longshort import console
+from longshort.config import LongShortConfig
+from longshort.types import Completion, LongShortError, Sampling
+
+START_TIMEOUT_S = 300.0
+"""For loading a model on a busy machine."""
+
+
+class RemoteEngine:
+    """One policy's engine behind the `Engine` contract of longshort/team/rollout.py.
+
+    Requests made in one tick of the event loop travel in one call; finished turns come back in one call per engine step. A process that
+    dies, stops answering for `engine_timeout_s` or answers nonsense is replaced, given the current weights and asked again for every turn
+    it owed; with per-request seeds the turns come out the same. More than `max_engine_restarts` failures between two finished training
+    steps are a LongShortError.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        config: LongShortConfig,
+        tokenizer,
+        *,
+        backend: str,
+        model: str,
+        spawn: Callable[[], Any],
+        kill: Callable[[Any, int | None], None],
+        failures: tuple[type[BaseException], ...],
+    ):
+        self.role, self.tokenizer, self.context = role, tokenizer, config.role(role).engine.max_model_len
+        self.backend, self.restarts = backend, 0
+        self._config, self._model = config, model
+        self._spawn, self._kill = spawn, kill
+        self._failures = (*failures, TimeoutError, RuntimeError)
+        self._generation = self._recent_failures = 0
+        self._weights: tuple[Any, int] | None = None
+        self._pending: dict[str, tuple[tuple[int, ...], Sampling, asyncio.Future]] = {}
+        self._outbox: list[str] = []
+        self._ids = itertools.count()
+        self._collector: asyncio.Task | None = None
+        self._recovering, self._last_failure = False, RuntimeError("none")
+        self._lock = asyncio.Lock()
+        self._pid: int | None = None
+        self._actor = spawn()
+
+    @property
+    def waiting(self) -> int:
+        """Turns asked for and not delivered yet."""
+        return len(self._pending)
+
+    async def start(self) -> int:
+        """Wait until the engine has loaded its model; returns its process id. LongShortError with the engine's own reason."""
+        try:
+            self._pid = await asyncio.wait_for(_result(self._actor.ready.remote()), max(START_TIMEOUT_S, self._config.engine_timeout_s))
+            return self._pid
+        except self._failures as error:
+            engine = self._config.role(self.role).engine
+            raise LongShortError(
+                f"the {self.role} engine ({self.backend}, {self._model}) did not start: {reason_of(error)}; if memory ran out, lower "
+                f"{self.role}.engine.kv_cache_gib ({engine.kv_cache_gib}), max_model_len or max_num_seqs"
+            ) from error
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
+        loop = asyncio.get_running_loop()
+        request_id, future = f"{self.role}-{next(self._ids)}", loop.create_future()
+        self._pending[request_id] = (tuple(prompt_ids), sampling, future)
+        if not self._outbox:
+            loop.call_soon(self._flush)
+        self._outbox.append(request_id)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._pending.pop(request_id, None):
+                self._actor.abort.remote([request_id])
+            raise
+
+    async def load_weights(self, weights: Any, version: int) -> None:
+        """Give the engine the weights behind a reference. A refusal (LongShortError) leaves it as it was; a crash restarts it with them."""
+        generation = self._generation
+        try:
+            await self._in_time(self._actor.load_weights.remote(weights, version))
+            self._weights = (weights, version)
+        except self._failures as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, LongShortError):
+                raise cause from None
+            self._weights = (weights, version)
+            await self.restart(error, generation)
+
+    async def stats(self) -> dict[str, float]:
+        """The engine's counters since its process started; zeros if it had to be replaced for them."""
+        generation = self._generation
+        try:
+            return await self._in_time(self._actor.stats.remote())
+        except self._failures as error:
+            await self.restart(error, generation)
+            return dict.fromkeys(("busy_s", "sampled_tokens", "prompt_tokens", "cached_tokens"), 0.0)
+
+    def step_finished(self) -> None:
+        """A training step is over: failures before it no longer count against the cap."""
+        self._recent_failures = 0
+
+    async def restart(self, reason: BaseException, generation: int | None = None) -> None:
+        """Replace the process, unless another caller has done so since `generation`; LongShortError beyond the cap."""
+        generation = self._generation if generation is None else generation
+        async with self._lock:
+            if generation != self._generation:
+                return
+            self._recovering = True
+            try:
+                while not await self._replaced(reason):
+                    reason = self._last_failure
+            finally:
+                self._recovering = False
+            self._outbox.clear()
+            self._actor.submit.remote([(request_id, *request[:2]) for request_id, request in self._pending.items()])
+
+    async def _replaced(self, reason: BaseException) -> bool:
+        self._recent_failures += 1
+        cap = self._config.max_engine_restarts
+        if self._recent_failures > cap:
+            raise LongShortError(
+                f"the {self.role} engine failed {self._recent_failures} times (max_engine_restarts is {cap}); last: {reason_of(reason)}"
+            ) from reason
+        self.restarts += 1
+        console.say(f"! {self.role} engine failed ({reason_of(reason)}); restart {self._recent_failures} of {cap}")
+        self._kill(self._actor, self._pid)
+        self._actor, self._generation = self._spawn(), self._generation + 1
+        try:
+            await self.start()
+            if self._weights:
+                await self._in_time(self._actor.load_weights.remote(*self._weights))
+        except (*self._failures, LongShortError) as error:
+            self._last_failure = error
+            return False
+        return True
+
+    def close(self) -> None:
+        """Kill the process; whoever still waits for a turn is cancelled."""
+        if self._collector:
+            self._collector.cancel()
+        waiting, self._pending, self._outbox = list(self._pending.values()), {}, []
+        for _, _, future in waiting:
+            future.cancel()
+        self._kill(self._actor, self._pid)
+
+    def _flush(self) -> None:
+        if self._recovering:  # `restart` asks for everything pending once the new process is ready
+            self._outbox.clear()
+            return
+        requests = [(i, *self._pending[i][:2]) for i in self._outbox if i in self._pending]
+        self._outbox.clear()
+        if requests:
+            self._actor.submit.remote(requests)
+        if self._pending and (self._collector is None or self._collector.done()):
+            self._collector = asyncio.create_task(self._collect())
+            self._collector.add_done_callback(self._collector_ended)
+
+    def _collector_ended(self, task: asyncio.Task) -> None:
+        if not task.cancelled() and task.exception():  # a bug of ours must not leave episodes waiting for ever
+            self._give_up(LongShortError(f"collecting from the {self.role} engine failed: {task.exception()!r}"))
+
+    async def _collect(self) -> None:
+        while self._pending:
+            generation = self._generation
+            try:
+                for request_id, completion in await self._in_time(self._actor.collect.remote()):
+                    if request_id in self._pending:
+                        self._deliver(request_id, completion)
+            except self._failures as error:
+                try:
+                    await self.restart(error, generation)
+                except LongShortError as final:
+                    self._give_up(final)
+
+    def _deliver(self, request_id: str, completion: Completion) -> None:
+        sampling = self._pending[request_id][1]
+        sound = 0 < len(completion.token_ids) <= sampling.max_tokens and all(map(math.isfinite, completion.logprobs))
+        if not sound or completion.stop == "abort":
+            raise RuntimeError(
+                f"a broken completion: stop {completion.stop!r}, {len(completion.token_ids)} tokens (allowed 1 to {sampling.max_tokens}), "
+                f"log-probs {completion.logprobs[:3]}"
+            )
+        future = self._pending.pop(request_id)[2]
+        if not future.done():
+            future.set_result(completion)
+
+    def _give_up(self, error: LongShortError) -> None:
+        waiting, self._pending = list(self._pending.values()), {}
+        for _, _, future in waiting:
+            if not future.done():
+                future.set_exception(error)
+
+    async def _in_time(self, reference: Awaitable[Any]) -> Any:
+        return await asyncio.wait_for(_result(reference), self._config.engine_timeout_s)
+
+
+async def _result(reference: Awaitable[Any]) -> Any:
+    return await reference
+
+
+def reason_of(error: BaseException) -> str:
+    """The last line of what went wrong, as short as it can be told."""
+    text = str(getattr(error, "cause", None) or error) or type(error).__name__
+    return text.strip().splitlines()[-1][:300]

@@ -1,0 +1,68 @@
+"""SIGINT and SIGTERM: an ordinary wait is cancelled, cleaned up and reported; a block that can save is asked to save first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+from longshort import console
+from longshort.types import LongShortError
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []
+_stops: list[asyncio.Event] = []
+
+
+class Interrupted(LongShortError):
+    """A signal ended the run. `code` is the exit status that shells expect, 128 + the signal's number."""
+
+    def __init__(self, number: int, what: str):
+        super().__init__(f"stopped by {signal.Signals(number).name}; {what}")
+        self.code = 128 + number
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """`asyncio.run` under which a signal raises Interrupted, after every `finally` and `async with` on the way out has run."""
+    return asyncio.run(_handled(main))
+
+
+async def _handled(main: Coroutine[Any, Any, Any]) -> Any:
+    task, loop = asyncio.ensure_future(main), asyncio.get_running_loop()
+    _received.clear()
+
+    def arrived(number: int) -> None:
+        _received.append(number)
+        if _stops and not _stops[-1].is_set():
+            console.say(f"{signal.Signals(number).name}: saving before leaving (again: leave at once) …")
+            _stops[-1].set()
+        else:
+            task.cancel()
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in HANDLED} if in_main_thread else {}
+    for number in before:
+        loop.add_signal_handler(number, arrived, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if _received:
+            raise Interrupted(_received[0], "start the same command again to continue") from None
+        raise
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def graceful(stop: asyncio.Event) -> Iterator[list[int]]:
+    """While the block runs, the first signal sets `stop` instead of cancelling; the block's value holds the signals that came."""
+    _stops.append(stop)
+    try:
+        yield _received
+    finally:
+        _stops.remove(stop)
