@@ -50,6 +50,7 @@ class EngineLoop:
 
     def submit(self, requests: Sequence[Request]) -> None:
         with self._changed:
+            self._pulse = (self.core.decoded, time.monotonic())  # idle until now is not stuck
             self._inbox.extend(requests)
             self._changed.notify_all()
 

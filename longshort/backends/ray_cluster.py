@@ -174,6 +174,6 @@ def _kill(actor, pid: int | None) -> None:
     """End an actor's process; a local one directly too, because a stopped process (SIGSTOP) does not hear Ray."""
     with contextlib.suppress(RayError):
         ray.kill(actor)
-    if pid and psutil.pid_exists(pid) and any("ray::" in part for part in psutil.Process(pid).cmdline()):
-        with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(psutil.Error):
+        if pid and "ray::" in " ".join(psutil.Process(pid).cmdline()):
             os.kill(pid, signal.SIGKILL)
