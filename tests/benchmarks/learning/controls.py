@@ -31,8 +31,8 @@ def variant(config, **changes):
     return parse(config.model_dump() | changes)
 
 
-def section(config, name, **changes):
-    return getattr(config, name).model_dump() | changes
+def section(config, key, /, **changes):
+    return getattr(config, key).model_dump() | changes
 
 
 async def train_and_measure(config, name):
