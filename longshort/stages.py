@@ -46,8 +46,10 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
     console.say(f"longshort run -> {config.output_dir}")
     for number, name in enumerate(names, 1):
         console.say(f"  {number}. {name:<10} {STAGES[name].title} (about {console.duration(STAGES[name].seconds)})")
-    check(config)
-    undo = ray_cluster.start(config)
+    console.say("checking the recipe, then starting Ray")
+    async with console.heartbeat(lambda: "checking and starting"):
+        await asyncio.to_thread(check, config)
+        undo = ray_cluster.start(config)
     try:
         for number, name in enumerate(names, 1):
             await _stage(config, name, f"[{number}/{len(names)}] {name}")

@@ -83,6 +83,7 @@ class LongShortTrainer:
         """Refuse, before anything starts, what cannot work (LongShortError): see longshort/plan.py."""
         from longshort.plan import check
 
+        console.say("checking models, tokenizers, data and memory")
         check(self.config, problems=self.problems, protocol=self.protocol, graded=self.reward is None)
 
     def checkpoint_to_resume(self, resume: bool | str | Path) -> Path | None:
