@@ -142,7 +142,9 @@ class LongShortTrainer:
                     stop=stop,
                 )
             if received:
-                raise Interrupted(received[0], f"saved {await progress.save_once()}; continue with --resume")
+                raise Interrupted(
+                    received[0], f"saved {await progress.save_once()}; continue with --resume (`longshort run` continues by itself)"
+                )
         await progress.save_once()
         return progress.metrics
 
