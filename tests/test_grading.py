@@ -204,6 +204,7 @@ def test_poison_is_refused_by_name_before_any_process_sees_it(name):
         assert (verdict.correct, verdict.reason in ("too_long", "too_costly"), pool.pids()) == (False, True, [])
 
 
+@pytest.mark.engine
 def test_poison_that_is_not_recognised_meets_the_deadline_and_the_pool_lives_on():
     with GradingPool(timeout_s=1.0) as pool:
         slow = r"\boxed{(a+b+c+d+f+g)^{20}-(a+b+c-d-f+g)^{20}}"
@@ -211,6 +212,7 @@ def test_poison_that_is_not_recognised_meets_the_deadline_and_the_pool_lives_on(
         assert pool.counts == {"timeout": 2, "match": 1}
 
 
+@pytest.mark.engine
 def test_every_way_a_grader_can_fail_has_a_name(evil_pool):
     failures = {
         "hang": "timeout",
@@ -227,6 +229,7 @@ def test_every_way_a_grader_can_fail_has_a_name(evil_pool):
     assert evil_pool.counts == Counter(reasons)
 
 
+@pytest.mark.engine
 def test_a_crash_is_not_remembered_but_a_timeout_is(evil_pool, tmp_path):
     pairs = [("x", r"\boxed{y_{segfault}}"), ("x", r"\boxed{y_{hang}}")]
     assert [verdict.reason for verdict in evil_pool.grade_all(pairs)] == ["error:SIGSEGV", "timeout"]
@@ -235,6 +238,7 @@ def test_a_crash_is_not_remembered_but_a_timeout_is(evil_pool, tmp_path):
     assert [verdict.reason for verdict in evil_pool.grade_all(pairs)] == ["match", "timeout"]
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
 def test_a_worker_killed_while_idle_is_replaced(name):
     with GradingPool() as pool:
@@ -246,6 +250,7 @@ def test_a_worker_killed_while_idle_is_replaced(name):
         assert pool.pids() != [old]
 
 
+@pytest.mark.engine
 def test_a_worker_killed_while_grading_costs_that_one_answer(evil_pool):
     evil_pool.timeout_s = 60.0
 
@@ -261,6 +266,7 @@ def test_a_worker_killed_while_grading_costs_that_one_answer(evil_pool):
     assert reasons == ["error:SIGKILL", "match"]
 
 
+@pytest.mark.engine
 def test_one_stuck_worker_does_not_hold_up_the_others(evil_pool):
     with type(evil_pool)(workers=2, timeout_s=600.0) as pool:
 
@@ -392,6 +398,7 @@ def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool):
     assert Counter(verdict.reason for verdict in verdicts) == {"match": 434, "no_answer": 44, "mismatch": 22}
 
 
+@pytest.mark.engine
 @needs_data
 @pytest.mark.parametrize(("name", "count"), [("math500.jsonl", 500), ("amc23.jsonl", 40), ("aime24.jsonl", 30)])
 def test_every_gold_verifies_against_itself(pool, name, count):

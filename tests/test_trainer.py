@@ -24,6 +24,11 @@ def models(tmp_path_factory):
     return tiny_models.make_speaking(tmp_path_factory.mktemp("models"))
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    return tiny_models.make(tmp_path_factory.mktemp("untrained"))
+
+
 def even_tokens(problem, episodes, progress):
     """A reward that varies between any two dialogues: the share of even token ids."""
     ids = [[token for turn in episode.turns for token in turn.completion.token_ids] for episode in episodes]
@@ -40,8 +45,8 @@ def metrics(run):
     return [json.loads(line) for line in (Path(run.output_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_problem_order_is_epochs_of_permutations_fixed_by_the_seed(tmp_path, models):
-    run = trainer(tmp_path, models, seed=3)
+def test_problem_order_is_epochs_of_permutations_fixed_by_the_seed(tmp_path, untrained):
+    run = trainer(tmp_path, untrained, seed=3)
     run.problems = run.problems[:6]
     ids = [problem.id for step in range(3) for problem in run.step_problems(step)]
     everything = sorted(problem.id for problem in run.problems)
@@ -49,27 +54,27 @@ def test_problem_order_is_epochs_of_permutations_fixed_by_the_seed(tmp_path, mod
     assert [problem.id for problem in run.step_problems(1)] == ids[4:8]
 
 
-def test_what_cannot_work_is_said_before_anything_starts(tmp_path, models):
+def test_what_cannot_work_is_said_before_anything_starts(tmp_path, untrained):
     with pytest.raises(LongShortError, match=r"long\.model is empty"):
         LongShortTrainer(args=LongShortConfig(output_dir=str(tmp_path)), train_dataset=[{"problem": "1+1?", "answer": "2"}])
     with pytest.raises(LongShortError, match="no training problems"):
-        LongShortTrainer(long=models[LONG], short=models[SHORT], args=LongShortConfig(output_dir=str(tmp_path)))
+        LongShortTrainer(long=untrained[LONG], short=untrained[SHORT], args=LongShortConfig(output_dir=str(tmp_path)))
     with pytest.raises(LongShortError, match=r"train_dataset\[1\]: no answer"):
-        LongShortTrainer(long=models[LONG], short=models[SHORT], train_dataset=[{"problem": "a", "answer": "2"}, {"problem": "b"}])
+        LongShortTrainer(long=untrained[LONG], short=untrained[SHORT], train_dataset=[{"problem": "a", "answer": "2"}, {"problem": "b"}])
 
 
-def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, models):
-    first = trainer(tmp_path, models)
+def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, untrained):
+    first = trainer(tmp_path, untrained)
     folder = checkpoint.begin(first.output_dir, 1)
     final = checkpoint.commit(folder, {"step": 1, "recipe": first.config.model_dump(mode="json")})
-    cheaper = tiny_models.role(models[LONG], kv_cache_gib=0.0625)
-    assert trainer(tmp_path, models, save_steps=7, learning_rate=1e-4, long=cheaper).checkpoint_to_resume(True) == final
+    cheaper = tiny_models.role(untrained[LONG], kv_cache_gib=0.0625)
+    assert trainer(tmp_path, untrained, save_steps=7, learning_rate=1e-4, long=cheaper).checkpoint_to_resume(True) == final
     with pytest.raises(LongShortError, match="holds checkpoints up to step 1; pass --resume"):
-        trainer(tmp_path, models).checkpoint_to_resume(False)
+        trainer(tmp_path, untrained).checkpoint_to_resume(False)
     with pytest.raises(LongShortError, match=r"num_generations was 4 and is now 6"):
-        trainer(tmp_path, models, num_generations=6).checkpoint_to_resume(True)
+        trainer(tmp_path, untrained, num_generations=6).checkpoint_to_resume(True)
     with pytest.raises(LongShortError, match="nothing to resume"):
-        trainer(tmp_path / "empty", models).checkpoint_to_resume(True)
+        trainer(tmp_path / "empty", untrained).checkpoint_to_resume(True)
 
 
 @pytest.mark.engine

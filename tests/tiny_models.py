@@ -1,5 +1,6 @@
 """Two tiny random models with two different vocabularies; weights large enough that their distributions are far from uniform."""
 
+import json
 from pathlib import Path
 
 from longshort.config import LongShape, LongShortConfig, ShortShape, parse
@@ -51,12 +52,23 @@ def role(model: str, **engine) -> dict:
     return {"model": model, "turn_tokens": 32, "instructions": "", "engine": ENGINE | engine}
 
 
+def problems(folder: Path) -> Path:
+    """A data set of 64 problems (generating the whole miniature takes seconds)."""
+    from longshort.miniature.world import make_problems
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": p.id, "problem": p.question, "answer": p.answer} for p in make_problems("train", 64, 0)]
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def config(folder: Path, models: dict[str, str], **changes) -> LongShortConfig:
     """A recipe small enough for a test: 4 problems times 4 generations, turns of 32 tokens."""
     roles = {name: role(models[name]) for name in (LONG, SHORT)}
     settings = {
         "output_dir": str(folder / "run"),
-        "dataset": "miniature:train",
+        "dataset": str(problems(folder)),
         "eval": {"dataset": "miniature:dev", "num_problems": 8},
         "protocol": {"tags": "special", "max_exchanges": 3, "episode_tokens": 120, "final_notice": FINAL_NOTICE},
         "max_steps": 2,
