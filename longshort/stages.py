@@ -186,8 +186,8 @@ async def _side_by_side(jobs: dict[str, tuple]) -> None:
 
 
 STAGES = {
-    "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=200, run=base),
+    "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=230, run=base),
     "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
-    "coldstart": Stage(title="teach both models their half of the dialogue", seconds=30, run=cold_start),
-    "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=300, run=train),
+    "coldstart": Stage(title="teach both models their half of the dialogue", seconds=40, run=cold_start),
+    "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=250, run=train),
 }
