@@ -81,7 +81,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, un
 def test_a_resumed_run_takes_bit_equal_steps(tmp_path, models):
     whole = trainer(tmp_path / "whole", models, max_steps=3, save_steps=2, deterministic=True)
     whole.train()
-    resumed = trainer(tmp_path / "resumed", models, max_steps=3, save_steps=2, deterministic=True)
+    resumed = trainer(tmp_path / "resumed", models, max_steps=3, save_steps=2, deterministic=True, dataset=whole.config.dataset)
     resumed.output_dir.mkdir(parents=True)
     shutil.copytree(whole.output_dir / "checkpoint-2", resumed.output_dir / "checkpoint-2")
     resumed.train(resume=True)
