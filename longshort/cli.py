@@ -1,6 +1,9 @@
 """The commands. Arguments are parsed before anything heavy is imported, so that `--help` answers at once.
 
 longshort run    recipe.yaml [key.sub=value …]            all stages the recipe configures; continues where it stopped
+longshort coldstart recipe.yaml [--redo STEP]              from long traces to two fine-tuned models; or one step of it:
+          chunk | rollouts | importance | partition | rewrite | rows | sft
+longshort mixture recipe.yaml                              SFT of one role on short and long traces, re-weighted as it learns
 longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
 longshort eval   recipe.yaml [--solo long|short]           accuracy and tokens of the pair, or of one model alone
 longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
@@ -16,6 +19,17 @@ from pathlib import Path
 
 from longshort import __version__
 from longshort.types import LongShortError
+
+STEPS = {
+    "chunk": "cut traces into thoughts",
+    "rollouts": "continue every prefix of every trace many times",
+    "importance": "score every thought",
+    "partition": "decide which thoughts stay long",
+    "rewrite": "write the short thoughts anew, and verify",
+    "rows": "render both roles' training rows",
+    "sft": "fine-tune both roles on their rows",
+}
+"""The steps of `coldstart`, in order, each a verb of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="longshort", description="Train, evaluate and plan a pair of cooperating reasoning models.", epilog="docs: README.md, docs/"
     )
     parser.add_argument("--version", action="version", version=f"longshort {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="run | train | eval | plan | doctor")
+    verbs = parser.add_subparsers(required=True, metavar="run | coldstart | mixture | train | eval | plan | doctor | STEP")
 
     def verb(name: str, function, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -49,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     recipe_verb("run", _run, "All stages that the recipe configures, continuing where an earlier run stopped.")
+    steps = ", ".join([*STEPS])
+    coldstart = recipe_verb("coldstart", _coldstart, f"From long traces to two fine-tuned models, continuing where it stopped: {steps}.")
+    coldstart.add_argument("--redo", choices=[*STEPS], metavar="STEP", help="first forget what this step and all behind it made")
+    for step, text in STEPS.items():
+        one = recipe_verb(step, _coldstart, f"Step of the cold start: {text}.")
+        one.add_argument("--redo", action="store_const", const=step, help="forget what this step and all behind it made first")
+        one.set_defaults(only=step)
+    recipe_verb("mixture", _mixture, "Fine-tune one role on short and long traces, mixed by dev accuracy and tokens.")
     train = recipe_verb("train", _train, "Reinforcement learning of both models.")
     train.add_argument(
         "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="continue from the newest, or this, checkpoint"
@@ -73,6 +95,24 @@ def _run(options: argparse.Namespace) -> int:
     from longshort.stages import run
 
     run(config)
+    return 0
+
+
+def _coldstart(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from longshort import interruption
+    from longshort.thoughts.coldstart import cold_start
+
+    interruption.run(cold_start(config, only=getattr(options, "only", None), redo=options.redo))
+    return 0
+
+
+def _mixture(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from longshort import interruption
+    from longshort.thoughts.mixture_run import run_mixture
+
+    interruption.run(run_mixture(config))
     return 0
 
 

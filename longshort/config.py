@@ -1,6 +1,7 @@
 """The recipe: one strict schema for YAML files, command-line overrides and the trainer class.
 
-Names follow TRL where TRL has one. What may differ per role stands under `long:` and `short:`. Every default stands here and nowhere else.
+Names follow TRL where TRL has one. What may differ per role stands under `long:` and `short:`. A section's defaults stand in
+longshort/sections.py, the top level's here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,191 +9,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError
 
+from longshort.sections import (
+    Amount,
+    Count,
+    EvalConfig,
+    GradingConfig,
+    LossConfig,
+    MiniatureConfig,
+    Natural,
+    ProtocolConfig,
+    Rate,
+    RewardConfig,
+    RoleConfig,
+    Section,
+    Share,
+)
 from longshort.strict_yaml import explain, override, read_yaml
+from longshort.thoughts.settings import ColdStartConfig, MixtureConfig
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Amount = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Plugin = TypeVar("Plugin")
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are refused, values are frozen once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _bool_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`max_steps: yes` is a mistake, though Python would count it as 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("true/false stands where another kind of value is expected")
-        return value
-
-
-class EngineConfig(Section):
-    """Where and how a policy's turns are sampled."""
-
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` takes vLLM where it is installed, else transformers, and says which."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_model_len: int = Field(2048, ge=16)
-    """Context in tokens: prompt and completion of one role's whole dialogue."""
-    max_num_seqs: Count = 128
-    """Episodes that this engine decodes at once."""
-    kv_cache_gib: Rate = 0.5
-    block_size: Count = 32
-    """vLLM's CPU default of 128 loses prefix-cache hits on short turns."""
-    num_gpus: Amount = 0.0
-    extra: dict[str, Any] = {}
-    """Passed to vLLM's EngineArgs unchanged."""
-
-
-class RoleConfig(Section):
-    """One of the two policies."""
-
-    model: str = ""
-    """Local folder or hub name."""
-    price: Rate = 1.0
-    """Cost of one sampled token, e.g. the ratio of parameter counts. Enters the reward's length term and every cost figure."""
-    turn_tokens: Count = 1024
-    learning_rate: Rate | None = None
-    """Overrides the top-level `learning_rate` for this role."""
-    instructions: str | None = None
-    """Overrides the protocol's instructions for this role; an empty string sends the problem alone."""
-    engine: EngineConfig = EngineConfig()
-
-
-class ProtocolConfig(Section):
-    name: str = "long_short"
-    max_exchanges: Count = 4
-    episode_tokens: Count = 4096
-    tags: Literal["text", "special"] = "text"
-    final_notice: str | None = None
-
-
-class LengthConfig(Section):
-    """The length term of the reward; see longshort/team/rewards.py for each kind's formula."""
-
-    kind: Literal["kimi", "laser", "shortest_bonus", "target", "none"] = "kimi"
-    target: Rate = 1024.0
-    """Price-weighted tokens; used by `laser` and `target`."""
-
-
-class RewardConfig(Section):
-    """r = correct_weight * correct + format_weight * format + mu(t) * length; mu ramps from 0 to `length_weight`."""
-
-    correct_weight: float = 1.0
-    format_weight: float = 0.5
-    length_weight: float = 0.5
-    ramp_start: Share = 0.2
-    """Share of the run after which mu leaves 0."""
-    ramp_end: Share = 0.4
-    """Share of the run at which mu reaches `length_weight`."""
-    length: LengthConfig = LengthConfig()
-
-    @model_validator(mode="after")
-    def _ordered(self) -> RewardConfig:
-        if self.ramp_end < self.ramp_start:
-            raise ValueError(f"ramp_end ({self.ramp_end}) must not come before ramp_start ({self.ramp_start})")
-        return self
-
-
-class LossConfig(Section):
-    name: str = "dapo"
-    """A key of longshort/learning/losses.py's table."""
-    epsilon: Rate = 0.2
-    epsilon_high: Rate = 0.28
-    importance_correction: Literal["token_truncate", "sequence_mask", "none"] = "token_truncate"
-    importance_cap: Rate = 2.0
-    beta: Amount = 0.0
-    """Weight of the KL to the frozen starting model; 0 keeps no reference in memory."""
-
-
-class GradingConfig(Section):
-    workers: Count = 1
-    timeout_s: Rate = 5.0
-    memory_mb: int = Field(1024, ge=128)
-
-
-class EvalConfig(Section):
-    dataset: str = ""
-    num_problems: Count = 400
-    temperature: Amount = 1.0
-    num_samples: Count = 1
-    greedy: bool = True
-    """Also measure greedy accuracy."""
-
-
-class ModelShape(Section):
-    """Size of one of the miniature's Qwen2-architecture models, and how long its base training and its cold start are."""
-
-    hidden_size: Count
-    num_layers: Count
-    num_heads: Count = 4
-    num_kv_heads: Count = 2
-    intermediate_size: Count
-    terse_steps: Natural = 0
-    """Base training begins with so many steps on terse solutions (long model)."""
-    base_steps: Count
-    base_learning_rate: Rate
-    cold_start_steps: Count
-    cold_start_learning_rate: Rate
-
-    @model_validator(mode="after")
-    def _divisible(self) -> ModelShape:
-        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
-            sizes = f"num_heads ({self.num_heads}), and that a multiple of num_kv_heads ({self.num_kv_heads})"
-            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of {sizes}")
-        return self
-
-
-class LongShape(ModelShape):
-    """The long model: 0.64M parameters."""
-
-    hidden_size: Count = 128
-    num_layers: Count = 3
-    num_kv_heads: Count = 4
-    intermediate_size: Count = 320
-    terse_steps: Natural = 480
-    base_steps: Count = 450
-    base_learning_rate: Rate = 3e-3
-    cold_start_steps: Count = 100
-    cold_start_learning_rate: Rate = 2e-3
-
-
-class ShortShape(ModelShape):
-    """The short model: 0.16M parameters."""
-
-    hidden_size: Count = 64
-    num_layers: Count = 3
-    num_heads: Count = 2
-    num_kv_heads: Count = 2
-    intermediate_size: Count = 128
-    base_steps: Count = 1500
-    base_learning_rate: Rate = 4e-3
-    cold_start_steps: Count = 300
-    cold_start_learning_rate: Rate = 2e-3
-
-
-class MiniatureConfig(Section):
-    """The embedded world: problems, teacher, tokenizers and tiny models made from nothing. Setting this section enables its stages."""
-
-    num_train: Count = 20000
-    batch_size: Count = 32
-    cold_start_episodes: Count = 2000
-    redundancy: Share = 0.45
-    """Share of the optional thoughts that the cold-start dialogues keep."""
-    long: LongShape = LongShape()
-    short: ShortShape = ShortShape()
 
 
 class LongShortConfig(Section):
@@ -253,6 +94,8 @@ class LongShortConfig(Section):
     sample_steps: Natural = 10
     """A sample dialogue is printed every so many steps; 0: never."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    coldstart: ColdStartConfig | None = None
+    mixture: MixtureConfig | None = None
     miniature: MiniatureConfig | None = None
 
     def role(self, role: str) -> RoleConfig:

@@ -45,7 +45,7 @@ def load_problems(source: str, limit: int | None = None) -> list[Problem]:
     problems: dict[str, Problem] = {}
     places: dict[str, str] = {}
     copies: Counter[str] = Counter()
-    for where, row in islice(_rows(source, limit), limit):
+    for where, row in islice(read_rows(source, limit), limit):
         problem = normalise(row, where)
         copies[problem.id] += 1
         if problem.id in problems:
@@ -64,8 +64,8 @@ def normalise(row: Mapping[str, Any], where: str) -> Problem:
     return Problem(id=_given_id(row) or _content_id(question, answer), question=question, answer=answer)
 
 
-def _rows(source: str, limit: int | None) -> Rows:
-    """(where it stands, row), in order."""
+def read_rows(source: str, limit: int | None) -> Rows:
+    """(where it stands, row) of a source as `load_problems` takes it, in order and as they are."""
     name, colon, rest = source.partition(":")
     if colon and name in GENERATORS:
         return GENERATORS[name](rest, limit)
@@ -79,8 +79,8 @@ def _rows(source: str, limit: int | None) -> Rows:
 
 
 def _miniature(split: str, limit: int | None) -> Rows:
-    from longshort.config import MiniatureConfig
     from longshort.miniature.world import make_problems
+    from longshort.sections import MiniatureConfig
 
     for problem in make_problems(split, limit or MiniatureConfig().num_train, seed=0):
         yield f"miniature:{split}, {problem.id}", asdict(problem)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longshort.backends.weight_sync import expected_weights
-from longshort.config import ModelShape
+from longshort.sections import ModelShape
 from longshort.types import LongShortError
 
 

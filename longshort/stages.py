@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from longshort import checkpoint, console, interruption
 from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig, parse
 from longshort.evaluation.command import measure, results_table
+from longshort.jobs import side_by_side
 from longshort.pair import Pair
 from longshort.plan import check
 from longshort.team.protocols import Solo
@@ -66,7 +66,14 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
 
 def stage_names(config: LongShortConfig) -> list[str]:
     """The stages to run: the recipe's list, else all that apply to it. Raises LongShortError for an unknown one."""
-    names = config.stages or ([*STAGES] if config.miniature else ["train"])
+    wanted = {
+        "base": config.miniature,
+        "baseline": config.miniature,
+        "coldstart": config.coldstart,
+        "mixture": config.mixture,
+        "train": config.dataset,
+    }
+    names = config.stages or [name for name in STAGES if wanted[name]]
     for name in names:
         if name not in STAGES:
             raise LongShortError(f"stages: {name!r} is not a stage; known: {', '.join(STAGES)}")
@@ -99,19 +106,21 @@ async def _stage(config: LongShortConfig, name: str, label: str) -> None:
 async def base(config: LongShortConfig) -> dict[str, Any]:
     from longshort.miniature.training import train_base
 
-    jobs = {role: (train_base, config, role, str(model_folder(config, f"base-{role}"))) for role in ROLES}
-    await _side_by_side(jobs)
-    return {role: job[3] for role, job in jobs.items()}
+    folders = {role: model_folder(config, f"base-{role}") for role in ROLES}
+    await side_by_side({role: (train_base, config, role, str(folder)) for role, folder in folders.items()}, folders)
+    return {role: str(folder) for role, folder in folders.items()}
 
 
-async def cold_start(config: LongShortConfig) -> dict[str, Any]:
-    from longshort.miniature.training import train_cold_start
+async def coldstart(config: LongShortConfig) -> dict[str, Any]:
+    from longshort.thoughts.coldstart import cold_start
 
-    folders = {role: str(model_folder(config, f"cold-{role}")) for role in ROLES}
-    await _side_by_side(
-        {role: (train_cold_start, config, role, str(model_folder(config, f"base-{role}")), folders[role]) for role in ROLES}
-    )
-    return folders
+    return await cold_start(config)
+
+
+async def mixture(config: LongShortConfig) -> dict[str, Any]:
+    from longshort.thoughts.mixture_run import run_mixture
+
+    return await run_mixture(config)
 
 
 async def baseline(config: LongShortConfig) -> dict[str, Any]:
@@ -123,9 +132,8 @@ async def baseline(config: LongShortConfig) -> dict[str, Any]:
 
 async def train(config: LongShortConfig) -> dict[str, Any]:
     """RL of both roles, with the same evaluation before and after; continues from the newest checkpoint of an interrupted run."""
-    if config.miniature:
-        models = {role: {**config.role(role).model_dump(), "model": str(model_folder(config, f"cold-{role}"))} for role in ROLES}
-        config = parse(config.model_dump() | models)
+    if config.coldstart:
+        config = with_models(config, {role: str(model_folder(config, f"cold-{role}")) for role in ROLES})
     trainer = LongShortTrainer(args=config)
     folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
     trainer.check()
@@ -140,6 +148,11 @@ def _show(result: dict[str, Any]) -> dict[str, Any]:
     keys = ("accuracy", "accuracy_greedy", "tokens", "cost", "hand_back_rate", "format")
     console.say("  " + "  ".join(f"{key} {result[key]:.3f}" for key in keys if key in result))
     return result
+
+
+def with_models(config: LongShortConfig, models: Mapping[str, str]) -> LongShortConfig:
+    """The recipe with these models in place of its own."""
+    return parse(config.model_dump() | {role: config.role(role).model_dump() | {"model": model} for role, model in models.items()})
 
 
 def model_folder(config: LongShortConfig, name: str) -> Path:
@@ -165,29 +178,10 @@ def final_table(summary: dict[str, Any]) -> str:
     return results_table({title: summary[name] for name, title in titles.items() if name in summary})
 
 
-async def _side_by_side(jobs: dict[str, tuple]) -> None:
-    """Run one function per role in a process of its own; their progress files become one line every few seconds."""
-    folders = {role: Path(job[-1]) for role, job in jobs.items()}
-    for folder in folders.values():
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def status() -> str:
-        parts = []
-        for role, folder in folders.items():
-            progress = folder / "progress.json"
-            if progress.is_file():
-                state = json.loads(progress.read_text())
-                parts.append(f"{role} {state['step']}/{state['steps']} loss {state['loss']:.3f}")
-        return "   ".join(parts) or "making the training data"
-
-    async with console.heartbeat(status):
-        await asyncio.gather(*(ray_cluster.in_process(*job) for job in jobs.values()))
-    console.say(f"  {status()}")
-
-
 STAGES = {
     "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=230, run=base),
     "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
-    "coldstart": Stage(title="teach both models their half of the dialogue", seconds=40, run=cold_start),
+    "coldstart": Stage(title="from long traces to two models that speak the dialogue", seconds=110, run=coldstart),
+    "mixture": Stage(title="fine-tune one role on a mixture of short and long traces", seconds=90, run=mixture),
     "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=250, run=train),
 }

@@ -86,7 +86,7 @@ def _suggest(unknown: str, known: Sequence[str]) -> str:
     """The same setting elsewhere in the recipe, else the path that looks alike, else what the section holds."""
     leaf, section = unknown.rsplit(".", 1)[-1], unknown.rpartition(".")[0]
     siblings = [path.removeprefix(f"{section}.") for path in known if path.rpartition(".")[0] == section]
-    near = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
+    near = sorted((path for path in known if path.rsplit(".", 1)[-1] == leaf), key=lambda path: path.count("."))
     near = near or [f"{section}.{name}".lstrip(".") for name in difflib.get_close_matches(leaf, siblings, n=1)]
     near = near or difflib.get_close_matches(unknown, known, n=1, cutoff=0.8)
     if near:

@@ -7,8 +7,8 @@ import pytest
 from longshort.backends.engine_loop import LocalEngine
 from longshort.backends.transformers_engine import TransformersCore, processed_logprobs
 from longshort.backends.weight_sync import check_canary, check_weights, expected_weights
-from longshort.config import EngineConfig
 from longshort.miniature.tokenizer import build_tokenizer
+from longshort.sections import EngineConfig
 from longshort.types import LONG, SHORT, LongShortError, Sampling
 from tests import tiny_models
 

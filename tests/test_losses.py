@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from longshort.config import LossConfig
 from longshort.learning.losses import IMPORTANCE_CORRECTIONS, LOSSES, check, k3, token_weights
+from longshort.sections import LossConfig
 from longshort.types import LongShortError
 from tests.learning_cases import sample_like
 

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from longshort.config import ModelShape
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import EOS, FINAL_NOTICE, PAD, PROBLEM, SOLVE, build_tokenizer
 from longshort.miniature.world import (
@@ -17,13 +16,14 @@ from longshort.miniature.world import (
     teacher_trace,
     terms_of,
 )
+from longshort.sections import ModelShape
 from longshort.team.protocols import ROLE_TAGS, LongShort, Solo, demonstration, encode_plain, encode_problem
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
 
 PROBLEM_48 = Problem(id="p", question="Last digit of a: 4*6*2-b: 9+c: 2*9*7?", answer="5")  # 48 - 9 + 126 = 165
 TINY = ModelShape(
     hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32,
-    base_steps=1, base_learning_rate=1e-3, cold_start_steps=1, cold_start_learning_rate=1e-3,
+    base_steps=1, base_learning_rate=1e-3,
 )  # fmt: skip
 
 

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from longshort import memory
-from longshort.config import ModelShape, ShortShape, parse
+from longshort.config import parse
 from longshort.doctor import GIB
 from longshort.model_files import read_facts, shape_facts
 from longshort.plan import check, check_contexts, check_disk, check_memory, plan, render
+from longshort.sections import ModelShape, ShortShape
 from longshort.types import LongShortError, Problem
 
 pytestmark = pytest.mark.engine
@@ -21,8 +22,6 @@ SHAPE = ModelShape(
     intermediate_size=160,
     base_steps=1,
     base_learning_rate=1e-3,
-    cold_start_steps=1,
-    cold_start_learning_rate=1e-3,
 )
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from longshort.config import LengthConfig, RewardConfig
+from longshort.sections import LengthConfig, RewardConfig
 from longshort.team.rewards import LENGTH_TERMS, SynergyReward, length_weight
 from longshort.types import LONG, SHORT, Completion, Episode, Problem, Turn
 

@@ -14,8 +14,8 @@ from longshort.types import LongShortError
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 TINY = [
-    "miniature.num_train=200", "miniature.cold_start_episodes=64", "miniature.long.terse_steps=4", "miniature.long.base_steps=4",
-    "miniature.short.base_steps=8", "miniature.long.cold_start_steps=8", "miniature.short.cold_start_steps=8", "miniature.batch_size=8",
+    "miniature.num_train=200", "coldstart.num_traces=32", "miniature.long.terse_steps=4", "miniature.long.base_steps=4",
+    "miniature.short.base_steps=8", "long.sft.max_steps=4", "short.sft.max_steps=4", "miniature.batch_size=8",
     "max_steps=2", "num_problems=4", "num_generations=4", "eval.num_problems=16", "eval_steps=1", "long.turn_tokens=24",
     "short.turn_tokens=24",
 ]  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from longshort.config import LossConfig
 from longshort.learning import step as step_module
 from longshort.learning.packing import pack
 from longshort.learning.step import token_logprobs
+from longshort.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import sample_like, save_tiny, tiny_model
 

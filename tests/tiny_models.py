@@ -1,11 +1,13 @@
 """Two tiny random models with two different vocabularies; weights large enough that their distributions are far from uniform."""
 
 import json
+import random
 from pathlib import Path
 
-from longshort.config import LongShape, LongShortConfig, ShortShape, parse
+from longshort.config import LongShortConfig, parse
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import FINAL_NOTICE, build_tokenizer
+from longshort.sections import LongShape, ShortShape
 from longshort.types import LONG, SHORT
 
 ENGINE = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
@@ -13,19 +15,22 @@ ENGINE = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
 
 def make_speaking(folder: Path) -> dict[str, str]:
     """Both models after a few supervised steps on dialogues: they close most turns with a tag, and know nothing else."""
+    from longshort.learning.samples import sample_of
     from longshort.learning.supervised import fit
-    from longshort.miniature.training import cold_start_samples
-    from longshort.miniature.world import make_problems
+    from longshort.miniature.world import dialogue, make_problems
+    from longshort.pair import make_protocol
+    from longshort.team.protocols import demonstration
 
-    settings = config(folder, {LONG: "", SHORT: ""}, miniature={"redundancy": 0.0})
+    protocol = make_protocol(config(folder, {LONG: "", SHORT: ""}))
+    tokenizers = {LONG: build_tokenizer(LONG), SHORT: build_tokenizer(SHORT)}
+    problems = make_problems("train", 64, 0)
+    episodes = [demonstration(problem, dialogue(problem, random.Random(0), 0.0), protocol, tokenizers) for problem in problems]
     paths = {}
-    for role, shape in ((LONG, LongShape()), (SHORT, ShortShape())):
-        tokenizer = build_tokenizer(role)
-        model = build_model(tokenizer, shape, seed=3, max_position_embeddings=256)
-        samples = cold_start_samples(settings, role, make_problems("train", 64, 0))
-        fit(model, samples, steps=40, batch_size=16, learning_rate=5e-3)
-        paths[role] = str(folder / role)
-        save(model, tokenizer, paths[role])
+    for speaker, shape in ((LONG, LongShape()), (SHORT, ShortShape())):
+        model = build_model(tokenizers[speaker], shape, seed=3, max_position_embeddings=256)
+        fit(model, [sample_of(episode, speaker, 0.0) for episode in episodes], steps=40, batch_size=16, learning_rate=5e-3)
+        paths[speaker] = str(folder / speaker)
+        save(model, tokenizers[speaker], paths[speaker])
     return paths
 
 

@@ -28,7 +28,8 @@ from ray.exceptions import RayActorError, RayError
 
 from longshort.backends.engine_loop import EngineLoop, make_core
 from longshort.backends.remote_engine import RemoteEngine, reason_of
-from longshort.config import EngineConfig, LongShortConfig
+from longshort.config import LongShortConfig
+from longshort.sections import EngineConfig
 from longshort.types import LongShortError, Sample
 
 
@@ -107,10 +108,11 @@ def make_learner(role: str, model: str, config: LongShortConfig, total_updates: 
     return RemoteLearner(role, ray.remote(LearnerActor).options(**options).remote(role, model, config, total_updates, threads))
 
 
-async def in_process(function: Callable[..., Any], *arguments: Any, threads: int = 1) -> Any:
+async def in_process(function: Callable[..., Any], *arguments: Any, threads: int = 1, gpus: float = 0.0) -> Any:
     """Run a function in a worker process of its own and await its result; a LongShortError arrives as itself."""
     options = {
         "num_cpus": cpu_share(),
+        "num_gpus": gpus,
         "max_retries": 0,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}},
     }
@@ -148,9 +150,12 @@ class RemoteLearner:
         _kill(self._actor, None)
 
 
-def make_engine(role: str, model: str, config: LongShortConfig, tokenizer, threads: int = 1) -> RemoteEngine:
-    """An engine for `role` in a process of its own, supervised from here; `start` it before use."""
-    engine, backend = config.role(role).engine, engine_backend(config.role(role).engine)
+def make_engine(
+    name: str, model: str, config: LongShortConfig, tokenizer, threads: int = 1, engine: EngineConfig | None = None
+) -> RemoteEngine:
+    """An engine in a process of its own, supervised from here; `start` it before use. `name` is a role, or whose `engine` this is."""
+    engine = engine or config.role(name).engine
+    backend = engine_backend(engine)
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if backend == "vllm":
         from longshort.backends.vllm_engine import environment as vllm_environment
@@ -159,9 +164,10 @@ def make_engine(role: str, model: str, config: LongShortConfig, tokenizer, threa
     options = {"num_cpus": cpu_share(), "num_gpus": engine.num_gpus, "max_concurrency": 8, "runtime_env": {"env_vars": environment}}
     actor = ray.remote(EngineActor).options(**options)
     return RemoteEngine(
-        role,
+        name,
         config,
         tokenizer,
+        engine=engine,
         backend=backend,
         model=model,
         spawn=lambda: actor.remote(backend, model, engine, config.seed, config.engine_timeout_s),
@@ -171,9 +177,12 @@ def make_engine(role: str, model: str, config: LongShortConfig, tokenizer, threa
 
 
 def _kill(actor, pid: int | None) -> None:
-    """End an actor's process; a local one directly too, because a stopped process (SIGSTOP) does not hear Ray."""
+    """End an actor's process: a local one directly if it is still there a second later; a stopped one (SIGSTOP) does not hear Ray."""
     with contextlib.suppress(RayError):
         ray.kill(actor)
     with contextlib.suppress(psutil.Error):
         if pid and "ray::" in " ".join(psutil.Process(pid).cmdline()):
+            with contextlib.suppress(psutil.TimeoutExpired):
+                psutil.Process(pid).wait(1.0)
+                return
             os.kill(pid, signal.SIGKILL)

@@ -13,6 +13,7 @@ from typing import Any
 
 from longshort import console
 from longshort.config import LongShortConfig
+from longshort.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
 
 START_TIMEOUT_S = 300.0
@@ -34,15 +35,16 @@ class RemoteEngine:
         config: LongShortConfig,
         tokenizer,
         *,
+        engine: EngineConfig,
         backend: str,
         model: str,
         spawn: Callable[[], Any],
         kill: Callable[[Any, int | None], None],
         failures: tuple[type[BaseException], ...],
     ):
-        self.role, self.tokenizer, self.context = role, tokenizer, config.role(role).engine.max_model_len
+        self.role, self.tokenizer, self.context = role, tokenizer, engine.max_model_len
         self.backend, self.restarts = backend, 0
-        self._config, self._model = config, model
+        self._config, self._engine, self._model = config, engine, model
         self._spawn, self._kill = spawn, kill
         self._failures = (*failures, TimeoutError, RuntimeError)
         self._generation = self._recent_failures = 0
@@ -67,7 +69,7 @@ class RemoteEngine:
             self._pid = await asyncio.wait_for(_result(self._actor.ready.remote()), max(START_TIMEOUT_S, self._config.engine_timeout_s))
             return self._pid
         except self._failures as error:
-            engine = self._config.role(self.role).engine
+            engine = self._engine
             raise LongShortError(
                 f"the {self.role} engine ({self.backend}, {self._model}) did not start: {reason_of(error)}; if memory ran out, lower "
                 f"{self.role}.engine.kv_cache_gib ({engine.kv_cache_gib}), max_model_len or max_num_seqs"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from longshort.backends.weight_sync import check_weights
-from longshort.config import EngineConfig
+from longshort.sections import EngineConfig
 from longshort.types import Completion, Sampling
 
 TAIL = 32  # tokens re-read for a stop string at every step; a role tag is far shorter

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longshort.backends.weight_sync import check_weights, expected_weights
-from longshort.config import EngineConfig
+from longshort.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
 
 

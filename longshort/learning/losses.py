@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longshort.config import LossConfig
+from longshort.sections import LossConfig
 from longshort.types import LongShortError, Sample
 
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from longshort.config import LossConfig
 from longshort.learning import losses
 from longshort.learning.packing import pack
+from longshort.sections import LossConfig
 from longshort.types import Batch, Sample
 
 LOGITS_HELD = 2**26

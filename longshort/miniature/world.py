@@ -144,6 +144,24 @@ def dialogue(problem: Problem, rng: random.Random, redundancy: float) -> list[Me
     return messages
 
 
+def total_thoughts(problem: Problem) -> list[str]:
+    """The running total after each term, as a thought each."""
+    total, thoughts = 0, []
+    for term in terms_of(problem):
+        thoughts.append(_total(term, total))
+        total = term.added_to(total)
+    return thoughts
+
+
+def direct_ending(problem: Problem, written: str) -> str:
+    """How a quick thinker ends what is `written` so far (whole thoughts of a trace): the totals still missing, then the box.
+
+    A total whose product nobody wrote is a guess to whoever learns this, which is what makes important thoughts important.
+    """
+    done = sum(thought.startswith(TOTAL) for thought in written.split(GAP))
+    return GAP.join([*total_thoughts(problem)[done:], f"{BOXED}{problem.answer}}}"])
+
+
 def compressed_trace(problem: Problem, rng: random.Random) -> str:
     """The tersest dialogue as one model's trace: the control that tells compression from cooperation."""
     return GAP.join(text for _, text, _ in dialogue(problem, rng, redundancy=0.0))

@@ -89,12 +89,17 @@ class GradingPool:
 
     def check_golds(self, problems: Sequence[Problem]) -> None:
         """Refuse a data set some of whose reference answers cannot be graded; raises one LongShortError that names the first few."""
-        begun = [(problem, self._check(problem.answer)) for problem in problems]
-        reasons = [(problem, reason.result() if isinstance(reason, Future) else reason) for problem, reason in begun]
-        bad = [f"problem {problem.id!r}: {str(problem.answer)[:80]!r} ({reason})" for problem, reason in reasons if reason != "match"]
+        faults = self.gold_faults(problems)
+        bad = [f"problem {p.id!r}: {str(p.answer)[:80]!r} ({faults[p.answer]})" for p in problems if p.answer in faults]
         if bad:
             listed = "; ".join(bad[:LISTED_ROWS]) + ("; …" if len(bad) > LISTED_ROWS else "")
             raise LongShortError(f"{len(bad)} of {len(problems)} reference answers cannot be graded: {listed}. Correct or drop these rows")
+
+    def gold_faults(self, problems: Sequence[Problem]) -> dict[str, str]:
+        """The reference answers that cannot be graded, each with the reason."""
+        begun = {problem.answer: self._check(problem.answer) for problem in problems}
+        reasons = {gold: reason.result() if isinstance(reason, Future) else reason for gold, reason in begun.items()}
+        return {gold: reason for gold, reason in reasons.items() if reason != "match"}
 
     @property
     def counts(self) -> dict[str, int]:

@@ -63,6 +63,11 @@ def special_ids(tokenizer, tags: Sequence[str]) -> dict[str, int]:
     return {tag: vocabulary[tag] for tag in tags}
 
 
+def encode_tag(tokenizer, tag: str, tags: str) -> tuple[int, ...]:
+    """A role tag in the tokenizer's ids, as `protocol.tags` says: one special token, or plain text."""
+    return (special_ids(tokenizer, (tag,))[tag],) if tags == "special" else encode_plain(tokenizer, tag)
+
+
 class LongShort:
     """The paper's dialogue: long writes `<think>…</think>`, short `<answer>…` up to `</answer>`, or `</rethink>` to hand back.
 
@@ -153,7 +158,7 @@ class LongShort:
         return sum(turn.completion.stop == RETHINK for turn in episode.turns)
 
     def _tag(self, tokenizer, tag: str) -> tuple[int, ...]:
-        return (special_ids(tokenizer, (tag,))[tag],) if self.tags == "special" else encode_plain(tokenizer, tag)
+        return encode_tag(tokenizer, tag, self.tags)
 
 
 class Solo:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from longshort.config import RewardConfig
+from longshort.sections import RewardConfig
 from longshort.types import Episode, Problem, Reward
 
 
