@@ -34,7 +34,13 @@ STEPS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. A LongShortError is one message on stderr and status 1 (128 + n after signal n)."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    settings = [text for text in left if "=" in text and not text.startswith("-")]  # argparse takes them before the options only
+    if settings != left or (settings and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if settings:
+        options.overrides = [*options.overrides, *settings]
     try:
         return options.command(options)
     except LongShortError as error:
@@ -65,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     recipe_verb("run", _run, "All stages that the recipe configures, continuing where an earlier run stopped.")
     steps = ", ".join([*STEPS])
     coldstart = recipe_verb("coldstart", _coldstart, f"From long traces to two fine-tuned models, continuing where it stopped: {steps}.")
-    coldstart.add_argument("--redo", choices=[*STEPS], metavar="STEP", help="first forget what this step and all behind it made")
+    coldstart.add_argument("--redo", choices=[*STEPS], metavar="STEP", help="first set aside what this step and all behind it made")
     for step, text in STEPS.items():
         one = recipe_verb(step, _coldstart, f"Step of the cold start: {text}.")
-        one.add_argument("--redo", action="store_const", const=step, help="forget what this step and all behind it made first")
+        one.add_argument("--redo", action="store_const", const=step, help="first set aside what this step and all behind it made")
         one.set_defaults(only=step)
     recipe_verb("mixture", _mixture, "Fine-tune one role on short and long traces, mixed by dev accuracy and tokens.")
     train = recipe_verb("train", _train, "Reinforcement learning of both models.")
@@ -118,16 +124,19 @@ def _mixture(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     config = _load(options)
+    from longshort.stages import after_cold_start
     from longshort.trainer import LongShortTrainer
 
-    LongShortTrainer(args=config).train(resume=options.resume)
+    LongShortTrainer(args=after_cold_start(config)).train(resume=options.resume)
     return 0
 
 
 def _eval(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort.evaluation.command import evaluate_recipe
+    from longshort.stages import after_cold_start
 
+    config = config if options.checkpoint else after_cold_start(config)
     evaluate_recipe(config, solo=options.solo, checkpoint_folder=Path(options.checkpoint) if options.checkpoint else None)
     return 0
 

@@ -20,31 +20,33 @@ PROGRESS = "progress.json"
 class Progress:
     """Writes a job's progress file, at most once a second."""
 
-    def __init__(self, folder: str | Path, steps: int):
-        self.path, self.steps, self._shown = Path(folder) / PROGRESS, steps, 0.0
+    def __init__(self, folder: str | Path):
+        self.path, self._shown = Path(folder) / PROGRESS, 0.0
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, done: int, loss: float) -> None:
-        if time.monotonic() - self._shown < 1.0 and done < self.steps:
+    def __call__(self, done: int, steps: int, loss: float) -> None:
+        if time.monotonic() - self._shown < 1.0 and done < steps:
             return
         self._shown = time.monotonic()
         partial = self.path.with_suffix(".tmp")
-        partial.write_text(json.dumps({"step": done, "steps": self.steps, "loss": loss}))
+        partial.write_text(json.dumps({"step": done, "steps": steps, "loss": loss}))
         os.replace(partial, self.path)
 
 
 async def side_by_side(jobs: Mapping[str, tuple[Callable[..., Any], ...]], folders: Mapping[str, Path], gpus: float = 0.0) -> list[Any]:
     """Run each job, (function, *arguments), in a process of its own; `folders` say where each keeps its progress file."""
+    began = time.monotonic()
     for folder in folders.values():
         (folder / PROGRESS).unlink(missing_ok=True)
 
     def status() -> str:
-        parts = []
+        parts, left = [], 0.0
         for name, folder in folders.items():
             if (folder / PROGRESS).is_file():
                 state = json.loads((folder / PROGRESS).read_text())
                 parts.append(f"{name} {state['step']}/{state['steps']} loss {state['loss']:.3f}")
-        return "   ".join(parts) or "making the training data"
+                left = max(left, (time.monotonic() - began) / state["step"] * (state["steps"] - state["step"]))
+        return "   ".join(parts) + (f"   eta {console.duration(left)}" if left else "") or "making the training data"
 
     async with console.heartbeat(status):
         results = await asyncio.gather(*(ray_cluster.in_process(*job, gpus=gpus) for job in jobs.values()))

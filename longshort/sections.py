@@ -64,21 +64,21 @@ class SftConfig(Section):
     max_steps: int = Field(-1, ge=-1)
     """Optimizer steps; -1: what `num_train_epochs` makes."""
     learning_rate: Rate = 1e-5
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: Share = 0.1
     batch_size: Count = 8
     """Rows per optimizer step (packed rows with `packing`)."""
-    micro_batch_size: Count = 8
-    """Rows per forward pass; must divide `batch_size`."""
+    micro_batch_size: Count = 1
+    """Rows per forward pass; must divide `batch_size`. With `packing` they are laid end to end: memory grows with its square on SDPA."""
     max_length: Count = 8192
     """Longer dialogues are dropped and counted; packed rows are as long as this."""
     packing: bool = True
     gradient_checkpointing: bool = False
-    save_steps: Natural = 0
-    """0: a checkpoint only at the end."""
+    save_steps: Natural = 100
+    """A checkpoint to continue from every so many optimizer steps; 0: none, an interrupted training starts over."""
     lora: LoraSection | None = None
     deepspeed: str | dict[str, Any] | None = None
-    """A DeepSpeed configuration, or the path of one; passed to the trainer unchanged."""
+    """A DeepSpeed configuration (ZeRO up to stage 2), or the path of one; passed to the trainer unchanged."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> SftConfig:

@@ -34,6 +34,8 @@ class Stage:
     title: str
     seconds: int
     run: Callable[[LongShortConfig], Awaitable[dict[str, Any]]]
+    knows_itself: bool = False
+    """It is run every time, because it keeps a record of its own and skips what is done."""
 
 
 def run(config: LongShortConfig) -> dict[str, Any]:
@@ -90,8 +92,9 @@ async def _stage(config: LongShortConfig, name: str, label: str) -> None:
             raise LongShortError(
                 f"{record} was made with other settings than this recipe's; remove {config.output_dir} or choose another output_dir"
             )
-        console.say(f"{label}: done before ({console.duration(done['seconds'])}), skipped")
-        return
+        if not STAGES[name].knows_itself:
+            console.say(f"{label}: done before ({console.duration(done['seconds'])}), skipped")
+            return
     console.say(f"{label}: {STAGES[name].title}")
     began = time.monotonic()
     result = await STAGES[name].run(config)
@@ -132,8 +135,7 @@ async def baseline(config: LongShortConfig) -> dict[str, Any]:
 
 async def train(config: LongShortConfig) -> dict[str, Any]:
     """RL of both roles, with the same evaluation before and after; continues from the newest checkpoint of an interrupted run."""
-    if config.coldstart:
-        config = with_models(config, {role: str(model_folder(config, f"cold-{role}")) for role in ROLES})
+    config = after_cold_start(config)
     trainer = LongShortTrainer(args=config)
     folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
     trainer.check()
@@ -148,6 +150,18 @@ def _show(result: dict[str, Any]) -> dict[str, Any]:
     keys = ("accuracy", "accuracy_greedy", "tokens", "cost", "hand_back_rate", "format")
     console.say("  " + "  ".join(f"{key} {result[key]:.3f}" for key in keys if key in result))
     return result
+
+
+def after_cold_start(config: LongShortConfig) -> LongShortConfig:
+    """The recipe with the models that its cold start made, where it has one; LongShortError when they are not there yet."""
+    if not config.coldstart:
+        return config
+    folders = {role: model_folder(config, f"cold-{role}") for role in ROLES}
+    for folder in folders.values():
+        if not (folder / "config.json").is_file():
+            raise LongShortError(f"the recipe has a cold start but {folder} is not there; run `longshort coldstart` with this recipe first")
+    console.say(f"models of the cold start: {', '.join(map(str, folders.values()))}")
+    return with_models(config, {role: str(folder) for role, folder in folders.items()})
 
 
 def with_models(config: LongShortConfig, models: Mapping[str, str]) -> LongShortConfig:
@@ -181,7 +195,7 @@ def final_table(summary: dict[str, Any]) -> str:
 STAGES = {
     "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=230, run=base),
     "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
-    "coldstart": Stage(title="from long traces to two models that speak the dialogue", seconds=110, run=coldstart),
+    "coldstart": Stage(title="from long traces to two models that speak the dialogue", seconds=200, run=coldstart, knows_itself=True),
     "mixture": Stage(title="fine-tune one role on a mixture of short and long traces", seconds=90, run=mixture),
     "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=250, run=train),
 }

@@ -60,6 +60,14 @@ def test_a_dataset_of_ones_own_is_read():
     assert (problem.question, problem.answer) == ("What is 7 times 6?", "42")
 
 
+def test_a_partition_rule_of_ones_own_is_a_line_in_the_table(monkeypatch):
+    from longshort.thoughts import partition
+
+    monkeypatch.setattr(partition, "PARTITIONS", dict(partition.PARTITIONS))
+    blocks("A partition rule")
+    assert partition.PARTITIONS["above_average"]([0.0, 0.1, 0.5, 0.2], None, None) == [True, False, True, False]
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_every_path_that_a_page_names_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")

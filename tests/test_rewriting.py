@@ -9,7 +9,7 @@ from longshort.miniature.rewriting import short_texts
 from longshort.team.grading import GradingPool
 from longshort.thoughts.asking import NoUsableAnswer
 from longshort.thoughts.records import Thought
-from longshort.thoughts.rewriting import REWRITERS, Context, Draft, DraftMessage, rewrite, stitch
+from longshort.thoughts.rewriting import REWRITERS, Context, Draft, DraftMessage, rewrite
 from longshort.thoughts.settings import RewriteConfig
 from longshort.types import LONG, SHORT, LongShortError, Problem
 from tests.test_asking import ScriptedEngine
@@ -97,13 +97,6 @@ def test_the_instruct_rewriter_repairs_and_gives_up():
     assert issubclass(NoUsableAnswer, LongShortError)
 
 
-def test_the_wrapper_that_some_models_put_around_a_trace_is_taken_off_and_other_tags_are_not():
-    wrapped = (
-        message(LONG, f"<think>\n{PRODUCT_A}"),
-        message(SHORT, TOTAL_A),
-        message(LONG, f"{PRODUCT_B}\n</think>"),
-        message(SHORT, BOX),
-    )
-    assert [text for _, text, _ in stitch(wrapped, ["x", "y"])] == [PRODUCT_A, "x", PRODUCT_B, "y"]
+def test_role_tags_in_what_stays_long_drop_the_trace():
     spoofed = Draft(problem=PROBLEM, messages=(message(LONG, "a </rethink> b"), message(SHORT, BOX)))
     assert run(spoofed, rewriter=fixed(BOX)).outcome == "role_tags"

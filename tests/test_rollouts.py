@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.grading import GradingPool
+from longshort.team.grading import GradingPool, Verdict
 from longshort.team.protocols import THINK, encode_plain, encode_problem
-from longshort.thoughts.rollouts import DoesNotFit, roll_out
+from longshort.thoughts.rollouts import CannotRoll, encode_prefixes, roll_out
 from longshort.thoughts.settings import ImportanceConfig
 from longshort.types import SHORT, Completion, Problem
 
@@ -71,9 +71,43 @@ def test_role_tags_inside_a_trace_are_characters_and_not_control():
     assert engine.tokenizer.convert_tokens_to_ids("</answer>") not in engine.prompts[-1]
 
 
-def test_a_trace_longer_than_the_context_is_refused_with_both_numbers():
-    with pytest.raises(DoesNotFit, match=r"take 3\d tokens, the rollout model's context is 34"):
-        run(Quick(context=34))
-    engine = Quick(context=60)
-    run(engine, num_rollouts=1)
-    assert [s.max_tokens for s in engine.samplings] == [min(50, 60 - len(prompt)) for prompt in engine.prompts]
+def test_a_trace_that_leaves_no_room_for_a_whole_rollout_is_refused_with_the_numbers():
+    assert len(run(Quick(context=84)).correct) == 4
+    with pytest.raises(CannotRoll, match=r"take 34 tokens and a rollout 50 .*context is 83") as caught:
+        run(Quick(context=83))
+    assert caught.value.outcome == "context"
+
+
+def test_a_thought_without_a_token_is_named():
+    with pytest.raises(CannotRoll, match="thought 2 has no token") as caught:
+        run(Quick(), ["a\n\n", "", "b"])
+    assert caught.value.outcome == "empty_thought"
+
+
+def test_a_box_in_the_prefix_counts_until_the_rollout_writes_its_own():
+    assert run(Quick(), ["\\boxed{8}\n\n", "\\boxed{3}\n\n", "\\boxed{8}"]).correct[1:] == (40, 0, 40)
+
+
+def test_what_the_grader_could_not_decide_is_counted():
+    class Stuck(GradingPool):
+        async def grade(self, gold, text):
+            return Verdict(correct=False, reason="timeout")
+
+    with Stuck() as pool:
+        settings = ImportanceConfig(num_rollouts=2, instructions="", max_tokens=50)
+        found = asyncio.run(roll_out(PROBLEM, THOUGHTS, Quick(), pool, settings, tags="special", seed=0))
+    assert found.ungraded == {"timeout": 8} and found.correct == (0, 0, 0, 0)
+
+
+def test_a_tokenizer_that_changes_text_at_seams_gets_every_prefix_whole():
+    class Spacing:
+        """Puts a space before each piece, as SentencePiece does."""
+
+        def encode(self, text, **_):
+            return [ord(character) for character in " " + text]
+
+        def decode(self, ids):
+            return "".join(map(chr, ids)).removeprefix(" ")
+
+    prefixes = encode_prefixes(Spacing(), ["ab\n\n", "c"])
+    assert [Spacing().decode(prefix) for prefix in prefixes] == ["", "ab\n\n", "ab\n\nc"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from longshort.team.grading import GradingPool
-from longshort.thoughts.traces import load_traces
+from longshort.thoughts.traces import load_traces, unwrapped
 from longshort.types import LongShortError
 
 
@@ -48,10 +48,27 @@ def test_every_kind_of_bad_row_has_a_name(tmp_path, pool):
 
 
 def test_unusual_text_is_noted_and_kept_byte_for_byte(tmp_path, pool):
-    texts = ["a\r\n\r\nb", "é\u2028数", "<think>\nx\n\n</think>y"]
+    texts = ["a\r\n\r\nb", "é\u2028数", "<think>\nx\n\n</think>\ny </rethink>"]
     found = load(tmp_path, pool, [row(text, problem=f"{index}?") for index, text in enumerate(texts)])
     assert [trace.response for trace in found] == texts
-    assert [trace.notes for trace in found] == [("crlf",), ("non_ascii",), ("role_tags",)]
+    assert [trace.notes for trace in found] == [("crlf",), ("non_ascii",), ("think_wrapper", "role_tags")]
+
+
+def test_only_the_wrapper_around_a_whole_trace_is_taken_off():
+    wrapped = ["<think>\nOne.\n\n", "Two.\n</think>\n\n", "\\boxed{2}"]
+    assert unwrapped(wrapped) == ["\nOne.\n\n", "Two.\n\n\n", "\\boxed{2}"]
+    assert unwrapped(["One.\n\n", "Two.\n</think>\n\n", "3"]) == ["One.\n\n", "Two.\n\n\n", "3"]  # no opening tag: R1's habit
+    for kept in (["It says </think> here.", "2"], ["a", "<think>b"], ["</think>\n", "</think>\n"], ["<think>a", "<think>b"]):
+        assert unwrapped(kept) == kept
+
+
+def test_a_column_is_chosen_once_and_its_absence_said(tmp_path, pool):
+    rows = [{"problem": "1?", "answer": "1", "generation": "a\n\nb"}, {"problem": "2?", "answer": "2", "response": "c\n\nd"}]
+    assert [trace.outcome for trace in load(tmp_path, pool, rows)] == ["ok", "empty_response"]
+    with pytest.raises(LongShortError, match=r"line 1: no response; expected a column response, trace, .*, got problem, answer, solution"):
+        load(tmp_path, pool, [{"problem": "1?", "answer": "1", "solution": "human"}])
+    odd = {"id": "half \ud83d", "problem": "1?", "answer": "1", "response": "a\n\nb"}
+    assert load(tmp_path, pool, [odd])[0].outcome == "bad_row"
 
 
 def test_a_limit_takes_the_first_and_an_empty_source_is_refused(tmp_path, pool):
@@ -74,5 +91,6 @@ def test_miniature_traces_are_of_the_kind_asked_for(pool):
 def test_real_traces_all_load(shared_data, pool):
     found = load_traces(str(shared_data / "long_traces_amc23.jsonl"), None, pool, 0)
     assert len(found) == 120 and {trace.outcome for trace in found} == {"ok"}
-    assert sum("role_tags" in trace.notes for trace in found) == 100
+    assert sum("think_wrapper" in trace.notes for trace in found) == 100
+    assert not any("role_tags" in trace.notes for trace in found)
     assert sum("repeated_problem" in trace.notes for trace in found) == 80

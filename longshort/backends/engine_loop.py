@@ -17,6 +17,8 @@ from typing import Any
 from longshort.types import Completion, LongShortError, Sampling
 
 Request = tuple[str, tuple[int, ...], Sampling]
+GATHER_S = 0.02
+"""Seconds that a finished turn waits for others to travel with. A message per engine step would cost as much as sampling a tiny model."""
 
 
 def make_core(backend: str, model: str, config, seed: int):
@@ -67,6 +69,9 @@ class EngineLoop:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._done or self._failure, timeout)
+        if self.core.busy and not self._failure:
+            time.sleep(GATHER_S)
+        with self._changed:
             if self._failure:
                 raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
             done, self._done = self._done, []

@@ -116,7 +116,10 @@ async def in_process(function: Callable[..., Any], *arguments: Any, threads: int
         "max_retries": 0,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}},
     }
-    return await _unwrap(ray.remote(function).options(**options).remote(*arguments))
+    try:
+        return await _unwrap(ray.remote(function).options(**options).remote(*arguments))
+    except RayError as error:
+        raise LongShortError(f"{function.__name__} failed in its process: {reason_of(error)}") from error
 
 
 async def _unwrap(reference) -> Any:

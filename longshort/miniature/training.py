@@ -98,7 +98,7 @@ def train_base(config: LongShortConfig, role: str, folder: str) -> None:
 
 
 def _fit(model, samples: list[Sample], folder: str, config: LongShortConfig, steps: int, learning_rate: float) -> None:
-    progress = Progress(folder, steps)
+    progress = Progress(folder)
     batch = config.miniature.batch_size
     fit(
         model,
@@ -107,5 +107,5 @@ def _fit(model, samples: list[Sample], folder: str, config: LongShortConfig, ste
         batch_size=batch,
         learning_rate=learning_rate,
         seed=config.seed,
-        on_step=lambda step, loss: progress(step + 1, loss),
+        on_step=lambda step, loss: progress(step + 1, steps, loss),
     )

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from longshort import console
 from longshort.backends import ray_cluster
@@ -15,6 +16,9 @@ from longshort.config import LongShortConfig
 from longshort.model_files import find_folder
 from longshort.thoughts.settings import GeneratorConfig
 from longshort.types import SHORT, LongShortError
+
+WHOLE_BYTES, PIECE_BYTES, PIECES = 2**26, 2**16, 64
+NO_PART_OF_A_MODEL = ("progress.json", "trainer_state.json")
 
 
 def base_model(config: LongShortConfig, role: str) -> str:
@@ -34,16 +38,28 @@ def rollout_generator(config: LongShortConfig) -> GeneratorConfig:
 
 
 def identity(model: str, key: str) -> str:
-    """A short hash of a model folder's weights, sizes and tokenizer, wherever it lies: the first and last MiB of each file count."""
+    """A short hash of a model folder's weights, configuration, tokenizer and template, wherever it lies.
+
+    Small files count whole; of weights beyond 64 MiB a file, 64 pieces spread over it and the size.
+    """
     found = hashlib.sha256()
     for path in sorted(find_folder(model, key).iterdir()):
-        if path.suffix in (".safetensors", ".json") and path.name != "trainer_state.json":
+        if path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja") and path.name not in NO_PART_OF_A_MODEL:
             size = path.stat().st_size
+            found.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:
-                found.update(f"{path.name} {size}".encode() + file.read(2**20))
-                file.seek(max(0, size - 2**20))
-                found.update(file.read())
+                if size <= WHOLE_BYTES:
+                    found.update(file.read())
+                for piece in range(PIECES if size > WHOLE_BYTES else 0):
+                    file.seek(piece * (size - PIECE_BYTES) // (PIECES - 1))
+                    found.update(file.read(PIECE_BYTES))
     return found.hexdigest()[:16]
+
+
+def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
+    """What the generator's answers depend on: the model, not where it lies; the engine's arithmetic and context, not its memory."""
+    engine = generator.engine.model_dump(include={"backend", "dtype", "max_model_len"})
+    return {"model": identity(generator.model, f"{key}.model"), **engine}
 
 
 @asynccontextmanager

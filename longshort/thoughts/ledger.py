@@ -3,8 +3,8 @@
     thoughts/chunk.jsonl             {"id": "math-7", "outcome": "ok", …}     in the order of the traces once the step is complete
     thoughts/chunk.manifest.json     settings, hashes of the inputs, counts of outcomes and notes, seconds, complete or not
 
-A step that was interrupted continues with the traces that have no line yet; a line cut in half by a kill is written again. A step made
-with other settings or from other inputs is never continued: LongShortError names what differs.
+A step that was interrupted continues with the traces that have no line yet; a line cut in half by a kill or a full disk is made again. A
+step made with other settings or from other inputs is never continued: LongShortError names what differs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +32,41 @@ class Ledger:
         self.rows: dict[str, Row] = {}
         self.seconds, self.complete = 0.0, False
         folder.mkdir(parents=True, exist_ok=True)
-        if self.manifest_path.is_file():
+        written = self.path.is_file() and self.path.stat().st_size > 0
+        if written and not self.manifest_path.is_file():
+            raise LongShortError(
+                f"{self.path} has lines but {self.manifest_path.name} is missing, so nobody knows what made them; put it back, or "
+                f"make the step again with --redo {step}"
+            )
+        if written:
             self._continue(json.loads(self.manifest_path.read_text()))
         else:
-            self.path.unlink(missing_ok=True)
             self._write_manifest({})
 
     def append(self, row: Row) -> None:
-        """Write one trace's line; it survives whatever happens next."""
+        """Write one trace's line. What has been written stays, whatever happens next to this process; half a line is taken back."""
+        line = encode(row)
         with self.path.open("ab") as file:
-            file.write(encode(row))
+            size = file.tell()
+            try:
+                file.write(line)
+                file.flush()
+            except OSError as error:
+                os.truncate(self.path, size)
+                raise LongShortError(
+                    f"{self.path} cannot be written ({error.strerror}); make room and start the same command again"
+                ) from error
         self.rows[row["id"]] = row
 
-    def finish(self, order: Sequence[str], extra: Mapping[str, Any]) -> None:
+    def finish(self, order: Sequence[str], counts: Mapping[str, Any]) -> None:
         """Every trace has its line: put them in the order of the traces and complete the manifest."""
         self.rows = {trace: self.rows[trace] for trace in order}
         partial = self.path.with_suffix(".tmp")
-        partial.write_bytes(b"".join(map(encode, self.rows.values())))
+        with partial.open("wb") as file:
+            file.writelines(map(encode, self.rows.values()))
         partial.replace(self.path)
         self.complete = True
-        self._write_manifest(extra)
+        self._write_manifest(counts)
 
     def pause(self, seconds: float) -> None:
         """Add to the time spent, and write down how far the step has come."""
@@ -67,21 +81,21 @@ class Ledger:
                 f"make it and what follows again with --redo {self.step}, or choose another output_dir"
             )
         self.seconds, self.complete = manifest["seconds"], manifest["complete"]
-        self.rows = {row["id"]: row for row in read(self.path, repair=not self.complete)}
+        self.rows = {row["id"]: row for row in (read(self.path) if self.complete else _repaired(self.path))}
         if self.complete and len(self.rows) != manifest["counts"]["traces"]:
             raise LongShortError(
                 f"{self.path} has {len(self.rows)} lines, its manifest says {manifest['counts']['traces']}; make it again with --redo "
                 f"{self.step}"
             )
 
-    def _write_manifest(self, extra: Mapping[str, Any]) -> None:
+    def _write_manifest(self, more: Mapping[str, Any]) -> None:
         rows = self.rows.values()
         counts = {
             "traces": len(rows),
             "outcomes": dict(Counter(row["outcome"] for row in rows)),
             "notes": dict(Counter(note for row in rows for note in row.get("notes", ()))),
         }
-        manifest = {"step": self.step, "complete": self.complete, "seconds": round(self.seconds, 2), "counts": counts | dict(extra)}
+        manifest = {"step": self.step, "complete": self.complete, "seconds": round(self.seconds, 2), "counts": counts | dict(more)}
         partial = self.manifest_path.with_suffix(".tmp")
         partial.write_text(json.dumps(manifest | self.made_from | {"longshort": __version__}, indent=1, ensure_ascii=False))
         os.replace(partial, self.manifest_path)
@@ -91,22 +105,29 @@ def encode(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def read(path: Path, repair: bool = False) -> list[Row]:
-    """The lines of a ledger. `repair` cuts off a last line that a kill left half-written; any other damage is a LongShortError."""
-    raw = path.read_bytes() if path.is_file() else b""
-    whole, newline, rest = raw.rpartition(b"\n")
-    if rest and repair:
-        with path.open("r+b") as file:
-            file.truncate(len(whole) + len(newline))
-    lines = whole.split(b"\n") if whole else []
-    if rest and not repair:
-        lines.append(rest)
-    rows = []
-    for number, line in enumerate(lines, 1):
+def read(path: Path) -> Iterator[Row]:
+    """The lines of a finished ledger, one at a time; LongShortError for a damaged one."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise LongShortError(f"{path}, line {number}: damaged ({error}); make the step again with --redo") from error
+
+
+def _repaired(path: Path) -> list[Row]:
+    """The whole lines of an unfinished ledger; a damaged one is left out, so that its trace is done again."""
+    rows, damaged = [], False
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
-            raise LongShortError(f"{path}, line {number}: damaged ({error}); make the step again with --redo") from error
+            damaged = damaged or not line.endswith(b"\n")
+        except ValueError:
+            damaged = True
+    if damaged:
+        partial = path.with_suffix(".tmp")
+        partial.write_bytes(b"".join(map(encode, rows)))
+        partial.replace(path)
     return rows
 
 
@@ -116,11 +137,17 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def forget(folder: Path, steps: Sequence[str]) -> None:
-    """Delete what these steps made."""
-    for step in steps:
-        for path in folder.glob(f"{step}.*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def set_aside(folder: Path, steps: Sequence[str]) -> Path | None:
+    """Move what these steps made into `replaced-<n>`; returns that folder, None where there was nothing."""
+    found = [path for step in steps for path in folder.glob(f"{step}.*")]
+    if not found:
+        return None
+    number = 1 + sum(1 for _ in folder.glob("replaced-*"))
+    target = folder / f"replaced-{number}"
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    return target
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

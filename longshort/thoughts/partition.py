@@ -1,7 +1,7 @@
 """Which thoughts stay long (arXiv 2505.11827, section 3.3), and the controls that the paper's ablation asks for.
 
-A rule is one function `(importance of each thought, how many may be long or None, random generator) -> long or not, per thought`, and
-one line in `PARTITIONS`. The first thought is always long: the dialogue begins with the long model.
+A rule is one function `(importance of each thought, how many shall be long, random generator) -> long or not, per thought`, and one line
+in `PARTITIONS`. The first thought is always long: the dialogue begins with the long model.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from itertools import groupby
 
 from longshort.types import LONG, SHORT
 
-Rule = Callable[[Sequence[float], int | None, random.Random], list[bool]]
+Rule = Callable[[Sequence[float], int, random.Random], list[bool]]
 
 
-def metric(scores: Sequence[float], num_long: int | None, rng: random.Random) -> list[bool]:
-    """The paper's scan: y_1 is long; y_i is long iff M(y_i) > max(M(y_1), ..., M(y_{i-1}))."""
+def metric(scores: Sequence[float], num_long: int, rng: random.Random) -> list[bool]:
+    """The paper's scan: y_1 is long; y_i is long iff M(y_i) > max(M(y_1), ..., M(y_{i-1})). It takes as many as it finds."""
     best, chosen = -float("inf"), []
     for value in scores:
         chosen.append(value > best)
@@ -24,20 +24,18 @@ def metric(scores: Sequence[float], num_long: int | None, rng: random.Random) ->
     return chosen
 
 
-def random_thoughts(scores: Sequence[float], num_long: int | None, rng: random.Random) -> list[bool]:
-    """As many as `metric` takes (or `num_long`), drawn at random behind the first."""
-    wanted = _wanted(scores, num_long, rng)
-    others = set(rng.sample(range(1, len(scores)), wanted - 1))
+def random_thoughts(scores: Sequence[float], num_long: int, rng: random.Random) -> list[bool]:
+    """The first, and others drawn at random."""
+    others = set(rng.sample(range(1, len(scores)), num_long - 1))
     return [index == 0 or index in others for index in range(len(scores))]
 
 
-def first_k(scores: Sequence[float], num_long: int | None, rng: random.Random) -> list[bool]:
-    """The first k, k as many as `metric` takes (or `num_long`)."""
-    wanted = _wanted(scores, num_long, rng)
-    return [index < wanted for index in range(len(scores))]
+def first_k(scores: Sequence[float], num_long: int, rng: random.Random) -> list[bool]:
+    """The first `num_long`."""
+    return [index < num_long for index in range(len(scores))]
 
 
-def all_long(scores: Sequence[float], num_long: int | None, rng: random.Random) -> list[bool]:
+def all_long(scores: Sequence[float], num_long: int, rng: random.Random) -> list[bool]:
     """Every thought; the short model only closes."""
     return [True] * len(scores)
 
@@ -45,23 +43,28 @@ def all_long(scores: Sequence[float], num_long: int | None, rng: random.Random) 
 PARTITIONS: dict[str, Rule] = {"metric": metric, "random": random_thoughts, "first_k": first_k, "all_long": all_long}
 
 
-def _wanted(scores: Sequence[float], num_long: int | None, rng: random.Random) -> int:
-    return min(len(scores), num_long or sum(metric(scores, None, rng)))
+def divide(rule: Rule, scores: Sequence[float], num_long: int | None, max_exchanges: int, rng: random.Random) -> list[bool]:
+    """Apply the rule, then give up long turns beyond `max_exchanges`.
+
+    `num_long` None: as many as `metric` keeps in this trace. What is given up is the least important run of neighbours for `metric`, a
+    random one for every other rule, which must not learn of the scores this way.
+    """
+    kept = capped(metric(scores, 0, rng), scores, max_exchanges)
+    wanted = rule(scores, min(len(scores), num_long or sum(kept)), rng)
+    return kept if rule is metric else capped(wanted, [rng.random() for _ in scores], max_exchanges)
 
 
-def capped(long: Sequence[bool], scores: Sequence[float], max_exchanges: int) -> list[bool]:
-    """The same with the least important long thoughts given up until the dialogue has at most `max_exchanges` long turns."""
+def capped(long: Sequence[bool], weights: Sequence[float], max_exchanges: int) -> list[bool]:
+    """The same with runs of long thoughts given up, those of the smallest weight first and never the first run."""
     long = list(long)
-    while sum(role == LONG for role, _ in messages(long)) > max_exchanges:
-        weakest = min((index for index in range(1, len(long)) if long[index]), key=lambda index: scores[index])
-        long[weakest] = False
+    while len(runs := [indices for role, indices in messages(long) if role == LONG]) > max_exchanges:
+        for index in min(runs[1:], key=lambda indices: max(weights[i] for i in indices)):
+            long[index] = False
     return long
 
 
 def messages(long: Sequence[bool]) -> list[tuple[str, tuple[int, ...]]]:
     """(role, indices of its thoughts) in order: neighbours of one kind are one message. Ends with a short one, empty if need be."""
-    merged = [
-        (LONG if is_long else SHORT, tuple(index for index, _ in run))
-        for is_long, run in groupby(enumerate(long), key=lambda pair: pair[1])
-    ]
+    runs = groupby(enumerate(long), key=lambda pair: pair[1])
+    merged = [(LONG if is_long else SHORT, tuple(index for index, _ in run)) for is_long, run in runs]
     return merged if merged[-1][0] == SHORT else [*merged, (SHORT, ())]

@@ -31,22 +31,25 @@ from longshort.types import LongShortError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What it does, the earlier steps whose lines it reads (the last of them decides which traces are still there), the settings that its
-    result depends on, and the coroutine that does it."""
+    result depends on, the coroutine that does it, and what its manifest counts besides outcomes."""
 
     title: str
     reads: tuple[str, ...]
     settings: Callable[[LongShortConfig], dict[str, Any]]
-    work: Callable[[Work], Awaitable[dict[str, Any]]]
+    work: Callable[[Work], Awaitable[None]]
+    counts: Callable[[Work], dict[str, Any]]
 
 
 @dataclass(slots=True, kw_only=True)
 class Work:
-    """What a step works on: the earlier steps' lines by name and trace, the traces without a line yet, and where finished lines go."""
+    """What a step works on: the earlier steps' lines by name and trace; the traces still there, and those of them without a line yet;
+    and where finished lines go."""
 
     config: LongShortConfig
     pool: GradingPool
     traces: Mapping[str, Trace]
     earlier: Mapping[str, Mapping[str, Row]]
+    alive: Sequence[str]
     todo: Sequence[str]
     ledger: Ledger
     began: float = field(default_factory=time.monotonic)
@@ -59,6 +62,10 @@ class Work:
     def seed(self, trace: str) -> int:
         """One seed per step and trace, whatever the order in which traces are done."""
         return stable_seed(self.config.seed, self.ledger.step, trace)
+
+    def good(self) -> list[Row]:
+        """The lines of the traces that came through this step, whenever they were written."""
+        return [row for row in self.ledger.rows.values() if row["outcome"] in CONTINUE]
 
     def restart_clock(self) -> None:
         """The estimate of what is left counts from now on: an engine has started."""
@@ -76,6 +83,7 @@ class Work:
         async def one(trace: str) -> None:
             async with free:
                 await function(trace)
+                await asyncio.sleep(0)  # so that a signal is heard and progress shown even where nothing is waited for
 
         async with console.heartbeat(self.status):
             tasks = [asyncio.ensure_future(one(trace)) for trace in self.todo]
@@ -122,15 +130,16 @@ async def _run_step(config: LongShortConfig, name: str, pool: GradingPool) -> No
     order = list(earlier[step.reads[-1]] if step.reads else traces)
     alive = [trace for trace in order if not step.reads or earlier[step.reads[-1]][trace]["outcome"] in CONTINUE]
     todo = [trace for trace in alive if trace not in ledger.rows]
-    work = Work(config=config, pool=pool, traces=traces, earlier=earlier, todo=todo, ledger=ledger)
+    work = Work(config=config, pool=pool, traces=traces, earlier=earlier, alive=alive, todo=todo, ledger=ledger)
     try:
-        extra = await step.work(work)
+        if todo:
+            await step.work(work)
     finally:
         ledger.pause(time.monotonic() - began)
     for trace in order:
         if trace not in ledger.rows:
             ledger.append({"id": trace, "outcome": DROPPED_BEFORE})
-    ledger.finish(order, extra)
+    ledger.finish(order, step.counts(work))
     console.say(f"  {name:<10} {_told(ledger)} ({console.duration(time.monotonic() - began)})")
     if not any(row["outcome"] in CONTINUE for row in ledger.rows.values()):
         raise LongShortError(f"{name}: not one of {len(order)} traces came through; the reasons are in {ledger.path}")
@@ -141,7 +150,11 @@ def _finished(folder: Path, name: str) -> dict[str, Row]:
     manifest = folder / f"{name}.manifest.json"
     if not manifest.is_file() or not json.loads(manifest.read_text())["complete"]:
         raise LongShortError(f"{folder / name}.jsonl is not complete; run `longshort {name}` first, or `longshort coldstart` for all steps")
-    return {row["id"]: row for row in read(folder / f"{name}.jsonl")}
+    rows = {row["id"]: row for row in read(folder / f"{name}.jsonl")}
+    told = json.loads(manifest.read_text())["counts"]["traces"]
+    if len(rows) != told:
+        raise LongShortError(f"{folder / name}.jsonl has {len(rows)} lines, its manifest says {told}; make it again with --redo {name}")
+    return rows
 
 
 def _inputs(config: LongShortConfig, folder: Path, step: Step) -> dict[str, str]:
@@ -163,12 +176,32 @@ CONTINUE = (OK, KEPT, REPAIRED)
 DROPPED_BEFORE = "dropped_before"
 
 STEPS = {
-    "chunk": Step(title="cut traces into thoughts", reads=(), settings=steps.chunk_settings, work=steps.chunk),
-    "rollouts": Step(title="continue every prefix", reads=("chunk",), settings=steps.rollout_settings, work=steps.rollouts),
-    "importance": Step(title="score every thought", reads=("chunk", "rollouts"), settings=steps.importance_settings, work=steps.importance),
-    "partition": Step(title="long or short", reads=("importance",), settings=steps.partition_settings, work=steps.partition),
-    "rewrite": Step(
-        title="write the short messages anew", reads=("chunk", "partition"), settings=steps.rewrite_settings, work=steps.rewrite_short
+    "chunk": Step(title="cut traces into thoughts", reads=(), settings=steps.chunk_settings, work=steps.chunk, counts=steps.chunk_counts),
+    "rollouts": Step(
+        title="continue every prefix", reads=("chunk",), settings=steps.rollout_settings, work=steps.rollouts, counts=steps.rollout_counts
     ),
-    "rows": Step(title="render both roles' training rows", reads=("chunk", "rewrite"), settings=steps.row_settings, work=steps.rows),
+    "importance": Step(
+        title="score every thought",
+        reads=("chunk", "rollouts"),
+        settings=steps.importance_settings,
+        work=steps.importance,
+        counts=steps.importance_counts,
+    ),
+    "partition": Step(
+        title="long or short", reads=("importance",), settings=steps.partition_settings, work=steps.partition, counts=steps.partition_counts
+    ),
+    "rewrite": Step(
+        title="write the short messages anew",
+        reads=("chunk", "partition"),
+        settings=steps.rewrite_settings,
+        work=steps.rewrite_short,
+        counts=steps.rewrite_counts,
+    ),
+    "rows": Step(
+        title="render both roles' training rows",
+        reads=("chunk", "rewrite"),
+        settings=steps.row_settings,
+        work=steps.rows,
+        counts=steps.row_counts,
+    ),
 }

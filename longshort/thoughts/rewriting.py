@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longshort.team.grading import GradingPool
-from longshort.team.protocols import END_ANSWER, END_THINK, RETHINK, ROLE_TAGS, THINK
-from longshort.team.rollout import stable_seed
+from longshort.team.protocols import END_ANSWER, END_THINK, RETHINK, ROLE_TAGS
 from longshort.thoughts.asking import NoUsableAnswer
 from longshort.thoughts.rewriting_instruct import DraftMessage, rewrite_by_instruct
 from longshort.thoughts.settings import RewriteConfig
@@ -82,11 +81,11 @@ REWRITERS: dict[str, Callable[[Draft, Context], Awaitable[Written]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rewritten:
+class Stitched:
     """A dialogue as (role, text, closing tag) messages, ready for `protocols.demonstration`; or why it was dropped.
 
     `outcome` is `kept`, `repaired` (a later try, or a closing answer that the trace lacked), or a reason: `wrong_answer`, `no_answer`,
-    `role_tags`, `empty_message`, `bad_json`, `bad_answer`, `length`, `context`.
+    `role_tags`, `empty_message`, `bad_json`, `bad_answer`, `length`, `context`, or `grading_<verdict>` where the grader could not decide.
     """
 
     outcome: str
@@ -95,24 +94,24 @@ class Rewritten:
     dialogue: tuple[Message, ...] = ()
 
 
-async def rewrite(draft: Draft, rewriter: Callable[[Draft, Context], Awaitable[Written]], context: Context) -> Rewritten:
+async def rewrite(draft: Draft, rewriter: Callable[[Draft, Context], Awaitable[Written]], context: Context) -> Stitched:
     """Write the short messages, stitch, and verify against the gold answer; what fails is dropped with its reason."""
     try:
         texts, tries = await rewriter(draft, context)
     except NoUsableAnswer as error:
-        return Rewritten(outcome=error.reason, detail=str(error), tries=error.tries)
+        return Stitched(outcome=error.reason, detail=str(error), tries=error.tries)
     dialogue = stitch(draft.messages, texts)
     for role, text, _ in dialogue:
         if not text:
-            return Rewritten(outcome="empty_message", detail=f"a {role} message has no text", tries=tries)
+            return Stitched(outcome="empty_message", detail=f"a {role} message has no text", tries=tries)
         if found := [tag for tag in ROLE_TAGS if tag in text]:
-            return Rewritten(outcome="role_tags", detail=f"a {role} message holds {', '.join(found)}", tries=tries)
+            return Stitched(outcome="role_tags", detail=f"a {role} message holds {', '.join(found)}", tries=tries)
     verdict = await context.pool.grade(draft.problem.answer, dialogue[-1][1])
     if not verdict.correct:
-        outcome = "no_answer" if verdict.reason == "no_answer" else "wrong_answer"
-        return Rewritten(outcome=outcome, detail=f"{verdict.reason}: {dialogue[-1][1][-80:]!r}, gold {draft.problem.answer!r}", tries=tries)
+        outcome = {"no_answer": "no_answer", "mismatch": "wrong_answer"}.get(verdict.reason, f"grading_{verdict.reason}")
+        return Stitched(outcome=outcome, detail=f"{verdict.reason}: {dialogue[-1][1][-80:]!r}, gold {draft.problem.answer!r}", tries=tries)
     closed = not draft.messages[-1].thoughts
-    return Rewritten(outcome=REPAIRED if tries > 1 or closed else KEPT, tries=tries, dialogue=tuple(dialogue))
+    return Stitched(outcome=REPAIRED if tries > 1 or closed else KEPT, tries=tries, dialogue=tuple(dialogue))
 
 
 def stitch(messages: Sequence[DraftMessage], texts: Sequence[str]) -> list[Message]:
@@ -128,18 +127,9 @@ def stitch(messages: Sequence[DraftMessage], texts: Sequence[str]) -> list[Messa
 
 
 def text_of(message: DraftMessage) -> str:
-    """A message's thoughts joined, without white space around them and without the `<think> … </think>` that some models wrap a whole
-    trace in (the protocol sets its own)."""
-    text = "".join(thought.text for thought in message.thoughts).strip().removeprefix(THINK)
-    if text.count(END_THINK) == 1:
-        text = text.replace(END_THINK, "")
-    return text.strip()
+    """A message's thoughts joined, without white space around them."""
+    return "".join(thought.text for thought in message.thoughts).strip()
 
 
 async def _right(problem: Problem, text: str, pool: GradingPool) -> bool:
     return (await pool.grade(problem.answer, text)).correct
-
-
-def seed_of(seed: int, trace: str) -> int:
-    """One seed per trace, whatever the order in which traces are done."""
-    return stable_seed(seed, "rewrite", trace)

@@ -42,11 +42,12 @@ async def fine_tune(config: LongShortConfig) -> dict[str, str]:
         made_from = {
             "base": identity(base_model(config, role), f"{role}.model"),
             "rows": digest(folder / "rows.jsonl"),
-            "sft": config.role(role).sft.model_dump(mode="json"),
+            "sft": config.role(role).sft.model_dump(mode="json", exclude={"save_steps", "micro_batch_size", "gradient_checkpointing"}),
+            "deepspeed": deepspeed_settings(config.role(role).sft, f"{role}.sft.deepspeed"),
             "seed": config.seed,
             "dtype": config.dtype,
         }
-        if _is_done(folder / f"sft.{role}", made_from):
+        if _is_done(folder / f"sft.{role}", made_from) and model_folder(config, role).is_dir():
             console.say(f"  sft        {role}: done before, skipped")
             continue
         folders[role] = folder / f"sft.{role}"
@@ -92,10 +93,6 @@ def train_role(config: LongShortConfig, role: str, made_from: dict[str, Any], wo
     checkpoint = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not losses or not math.isfinite(losses[-1]):
-        raise LongShortError(
-            f"{role}: fine-tuning ended with loss {losses[-1:]} after {trainer.state.global_step} steps; lower its sft.learning_rate"
-        )
     model = trainer.accelerator.unwrap_model(trainer.model)
     if settings.lora:
         model.save_pretrained(folder / "adapter")
@@ -108,23 +105,28 @@ def train_role(config: LongShortConfig, role: str, made_from: dict[str, Any], wo
 
 
 def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, config: LongShortConfig, folder: Path):
-    """TRL's SFTTrainer over rows of `token_ids` and `mask`, which it takes as they are: nothing is tokenised again."""
+    """TRL's SFTTrainer over rows of `token_ids` and `learned` spans, which it takes as they are: nothing is tokenised again."""
     import datasets
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     class Report(TrainerCallback):
-        """Keeps the progress file up to date."""
+        """Keeps the progress file up to date, and stops at the first loss or gradient that is no number."""
 
         def on_log(self, arguments, state, control, logs=None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                Progress(folder, state.max_steps)(state.global_step, logs["loss"])
+            if not logs or "loss" not in logs:
+                return
+            if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
+                raise LongShortError(
+                    f"fine-tuning step {state.global_step}: loss {logs['loss']}, gradient norm {logs.get('grad_norm')} at learning rate "
+                    f"{logs['learning_rate']:g}; lower sft.learning_rate ({settings.learning_rate:g}) or look for broken rows"
+                )
+            progress(state.global_step, state.max_steps, logs["loss"])
 
     if settings.deepspeed:
-        _alone_in_its_world(config)
+        _alone_in_its_world(config, folder)
     datasets.disable_progress_bars()
-    labels = [[token if bit else IGNORED for token, bit in zip(row["token_ids"], row["mask"], strict=True)] for row in rows]
     arguments = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=settings.num_train_epochs,
@@ -139,13 +141,15 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
         gradient_checkpointing=settings.gradient_checkpointing,
         deepspeed=settings.deepspeed,
         bf16=config.dtype == "bfloat16",
-        use_cpu=not config.learner_gpus,
+        use_cpu=not config.learner_gpus and not settings.deepspeed,  # with use_cpu accelerate leaves DeepSpeed out and says nothing
+        ddp_backend="gloo" if settings.deepspeed and not config.learner_gpus else None,
         seed=config.seed,
         shuffle_dataset=True,
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 1,
         save_total_limit=2,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # would show a loss that is no number as 0
         report_to="none",
         disable_tqdm=True,
     )
@@ -156,8 +160,33 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
         target_modules=settings.lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    data = datasets.Dataset.from_dict({"input_ids": [row["token_ids"] for row in rows], "labels": labels})
-    return SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora, callbacks=[Report()])
+    progress = Progress(folder)
+    data = datasets.Dataset.from_dict({"input_ids": [row["token_ids"] for row in rows], "labels": list(map(labels_of, rows))})
+    trainer = SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora, callbacks=[Report()])
+    if settings.deepspeed and not trainer.is_deepspeed_enabled:
+        raise LongShortError("sft.deepspeed is set but the trainer does not use it; check the deepspeed installation (longshort doctor)")
+    return trainer
+
+
+def labels_of(row: Row) -> list[int]:
+    """The row's token ids where the role wrote them, IGNORED elsewhere."""
+    labels = [IGNORED] * len(row["token_ids"])
+    for start, stop in row["learned"]:
+        labels[start:stop] = row["token_ids"][start:stop]
+    return labels
+
+
+def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
+    """The DeepSpeed configuration that `sft.deepspeed` holds or names; LongShortError when it cannot be read, or asks for ZeRO-3."""
+    found = settings.deepspeed
+    if isinstance(found, str):
+        try:
+            found = json.loads(Path(found).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LongShortError(f"{key}: {settings.deepspeed!r} is no readable JSON file ({error}); correct the path") from error
+    if found and found.get("zero_optimization", {}).get("stage", 0) == 3:
+        raise LongShortError(f"{key}: ZeRO-3 has nothing to share out in the one process per role of `sft`; use stage 2 or lower, or LoRA")
+    return found
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -171,14 +200,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _alone_in_its_world(config: LongShortConfig) -> None:
-    """DeepSpeed wants to be told that it is the only rank; on a CPU also that this is a CPU."""
+def _alone_in_its_world(config: LongShortConfig, folder: Path) -> None:
+    """DeepSpeed wants to be told that it is the only rank; on a CPU also that this is a CPU, where it compiles a part of itself first.
+
+    What it compiles goes into the run's own folder: in the shared one, the lock of a run that was killed meanwhile blocks all others.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if not config.learner_gpus:
-        os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
 
 
 def _save(model, tokenizer, target: Path) -> None:
