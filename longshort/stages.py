@@ -58,7 +58,8 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
     finally:
         undo()
     summary = write_summary(config, names)
-    console.say(final_table(summary))
+    if table := final_table(summary):
+        console.say(table)
     console.say(
         f"\nwritten to {config.output_dir}: summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/   "
         f"({console.duration(time.monotonic() - began)})"
@@ -98,12 +99,12 @@ async def _stage(config: LongShortConfig, name: str, label: str) -> None:
     console.say(f"{label}: {STAGES[name].title}")
     began = time.monotonic()
     result = await STAGES[name].run(config)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began if not record.is_file() else json.loads(record.read_text())["seconds"]
     record.parent.mkdir(parents=True, exist_ok=True)
     partial = record.with_suffix(".tmp")
     partial.write_text(json.dumps({"recipe": fingerprint, "seconds": seconds, "result": result}, indent=1))
     partial.replace(record)
-    console.say(f"{label}: {console.duration(seconds)}")
+    console.say(f"{label}: {console.duration(time.monotonic() - began)}")
 
 
 async def base(config: LongShortConfig) -> dict[str, Any]:
@@ -181,21 +182,24 @@ def write_summary(config: LongShortConfig, names: list[str]) -> dict[str, Any]:
         summary["long_baseline"] = records["baseline"]["result"]
     if "train" in records:
         summary |= records["train"]["result"]
+    if "mixture" in records:
+        summary["mixture"] = records["mixture"]["result"]
     summary |= {"seconds": {name: round(record["seconds"], 1) for name, record in records.items()}, "seed": config.seed}
     (Path(config.output_dir) / "summary.json").write_text(json.dumps(summary, indent=1))
     return summary
 
 
 def final_table(summary: dict[str, Any]) -> str:
-    """Single long model · after cold start · after RL."""
+    """Single long model · after cold start · after RL; empty where the run had none of them."""
     titles = {"long_baseline": "single long model", "cold_start": "pair, after cold start", "trained": "pair, after RL"}
-    return results_table({title: summary[name] for name, title in titles.items() if name in summary})
+    found = {title: summary[name] for name, title in titles.items() if name in summary}
+    return results_table(found) if found else ""
 
 
 STAGES = {
     "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=230, run=base),
     "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
     "coldstart": Stage(title="from long traces to two models that speak the dialogue", seconds=200, run=coldstart, knows_itself=True),
-    "mixture": Stage(title="fine-tune one role on a mixture of short and long traces", seconds=90, run=mixture),
+    "mixture": Stage(title="fine-tune one role on a mixture of short and long traces", seconds=90, run=mixture, knows_itself=True),
     "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=250, run=train),
 }

@@ -68,6 +68,23 @@ def test_a_partition_rule_of_ones_own_is_a_line_in_the_table(monkeypatch):
     assert partition.PARTITIONS["above_average"]([0.0, 0.1, 0.5, 0.2], None, None) == [True, False, True, False]
 
 
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_is_one(recipe):
+    from longshort.config import load
+
+    load(ROOT / "recipes" / recipe)
+
+
+def test_the_recipe_on_the_page_about_thoughts_is_one():
+    import yaml
+
+    from longshort.config import parse
+
+    text = (ROOT / "docs" / "thoughts.md").read_text(encoding="utf-8")
+    found = parse(yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S)[1]))
+    assert found.coldstart.chunk.splitter == "instruct" and found.long.sft.lora.r == 32
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_every_path_that_a_page_names_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -66,6 +66,14 @@ def test_verbatim_keeps_what_was_dropped():
     assert [text for _, text, _ in run(rewriter="verbatim").dialogue][1::2] == [TOTAL_A, "\n\n".join([TOTAL_B, CHECK_B, WRAP, BOX])]
 
 
+def test_verbatim_closes_a_trace_that_ends_on_a_long_thought_with_its_own_box():
+    closing = Draft(problem=PROBLEM, messages=(message(LONG, PRODUCT_A, BOX), message(SHORT)))
+    found = run(closing, rewriter="verbatim")
+    assert (found.outcome, found.dialogue[-1]) == ("repaired", (SHORT, BOX, "</answer>"))
+    boxless = Draft(problem=PROBLEM, messages=(message(LONG, PRODUCT_A), message(SHORT)))
+    assert run(boxless, rewriter="verbatim").outcome == "empty_message"
+
+
 @pytest.mark.parametrize(
     ("texts", "outcome", "detail"),
     [

@@ -83,9 +83,8 @@ def test_the_loss_is_over_what_the_role_wrote_and_nothing_else(world, tmp_path, 
         ids = torch.tensor([row["token_ids"]])
         with torch.no_grad():
             logprobs = trainer.model(ids).logits.float().log_softmax(-1)
-        picked = [
-            logprobs[0, at - 1, token].item() for at, (token, bit) in enumerate(zip(row["token_ids"], row["mask"], strict=True)) if bit
-        ]
+        own = [at for start, stop in row["learned"] for at in range(start, stop)]
+        picked = [logprobs[0, at - 1, row["token_ids"][at]].item() for at in own]
         alone[tuple(row["token_ids"])] = picked
     learned = 0
     for batch in trainer.get_train_dataloader():

@@ -44,7 +44,7 @@ def test_a_run_does_every_stage_once_and_summarises(tmp_path):
     assert len((tmp_path / "run" / "episodes" / "step-000002.jsonl").read_text().splitlines()) == 16
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0 and again.stdout.count("done before") == 4
+    assert again.returncode == 0 and again.stdout.count(", skipped") == 3 + 6 + 2
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     other = subprocess.run([*command, "seed=1"], capture_output=True, text=True, timeout=60)
     assert other.returncode == 1 and "was made with other settings" in other.stderr

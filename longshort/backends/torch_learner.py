@@ -7,6 +7,7 @@ parameter has 8 bits of mantissa and would round most updates away. Dropout is o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from longshort.learning import losses
 from longshort.learning.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from longshort.learning.packing import pack
 from longshort.learning.step import StepSettings, policy_gradient_step, token_logprobs
+from longshort.learning.supervised import nll_step
 from longshort.types import LongShortError, Sample
 
 OPTIMIZER_FILE, PROGRESS_FILE = "optimizer.safetensors", "learner.json"
@@ -28,7 +30,8 @@ HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 
 
 class TorchLearner:
-    """Trains one role's policy: `update`, publish `weights`, prove with `score` that they arrived; `save` and `load` resume bit by bit.
+    """Trains one role's policy: `update` (RL) or `supervise` (SFT), publish `weights`, prove with `score` that they arrived; `save` and
+    `load` resume bit by bit.
 
     `model_folder` holds the weights to continue from, `reference_folder` (default: the same) those that `loss.beta` pulls towards.
     """
@@ -54,6 +57,29 @@ class TorchLearner:
         The learning rate follows the number of updates, whether or not they found something to learn.
         Raises LongShortError after `max_skipped_steps` updates in a row whose loss or gradient was not finite.
         """
+        self._begin(samples)
+        with self._arithmetic():
+            report = policy_gradient_step(self.model, self.reference, self.optimizer, samples, self.settings)
+        return self._end(report)
+
+    def supervise(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """One optimizer step on the mean NLL of the samples' masked tokens (learning/supervised.py); schedule and refusals as `update`."""
+        self._begin(samples)
+        config = self.config
+        with self._arithmetic():
+            loss, norm = nll_step(
+                self.model,
+                self.optimizer,
+                samples,
+                max_grad_norm=config.max_grad_norm,
+                row_tokens=config.row_tokens,
+                batch_tokens=config.batch_tokens,
+            )
+        finite = float(math.isfinite(loss) and math.isfinite(norm))
+        rate = self.optimizer.param_groups[0]["lr"]
+        return self._end({"loss": loss, "grad_norm": norm, "learning_rate": rate, "optimizer_steps": finite, "skipped": 1 - finite})
+
+    def _begin(self, samples: Sequence[Sample]) -> None:
         foreign = {sample.role for sample in samples} - {self.role}
         if foreign:
             raise ValueError(f"the learner of {self.role!r} got samples of {sorted(foreign)}")
@@ -61,12 +87,13 @@ class TorchLearner:
             self.updates, self.total_updates, kind=self.config.lr_scheduler_type, warmup_ratio=self.config.warmup_ratio
         )
         set_learning_rate(self.optimizer, self.peak_learning_rate * factor)
-        with self._arithmetic():
-            report = policy_gradient_step(self.model, self.reference, self.optimizer, samples, self.settings)
+
+    def _end(self, report: dict[str, float]) -> dict[str, float]:
+        """Count the update; too many in a row that were not finite are an error."""
         self.updates += 1
         if report["skipped"]:
             self.consecutive_skips += 1
-        elif not report["skipped_empty"]:
+        elif report["optimizer_steps"]:
             self.consecutive_skips = 0
         if self.consecutive_skips >= self.config.max_skipped_steps:
             raise LongShortError(

@@ -47,21 +47,33 @@ def fit(
         rate = learning_rate * learning_rate_factor(step, steps, kind=lr_scheduler_type, warmup_ratio=warmup_ratio)
         set_learning_rate(optimizer, rate)
         drawn = [samples[next(order)] for _ in range(batch_size)]
-        weight = 1 / sum(sum(sample.mask) for sample in drawn)
-        loss = 0.0
-        for batch in pack(drawn, [weight] * len(drawn), row_tokens, batch_tokens, model.device):
-            batch_loss = -(token_logprobs(model, batch) * batch.weights[batch.mask]).sum()
-            batch_loss.backward()
-            loss += batch_loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item()
+        loss, norm = nll_step(model, optimizer, drawn, max_grad_norm=max_grad_norm, row_tokens=row_tokens, batch_tokens=batch_tokens)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise LongShortError(f"supervised step {step}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; lower it")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
         on_step(step, loss)
     model.eval()
     return losses
+
+
+def nll_step(
+    model, optimizer: torch.optim.Optimizer, samples: Sequence[Sample], *, max_grad_norm: float, row_tokens: int, batch_tokens: int
+) -> tuple[float, float]:
+    """One optimizer step on the mean NLL per masked token of the whole batch, in nats; returns (loss, gradient norm before clipping).
+
+    If either is not finite, parameters and optimizer stay as they were.
+    """
+    weight = 1 / sum(sum(sample.mask) for sample in samples)
+    loss = 0.0
+    for batch in pack(samples, [weight] * len(samples), row_tokens, batch_tokens, model.device):
+        batch_loss = -(token_logprobs(model, batch) * batch.weights[batch.mask]).sum()
+        batch_loss.backward()
+        loss += batch_loss.item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item()
+    if math.isfinite(loss) and math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
 
 
 def endless_order(count: int, seed: int) -> Iterator[int]:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longshort.team.answers import last_boxed
 from longshort.team.grading import GradingPool
 from longshort.team.protocols import END_ANSWER, END_THINK, RETHINK, ROLE_TAGS
 from longshort.thoughts.asking import NoUsableAnswer
@@ -61,8 +62,13 @@ async def instruct(draft: Draft, context: Context) -> Written:
 
 
 async def verbatim(draft: Draft, context: Context) -> Written:
-    """The dropped thoughts as they were: nothing is shortened. The control that tells rewriting from partitioning."""
-    return [text_of(message) for message in draft.messages if message.role == SHORT], 1
+    """The dropped thoughts as they were: nothing is shortened. The control that tells rewriting from partitioning.
+
+    A trace that ends on a long thought is closed by repeating its last box.
+    """
+    box = last_boxed("".join(thought.text for message in draft.messages for thought in message.thoughts))
+    closing = f"\\boxed{{{box}}}" if box else ""
+    return [text_of(message) or closing for message in draft.messages if message.role == SHORT], 1
 
 
 async def miniature(draft: Draft, context: Context) -> Written:

@@ -88,15 +88,15 @@ class MixtureConfig(Section):
     """TL;DR's dynamic re-weighting of short-CoT and long-CoT data (arXiv 2506.02678); longshort/thoughts/mixture.py."""
 
     role: Literal["long", "short"] = "long"
-    """Whose model is trained, with that role's `sft` settings."""
+    """Whose model is trained; of its `sft` only learning_rate, lr_scheduler_type, warmup_ratio and max_length are used."""
     short_data: str
     """System 1, short traces of easy problems: rows with a problem, an answer and a response; or `miniature:easy`."""
     long_data: str
     """System 2, long traces of hard problems; or `miniature:hard`."""
     short_bound: str = ""
-    """The model (folder or hub name) that gives t_S and a_S."""
+    """The model (folder or hub name) that gives t_S and a_S; empty: the role's model after `max_steps` on `short_data` alone."""
     long_bound: str = ""
-    """The model that gives t_L and a_L, the reasoning model."""
+    """The model that gives t_L and a_L, the reasoning model; empty: the role's model before training."""
     weighting: Literal["dynamic", "constant"] = "dynamic"
     """`constant` keeps the sampling ratios at 1:1: the control."""
     max_steps: Count = 512

@@ -75,8 +75,8 @@ def _fit_compressed(config, base, folder):
     from longshort.miniature.world import compressed_trace, make_problems
 
     mini, model = config.miniature, AutoModelForCausalLM.from_pretrained(base)
-    samples = solo_samples(config, LONG, compressed_trace, make_problems("train", mini.cold_start_episodes, config.seed + 1))
-    fit(model, samples, steps=mini.long.cold_start_steps, batch_size=mini.batch_size, learning_rate=mini.long.cold_start_learning_rate)
+    samples = solo_samples(config, LONG, compressed_trace, make_problems("train", config.coldstart.num_traces, config.seed + 1))
+    fit(model, samples, steps=config.long.sft.max_steps, batch_size=mini.batch_size, learning_rate=config.long.sft.learning_rate)
     save(model, build_tokenizer(LONG), folder)
 
 
