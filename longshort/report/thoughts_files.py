@@ -232,7 +232,7 @@ def _lines(path: Path, shape: type[Line], unfinished: bool, remarks: list[str]) 
     if not path.is_file():
         return {}
     try:
-        rows = read(path)
+        rows = list(read(path))
     except LongShortError as error:
         rows, damaged = _salvaged(path.read_bytes().rstrip(b"\n").split(b"\n"))
         if damaged != [len(rows) + 1] or not unfinished:  # else a line that is being written, or was cut in half by a kill
