@@ -406,3 +406,8 @@ def test_every_gold_verifies_against_itself(pool, name, count):
     pool.check_golds([Problem(id=str(i), question="", answer=gold) for i, gold in enumerate(golds)])
     reasons = Counter(grading_worker.compare(gold, gold) for gold in map(answers.canonical, golds))
     assert reasons == {"match": count}
+
+
+@pytest.mark.parametrize("answer", [r"\0", r"2\5", "x²", "²", "٣", ".", ".5", r"\.5", "5."])
+def test_digits_that_are_no_numbers_do_not_break_the_estimate_of_cost(answer):
+    assert answers.refusal(answer) == ""

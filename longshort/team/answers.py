@@ -199,7 +199,7 @@ def _atom(tokens: deque[str]) -> tuple[float, bool]:
     bracket = token in ("{", "(", "[", r"\{")
     if bracket:
         size, plain = _product(tokens)
-    elif token[0].isdigit() or token[-1].isdigit():
+    elif token[0].isdecimal() or (token[0] == "." and len(token) > 1):
         size, plain = math.log10(max(1.0, float(token))) if len(token) < 300 else float(len(token)), True
     else:
         size, plain = _CONSTANTS.get(token, 0.0), not token[-1].isalpha()
