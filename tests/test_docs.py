@@ -72,7 +72,7 @@ def test_a_partition_rule_of_ones_own_is_a_line_in_the_table(monkeypatch):
 def test_every_recipe_is_one(recipe):
     from longshort.config import load
 
-    load(ROOT / "recipes" / recipe)
+    assert load(ROOT / "recipes" / recipe).output_dir.startswith("runs/")
 
 
 def test_the_recipe_on_the_page_about_thoughts_is_one():
