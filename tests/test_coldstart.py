@@ -47,7 +47,7 @@ def test_what_cannot_be_carried_out_is_refused_before_anything_starts(tmp_path):
 
 
 def longshort(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "longshort.cli", *arguments], capture_output=True, text=True, timeout=280, **options)
+    return subprocess.run([sys.executable, "-m", "longshort.cli", *arguments], capture_output=True, text=True, timeout=600, **options)
 
 
 def lines(folder, step):
@@ -59,6 +59,7 @@ def manifest(folder, step):
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(900)
 def test_from_a_file_of_traces_to_two_models(tmp_path):
     """One command, killed in the middle of the rollouts and started again; then a step made anew under another rule."""
     import random
@@ -80,7 +81,7 @@ def test_from_a_file_of_traces_to_two_models(tmp_path):
     command = [sys.executable, "-m", "longshort.cli", "coldstart", str(tmp_path / "recipe.yaml")]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     rollouts = tmp_path / "run" / "thoughts" / "rollouts.jsonl"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not (rollouts.is_file() and len(rollouts.read_bytes().splitlines()) >= 3):
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGKILL)
