@@ -16,7 +16,7 @@ help: ## what can be made
 setup: ## the environment in .venv (3 minutes once, then at once)
 	@bash launch/setup.sh
 
-quickstart: setup ## train two tiny models to solve problems together (about 9 minutes on 2 cores)
+quickstart: setup ## train two tiny models to solve problems together (10 to 15 minutes on 2 cores, more on slow ones)
 	@.venv/bin/longshort run recipes/quickstart.yaml $(ARGS)
 
 test: setup ## every test that takes less than a minute
