@@ -68,7 +68,7 @@ def _is_done(work: Path, made_from: dict[str, Any]) -> bool:
     if not manifest.is_file():
         return False
     known = json.loads(manifest.read_text())
-    changed = [f"{key} was {known[key]!r}, now {value!r}" for key, value in made_from.items() if known[key] != value]
+    changed = [f"{key} was {known.get(key)!r}, now {value!r}" for key, value in made_from.items() if known.get(key) != value]
     if changed:
         raise LongShortError(f"{manifest}: trained on something else ({'; '.join(changed)}); train again with --redo sft")
     return known["complete"]
@@ -107,7 +107,6 @@ def train_role(config: LongShortConfig, role: str, made_from: dict[str, Any], wo
 def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, config: LongShortConfig, folder: Path):
     """TRL's SFTTrainer over rows of `token_ids` and `learned` spans, which it takes as they are: nothing is tokenised again."""
     import datasets
-    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -153,19 +152,29 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
         report_to="none",
         disable_tqdm=True,
     )
-    lora = settings.lora and LoraConfig(
+    progress = Progress(folder)
+    data = datasets.Dataset.from_dict({"input_ids": [row["token_ids"] for row in rows], "labels": list(map(labels_of, rows))})
+    trainer = SFTTrainer(
+        model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=_lora(settings), callbacks=[Report()]
+    )
+    if settings.deepspeed and not trainer.is_deepspeed_enabled:
+        raise LongShortError("sft.deepspeed is set but the trainer does not use it; check the deepspeed installation (longshort doctor)")
+    return trainer
+
+
+def _lora(settings: SftConfig):
+    """peft's configuration of the recipe's adapters; None for full fine-tuning."""
+    from peft import LoraConfig
+
+    if settings.lora is None:
+        return None
+    return LoraConfig(
         r=settings.lora.r,
         lora_alpha=settings.lora.alpha,
         lora_dropout=settings.lora.dropout,
         target_modules=settings.lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    progress = Progress(folder)
-    data = datasets.Dataset.from_dict({"input_ids": [row["token_ids"] for row in rows], "labels": list(map(labels_of, rows))})
-    trainer = SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora, callbacks=[Report()])
-    if settings.deepspeed and not trainer.is_deepspeed_enabled:
-        raise LongShortError("sft.deepspeed is set but the trainer does not use it; check the deepspeed installation (longshort doctor)")
-    return trainer
 
 
 def labels_of(row: Row) -> list[int]:
