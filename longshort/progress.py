@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from longshort import __version__, checkpoint, console
 from longshort.data import load_problems
-from longshort.evaluation.runner import EVALUATION_SEED, summarise
+from longshort.episodes import episode_row
+from longshort.evaluation.measures import summarise
+from longshort.evaluation.runner import EVALUATION_SEED
 from longshort.learning.advantages import zero_variance
 from longshort.learning.loop import Step
 from longshort.pair import Pair
@@ -147,24 +149,5 @@ def _step_of(line: str) -> float:
 
 
 def _episode_row(step: int, group: Group, index: int) -> dict[str, Any]:
-    episode, reward = group.episodes[index], group.rewards[index]
-    turns = [
-        {
-            "role": turn.role,
-            "text": turn.completion.text,
-            "stop": turn.completion.stop,
-            "version": turn.completion.version,
-            "token_ids": turn.completion.token_ids,
-            "logprobs": [round(value, 4) for value in turn.completion.logprobs],
-        }
-        for turn in episode.turns
-    ]
-    problem = {"id": group.problem.id, "question": group.problem.question, "answer": group.problem.answer}
-    return {
-        "step": step,
-        "problem": problem,
-        "stop": episode.stop,
-        "turns": turns,
-        "reward": dict(reward.totals),
-        "terms": dict(reward.terms),
-    }
+    reward = group.rewards[index]
+    return {"step": step} | episode_row(group.episodes[index]) | {"reward": dict(reward.totals), "terms": dict(reward.terms)}

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from longshort.evaluation.command import results_table
-from longshort.evaluation.runner import Evaluation, accuracy, evaluate, summarise, wilson
+from longshort.evaluation.measures import accuracy, summarise, wilson
+from longshort.evaluation.runner import Evaluation, evaluate
 from longshort.team.metrics import episode_metrics, group_metrics
 from longshort.team.protocols import LongShort
 from longshort.team.rollout import Decoding

@@ -9,7 +9,8 @@ from typing import Any
 from longshort import checkpoint, console, interruption
 from longshort.config import LongShortConfig, parse
 from longshort.data import load_problems
-from longshort.evaluation.runner import EVALUATION_SEED, summarise
+from longshort.evaluation.measures import summarise
+from longshort.evaluation.runner import EVALUATION_SEED
 from longshort.pair import Pair, make_protocol
 from longshort.team.protocols import Solo
 from longshort.types import LongShortError, Problem

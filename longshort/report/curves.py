@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 from markupsafe import Markup, escape
 
-from longshort.evaluation.runner import Z95, wilson
+from longshort.evaluation.measures import Z95, wilson
 
 BINS = 10
 """Of the relative position k / n."""

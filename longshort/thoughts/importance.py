@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import NormalDist
 
-from longshort.evaluation.runner import wilson
+from longshort.evaluation.measures import wilson
 
 PENALTY = 0.25
 """delta of a thought that did not raise the share of right answers."""

@@ -24,7 +24,8 @@ from typing import Any
 from longshort import __version__, checkpoint, console
 from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig
-from longshort.evaluation.runner import EVALUATION_SEED, summarise
+from longshort.evaluation.measures import summarise
+from longshort.evaluation.runner import EVALUATION_SEED
 from longshort.pair import Pair
 from longshort.thoughts.mixture import EVEN, WEIGHTINGS, Bounds, Drawn, Measurement, ShortLong, choose, draw, signals, smooth
 from longshort.thoughts.mixture_inputs import Job, as_sample, prepare
