@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 from longshort.backends.weight_sync import expected_weights
 from longshort.sections import ModelShape
 from longshort.types import LongShortError
+
+WHOLE_BYTES, PIECE_BYTES, PIECES = 2**26, 2**16, 64
+NO_PART_OF_A_MODEL = ("progress.json", "trainer_state.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,25 @@ def find_folder(model: str, key: str) -> Path:
             f"{key}: {model!r} is neither a folder here (seen from {Path.cwd()}) nor a model that the hub or its cache gives ({reason}); "
             "correct the name, or download it once where there is a network: hf download " + model
         ) from error
+
+
+def identity(model: str, key: str) -> str:
+    """A short hash of a model folder's weights, configuration, tokenizer and template, wherever it lies.
+
+    Small files count whole; of weights beyond 64 MiB a file, 64 pieces spread over it and the size.
+    """
+    found = hashlib.sha256()
+    for path in sorted(find_folder(model, key).iterdir()):
+        if path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja") and path.name not in NO_PART_OF_A_MODEL:
+            size = path.stat().st_size
+            found.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                if size <= WHOLE_BYTES:
+                    found.update(file.read())
+                for piece in range(PIECES if size > WHOLE_BYTES else 0):
+                    file.seek(piece * (size - PIECE_BYTES) // (PIECES - 1))
+                    found.update(file.read(PIECE_BYTES))
+    return found.hexdigest()[:16]
 
 
 def _read_config(folder: Path, key: str) -> dict:

@@ -109,7 +109,7 @@ def run_role(recipe, role=SHORT, stop_after=None, monkeypatch=None):
     """`train_role` in this process; with `stop_after` it dies in that step."""
     import transformers
 
-    from longshort.thoughts.generators import identity
+    from longshort.model_files import identity
     from longshort.thoughts.pipeline import folder_of
     from longshort.thoughts.sft import model_folder
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from longshort.config import parse
+from longshort.ledger import encode
 from longshort.thoughts import pipeline
-from longshort.thoughts.ledger import encode
 from longshort.thoughts.pipeline import folder_of, run_steps
 from longshort.thoughts.steps import spans
 from longshort.types import Problem

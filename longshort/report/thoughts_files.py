@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longshort.thoughts.ledger import read
+from longshort.ledger import read
 from longshort.thoughts.pipeline import CONTINUE, DROPPED_BEFORE, STEPS
 from longshort.types import ROLES, LongShortError
 

@@ -11,11 +11,11 @@ from longshort import console
 from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig, lookup
 from longshort.data import READERS
+from longshort.ledger import set_aside
 from longshort.model_files import read_facts
 from longshort.plan import check_output
 from longshort.report.thoughts_page import write_page
 from longshort.thoughts.generators import base_model, rollout_generator
-from longshort.thoughts.ledger import set_aside
 from longshort.thoughts.partition import PARTITIONS
 from longshort.thoughts.pipeline import STEPS, folder_of, run_steps
 from longshort.thoughts.rewriting import REWRITERS

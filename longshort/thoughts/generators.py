@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,12 +12,9 @@ from longshort import console
 from longshort.backends import ray_cluster
 from longshort.backends.remote_engine import RemoteEngine
 from longshort.config import LongShortConfig
-from longshort.model_files import find_folder
+from longshort.model_files import find_folder, identity
 from longshort.thoughts.settings import GeneratorConfig
 from longshort.types import SHORT, LongShortError
-
-WHOLE_BYTES, PIECE_BYTES, PIECES = 2**26, 2**16, 64
-NO_PART_OF_A_MODEL = ("progress.json", "trainer_state.json")
 
 
 def base_model(config: LongShortConfig, role: str) -> str:
@@ -37,25 +33,6 @@ def rollout_generator(config: LongShortConfig) -> GeneratorConfig:
     return config.coldstart.rollout or GeneratorConfig(model=base_model(config, SHORT), engine=config.short.engine)
 
 
-def identity(model: str, key: str) -> str:
-    """A short hash of a model folder's weights, configuration, tokenizer and template, wherever it lies.
-
-    Small files count whole; of weights beyond 64 MiB a file, 64 pieces spread over it and the size.
-    """
-    found = hashlib.sha256()
-    for path in sorted(find_folder(model, key).iterdir()):
-        if path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja") and path.name not in NO_PART_OF_A_MODEL:
-            size = path.stat().st_size
-            found.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                if size <= WHOLE_BYTES:
-                    found.update(file.read())
-                for piece in range(PIECES if size > WHOLE_BYTES else 0):
-                    file.seek(piece * (size - PIECE_BYTES) // (PIECES - 1))
-                    found.update(file.read(PIECE_BYTES))
-    return found.hexdigest()[:16]
-
-
 def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
     """What the generator's answers depend on: the model, not where it lies; the engine's arithmetic and context, not its memory."""
     engine = generator.engine.model_dump(include={"backend", "dtype", "max_model_len"})
@@ -66,8 +43,6 @@ def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
 async def engines(config: LongShortConfig, name: str, generator: GeneratorConfig, count: int = 1) -> AsyncIterator[list[RemoteEngine]]:
     """`count` engines with the same model, started side by side; `name` is the recipe's key, for errors."""
     from transformers import AutoTokenizer
-
-    from longshort.model_files import find_folder
 
     if not generator.model:
         raise LongShortError(f"{name}.model is empty: name a model folder or a hub name")

@@ -1,4 +1,4 @@
-"""`longshort coldstart`: the steps from long traces to training rows, each a file of one line per trace (longshort/thoughts/ledger.py).
+"""`longshort coldstart`: the steps from long traces to training rows, each a file of one line per trace (longshort/ledger.py).
 
     chunk -> rollouts -> importance -> partition -> rewrite -> rows -> (sft: longshort/thoughts/sft.py)
 
@@ -18,10 +18,10 @@ from typing import Any
 
 from longshort import console
 from longshort.config import LongShortConfig
+from longshort.ledger import Ledger, Row, digest, read
 from longshort.team.grading import GradingPool
 from longshort.team.rollout import stable_seed
 from longshort.thoughts import steps
-from longshort.thoughts.ledger import Ledger, Row, digest, read
 from longshort.thoughts.records import OK, Trace
 from longshort.thoughts.rewriting import KEPT, REPAIRED
 from longshort.thoughts.traces import load_traces

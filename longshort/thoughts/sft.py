@@ -14,10 +14,10 @@ from typing import Any
 from longshort import console
 from longshort.config import LongShortConfig
 from longshort.jobs import Progress, side_by_side
-from longshort.model_files import find_folder
+from longshort.ledger import Row, digest, read
+from longshort.model_files import find_folder, identity
 from longshort.sections import SftConfig
-from longshort.thoughts.generators import base_model, identity
-from longshort.thoughts.ledger import Row, digest, read
+from longshort.thoughts.generators import base_model
 from longshort.thoughts.pipeline import folder_of
 from longshort.thoughts.records import OK
 from longshort.types import ROLES, LongShortError

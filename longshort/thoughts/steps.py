@@ -14,10 +14,11 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from longshort.config import LongShortConfig, lookup
+from longshort.ledger import Row
+from longshort.model_files import identity
 from longshort.thoughts.chunking import OneParagraph, cut, split_steps
-from longshort.thoughts.generators import base_model, described, engines, identity, instruct_engine, rollout_generator
+from longshort.thoughts.generators import base_model, described, engines, instruct_engine, rollout_generator
 from longshort.thoughts.importance import pooled, score, skeleton
-from longshort.thoughts.ledger import Row
 from longshort.thoughts.partition import PARTITIONS, divide, messages
 from longshort.thoughts.records import OK, Thought
 from longshort.thoughts.rewriting import REWRITERS, Context, Draft, DraftMessage, rewrite

@@ -1,10 +1,11 @@
-"""A step's results on disk: one JSON line per trace, appended as traces are finished, and a manifest that says what they were made from.
+"""Long work on disk: one JSON line per item, appended as items are finished, and a manifest that says what they were made from.
 
     thoughts/chunk.jsonl             {"id": "math-7", "outcome": "ok", …}     in the order of the traces once the step is complete
     thoughts/chunk.manifest.json     settings, hashes of the inputs, counts of outcomes and notes, seconds, complete or not
 
-A step that was interrupted continues with the traces that have no line yet; a line cut in half by a kill or a full disk is made again. A
-step made with other settings or from other inputs is never continued: LongShortError names what differs.
+The items are the traces of a cold start's step, or the episodes of an evaluation. Work that was interrupted continues with the items that
+have no line yet; a line cut in half by a kill or a full disk is made again. Work begun with other settings or from other inputs is never
+continued: LongShortError names what differs.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ Row = dict[str, Any]
 
 
 class Ledger:
-    """The lines of one step; `rows` holds those written so far, by trace id."""
+    """The lines of one step; `rows` holds those written so far, by item id. `items` names them, `redo` is the option that starts over."""
 
-    def __init__(self, folder: Path, step: str, settings: Mapping[str, Any], inputs: Mapping[str, str]):
+    def __init__(
+        self, folder: Path, step: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, items: str = "traces", redo: str = ""
+    ):
+        self.items, self.redo = items, redo or f"--redo {step}"
         self.step, self.path, self.manifest_path = step, folder / f"{step}.jsonl", folder / f"{step}.manifest.json"
         self.made_from = json.loads(json.dumps({"settings": settings, "inputs": inputs}))
         self.rows: dict[str, Row] = {}
@@ -36,7 +40,7 @@ class Ledger:
         if written and not self.manifest_path.is_file():
             raise LongShortError(
                 f"{self.path} has lines but {self.manifest_path.name} is missing, so nobody knows what made them; put it back, or "
-                f"make the step again with --redo {step}"
+                f"make the step again with {self.redo}"
             )
         if written:
             self._continue(json.loads(self.manifest_path.read_text()))
@@ -44,7 +48,7 @@ class Ledger:
             self._write_manifest({})
 
     def append(self, row: Row) -> None:
-        """Write one trace's line. What has been written stays, whatever happens next to this process; half a line is taken back."""
+        """Write one item's line. What has been written stays, whatever happens next to this process; half a line is taken back."""
         line = encode(row)
         with self.path.open("ab") as file:
             size = file.tell()
@@ -59,8 +63,8 @@ class Ledger:
         self.rows[row["id"]] = row
 
     def finish(self, order: Sequence[str], counts: Mapping[str, Any]) -> None:
-        """Every trace has its line: put them in the order of the traces and complete the manifest."""
-        self.rows = {trace: self.rows[trace] for trace in order}
+        """Every item has its line: put them in order and complete the manifest."""
+        self.rows = {item: self.rows[item] for item in order}
         partial = self.path.with_suffix(".tmp")
         with partial.open("wb") as file:
             file.writelines(map(encode, self.rows.values()))
@@ -78,20 +82,20 @@ class Ledger:
         if before != self.made_from:
             raise LongShortError(
                 f"{self.manifest_path}: this step was made {_difference(before, self.made_from)}; "
-                f"make it and what follows again with --redo {self.step}, or choose another output_dir"
+                f"make it and what follows again with {self.redo}, or choose another output_dir"
             )
         self.seconds, self.complete = manifest["seconds"], manifest["complete"]
         self.rows = {row["id"]: row for row in (read(self.path) if self.complete else _repaired(self.path))}
-        if self.complete and len(self.rows) != manifest["counts"]["traces"]:
+        if self.complete and len(self.rows) != manifest["counts"][self.items]:
             raise LongShortError(
-                f"{self.path} has {len(self.rows)} lines, its manifest says {manifest['counts']['traces']}; make it again with --redo "
-                f"{self.step}"
+                f"{self.path} has {len(self.rows)} lines, its manifest says {manifest['counts'][self.items]}; make it again with "
+                f"{self.redo}"
             )
 
     def _write_manifest(self, more: Mapping[str, Any]) -> None:
         rows = self.rows.values()
         counts = {
-            "traces": len(rows),
+            self.items: len(rows),
             "outcomes": dict(Counter(row["outcome"] for row in rows)),
             "notes": dict(Counter(note for row in rows for note in row.get("notes", ()))),
         }
@@ -116,7 +120,7 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def _repaired(path: Path) -> list[Row]:
-    """The whole lines of an unfinished ledger; a damaged one is left out, so that its trace is done again."""
+    """The whole lines of an unfinished ledger; a damaged one is left out, so that its item is done again."""
     rows, damaged = [], False
     for line in path.read_bytes().splitlines(keepends=True):
         try:
