@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from longshort.ledger import Ledger
 from longshort.report.curves import Point, by_position, by_thoughts_kept, draw, means, shares, ticks
 from longshort.report.thoughts_page import embed, told, write_page
 from longshort.thoughts.importance import score
-from longshort.thoughts.ledger import Ledger
 from longshort.types import LongShortError
 
 HOSTILE = "Wait </script><script>window.hacked=1</script> <img src=x onerror=window.hacked=1> <think> é\u2028ü & \\boxed{2}"
