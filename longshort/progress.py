@@ -6,16 +6,16 @@ import asyncio
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshort import __version__, checkpoint, console
-from longshort.data import load_problems
 from longshort.episodes import episode_row
-from longshort.evaluation.measures import summarise
-from longshort.evaluation.runner import EVALUATION_SEED
+from longshort.evaluation.command import TRAINING, measure
+from longshort.evaluation.tasks import Prepared, prepare_benchmarks
 from longshort.learning.advantages import zero_variance
-from longshort.learning.loop import Step
+from longshort.learning.loop import Step, spoken
 from longshort.pair import Pair
 from longshort.team.metrics import group_metrics
 from longshort.tracking import open_trackers
@@ -34,6 +34,7 @@ class Progress:
         self._log = open_trackers(self.config)
         self._began, self._started_at = time.monotonic(), None
         self._engines: dict[str, dict[str, float]] = {}
+        self._benchmarks: list[Prepared] = []
 
     def continue_from(self, step: int) -> None:
         """This run goes on after `step`, which is saved; later rows of an interrupted run's metrics are dropped."""
@@ -55,7 +56,7 @@ class Progress:
         if self.config.eval_steps and self.done % self.config.eval_steps == 0:
             self.metrics |= await self._evaluate()
         self._log(self.done, self.metrics)
-        self._write_episodes(step)
+        self._write_episodes(step, await self._gaps(step))
         self._print(step)
         if self.config.save_steps and self.done % self.config.save_steps == 0:
             await self.save()
@@ -79,11 +80,11 @@ class Progress:
         return metrics | {"perf/rollout_s": step.rollout_s, "perf/update_s": step.update_s, "perf/step_s": step.rollout_s + step.update_s}
 
     async def _evaluate(self) -> dict[str, float]:
-        """The pair as it is now on the evaluation problems, under `eval/…`."""
-        settings = self.config.eval
-        problems = load_problems(settings.dataset, limit=settings.num_problems)
-        evaluation = await self.pair.evaluate(problems, temperature=settings.temperature, seed=EVALUATION_SEED)
-        summary = summarise(evaluation, self.trainer.protocol, self.config.prices)
+        """The pair as it is now: on the first benchmark as `eval/…`, on all of them in `eval/training.json`."""
+        if not self._benchmarks:
+            self._benchmarks, _ = await asyncio.to_thread(prepare_benchmarks, self.config, self.pair.pool)
+        options = {"evaluation": TRAINING, "benchmarks": self._benchmarks, "greedy": False}
+        summary = await measure(self.config, self.pair, f"step-{self.done}", title=f"pair, step {self.done}", **options)
         console.say(f"  evaluation on {summary['n']} problems: accuracy {summary['accuracy']:.3f}  cost {summary['cost']:.1f}")
         return {f"eval/{name}": value for name, value in summary.items() if isinstance(value, int | float)}
 
@@ -109,13 +110,32 @@ class Progress:
             mean = sum(reward.totals.values()) / len(reward.totals)
             console.say(console.dialogue(group.episodes[0], mean, reward.terms.get("correct", mean) > 0))
 
-    def _write_episodes(self, step: Step) -> None:
+    async def _gaps(self, step: Step) -> dict[str, list[list[float] | None]]:
+        """By role updated in this step: how far its learner and its engine disagreed on each token, one entry per training sample."""
+        gaps = await asyncio.gather(*(self.pair.policies[role].learner.call("gaps") for role in step.updates))
+        return dict(zip(step.updates, gaps, strict=True))
+
+    def _write_episodes(self, step: Step, gaps: Mapping[str, Sequence[list[float] | None]]) -> None:
+        """All episodes of the step with rewards, advantages and, for roles that were trained on them, the gaps (TorchLearner.gaps).
+
+        "gaps" lacks a role that was frozen, said nothing, had advantage 0, or whose update was skipped as not finite; a line without any
+        has no "gaps". The file gets its name when it is complete, so a reader never sees half of it.
+        """
         values = {role: self.trainer.advantage(step.groups, role) for role in self.trainer.protocol.roles}
-        with (self.trainer.output_dir / "episodes" / f"step-{self.done:06d}.jsonl").open("w", encoding="utf-8") as stream:
+        extra = [[{} for _ in group.episodes] for group in step.groups]
+        for role, of_role in gaps.items():
+            for (_, row), gap in zip(spoken(step.groups, role, extra), of_role, strict=True):
+                if gap is not None:
+                    row.setdefault("gaps", {})[role] = gap
+        path = self.trainer.output_dir / "episodes" / f"step-{self.done:06d}.jsonl"
+        partial = path.with_suffix(".tmp")
+        with partial.open("w", encoding="utf-8") as stream:
             for i, group in enumerate(step.groups):
                 for j in range(len(group.episodes)):
-                    row = _episode_row(self.done, group, j) | {"advantages": {role: value[i][j] for role, value in values.items()}}
+                    advantages = {role: value[i][j] for role, value in values.items()}
+                    row = _episode_row(self.done, group, j) | {"advantages": advantages} | extra[i][j]
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        partial.replace(path)
 
     async def save_once(self) -> Path:
         """The checkpoint of the last finished step, saved unless it is already."""

@@ -3,11 +3,13 @@
 import asyncio
 from dataclasses import replace
 
-from longshort.learning.loop import role_schedule, train_loop, training_samples
+import pytest
+
+from longshort.learning.loop import role_schedule, spoken, train_loop, training_samples
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.team.protocols import LongShort
 from longshort.team.rollout import Decoding, run_episode, run_group, stable_seed
-from longshort.types import LONG, SHORT, Completion, Problem, Reward
+from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Turn
 
 PROBLEM = Problem(id="p", question="Last digit of a: 7+b: 6?", answer="3")
 PROTOCOL = LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60, tags="special", instructions={LONG: "", SHORT: ""})
@@ -164,3 +166,24 @@ def test_a_role_that_never_spoke_trains_nothing():
     group = asyncio.run(run_group(PROBLEM, policies, PROTOCOL, score, 2, Decoding(), seed=5, progress=0.0))
     assert training_samples([group], SHORT, lambda groups, role: [[1.0, 1.0]]) == []
     assert len(training_samples([group], LONG, lambda groups, role: [[1.0, 1.0]])) == 2
+
+
+def group_of(*sampled):
+    """Episodes in which the short model sampled these ids, one turn each; without ids it had its turn and said nothing."""
+    episodes = []
+    for ids in sampled:
+        completion = Completion(token_ids=ids, logprobs=(-0.5,) * len(ids), text="", stop="length", version=0)
+        episodes.append(Episode(problem=PROBLEM, turns=(Turn(role=SHORT, prompt_ids=(1,), completion=completion),), stop="turn_length"))
+    reward = Reward(totals={LONG: 0.0, SHORT: 0.0}, terms={})
+    return Group(problem=PROBLEM, episodes=tuple(episodes), rewards=(reward,) * len(episodes))
+
+
+def test_training_samples_stand_beside_the_episodes_that_they_came_from():
+    groups = [group_of((7,), ()), group_of((), (8, 8), (9,))]
+    samples = training_samples(groups, SHORT, lambda groups, role: [[0.1, 0.2], [0.3, 0.4, 0.5]])
+    assert [(sample.token_ids[1:], sample.advantages[1]) for sample in samples] == [((7,), 0.1), ((8, 8), 0.4), ((9,), 0.5)]
+    names = [["a", "b"], ["c", "d", "e"]]
+    assert list(spoken(groups, SHORT, names)) == [(groups[0].episodes[0], "a"), (groups[1].episodes[1], "d"), (groups[1].episodes[2], "e")]
+    assert list(spoken(groups, LONG, names)) == []
+    with pytest.raises(ValueError, match="zip"):
+        list(spoken(groups, SHORT, [["a", "b"], ["c", "d"]]))

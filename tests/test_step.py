@@ -8,7 +8,15 @@ import torch
 from longshort.learning import step as step_module
 from longshort.learning.optim import build_optimizer
 from longshort.learning.packing import pack
-from longshort.learning.step import StepSettings, micro_batches, policy_gradient_step, token_logprobs, token_loss, token_statistics
+from longshort.learning.step import (
+    StepSettings,
+    Tally,
+    micro_batches,
+    policy_gradient_step,
+    token_logprobs,
+    token_loss,
+    token_statistics,
+)
 from longshort.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import VOCABULARY, sample_like, tiny_model
@@ -162,6 +170,34 @@ def test_samples_without_advantage_count_in_the_denominator_only():
     tokens = sum(sum(sample.mask) for sample in SAMPLES)
     assert report["tokens"] == tokens + 36
     torch.testing.assert_close(with_idle * (tokens + 36), without * tokens, rtol=1e-4, atol=1e-5)
+
+
+def by_hand(sample: Sample, temperature: float) -> list[float]:
+    logp = (tiny_model()(torch.tensor([sample.token_ids])).logits[0] / temperature).log_softmax(-1)
+    return [logp[t - 1, i].item() for t, (i, masked) in enumerate(zip(sample.token_ids, sample.mask, strict=True)) if masked]
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_old_log_probs_are_those_before_the_update_by_sample_whatever_the_packing(temperature, num_iterations):
+    """Lengths 8, 12, 9, 6; the second has advantage 0, so nothing is known of it."""
+    samples = [sample_like(i, sampled=n, advantage=a) for i, (n, a) in enumerate([(2, 1.0), (6, 0.0), (3, -1.0), (0, 0.5)])]
+    for budget, batches in {(9, 9): 3, (0, 18): 2, (23, 23): 1}.items():
+        chosen = settings(row_tokens=budget[0], batch_tokens=budget[1], temperature=temperature, num_iterations=num_iterations)
+        assert len(micro_batches(samples, chosen, "cpu")) == batches
+        model, tally = tiny_model(), Tally()
+        policy_gradient_step(model, None, build_optimizer(model, learning_rate=0.1), samples, chosen, tally)
+        assert sorted(tally.old_logprobs) == [0, 2, 3]
+        for number, logprobs in tally.old_logprobs.items():
+            assert logprobs.tolist() == pytest.approx(by_hand(samples[number], temperature), abs=5e-6)
+
+
+def test_batches_number_the_samples_of_the_whole_step_and_the_kl_keeps_those_without_advantage():
+    samples = [sample_like(0, advantage=0.0), sample_like(1, sampled=1), sample_like(2, advantage=0.0), sample_like(3)]
+    (batch,) = micro_batches(samples, settings(row_tokens=12), "cpu")
+    assert [sorted(set(row)) for row in batch.sequence.tolist()] == [[3], [-1, 1]]
+    (batch,) = micro_batches(samples, settings(beta=0.1), "cpu")
+    assert set(batch.sequence[batch.mask].tolist()) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("samples", [[], [sample_like(seed, advantage=0.0) for seed in range(4)]], ids=["none", "zero variance everywhere"])

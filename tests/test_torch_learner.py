@@ -51,6 +51,50 @@ def test_an_update_raises_the_log_prob_of_a_praised_sample(folder):
     assert sum(learner.score(praised.token_ids[:4], praised.token_ids[4:9], 1.0)) > before
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("batch_tokens", [4, 8, 100])
+def test_gaps_are_learner_minus_engine_per_sampled_token_in_the_samples_order(folder, temperature, batch_tokens):
+    """The second sample has advantage 0; the third's two turns have one id of the partner's between them."""
+    drawn = [
+        Sample(role=LONG, token_ids=(3, 4, 5), mask=(0, 0, 1), logprobs=(0.0, 0.0, -1.0), advantages=(0.0, 0.0, 2.0)),
+        Sample(role=LONG, token_ids=(3, 9, 9), mask=(0, 1, 1), logprobs=(0.0, -1.0, -1.0), advantages=(0.0, 0.0, 0.0)),
+        Sample(role=LONG, token_ids=(7, 8, 9, 2), mask=(0, 1, 0, 1), logprobs=(0.0, -0.5, 0.0, -3.0), advantages=(0.0, 1.0, 0.0, 1.0)),
+    ]
+    learner = TorchLearner(LONG, folder, config(batch_tokens=batch_tokens, temperature=temperature), total_updates=1)
+    assert learner.gaps() == []
+    ((five,), (eight,), (two,)) = (learner.score(*case, temperature) for case in (((3, 4), (5,)), ((7,), (8,)), ((7, 8, 9), (2,))))
+    learner.update(drawn)
+    first, idle, third = learner.gaps()
+    assert first == pytest.approx([five + 1.0], abs=6e-5) and idle is None
+    assert third == pytest.approx([eight + 0.5, two + 3.0], abs=6e-5)
+    assert all(gap == round(gap, 4) for gap in first + third)
+
+
+def test_an_engine_that_agrees_has_no_gap_and_only_the_last_update_is_kept(folder):
+    learner = TorchLearner(LONG, folder, config(), total_updates=9)
+    learner.update(samples(0))
+    prompt, sampled = (2, 3), (4, 5, 6)
+    logprobs = (0.0, 0.0, *learner.score(prompt, sampled, 1.0))
+    agreeing = Sample(role=LONG, token_ids=prompt + sampled, mask=(0, 0, 1, 1, 1), logprobs=logprobs, advantages=(0.0, 0.0, 1.0, 1.0, 1.0))
+    learner.update([agreeing])
+    assert learner.gaps() == [pytest.approx([0.0, 0.0, 0.0], abs=1e-4)]
+    learner.update([sample_like(1, advantage=0.0)])
+    assert learner.gaps() == [None]
+    learner.update(samples(1))
+    assert [len(gap) for gap in learner.gaps()] == [3, 4, 5, 6, 7]
+    learner.supervise(samples(1))
+    assert learner.gaps() == []
+
+
+def test_an_update_that_is_not_finite_has_no_gaps(folder):
+    learner = TorchLearner(LONG, folder, config(), total_updates=9)
+    learner.update([*samples(0), *broken()])
+    assert learner.gaps() == [None] * 6
+    with torch.no_grad():
+        learner.model.lm_head.weight[0, 0] = math.nan
+    assert learner.update(samples(0))["skipped"] == 1.0 and learner.gaps() == [None] * 5
+
+
 def test_score_is_the_models_own_log_prob_at_the_given_temperature(folder):
     learner = TorchLearner(LONG, folder, config(), total_updates=1)
     logp = (tiny_model()(torch.tensor([[3, 4, 5, 6]])).logits[0] / 0.7).log_softmax(-1)

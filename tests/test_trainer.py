@@ -1,5 +1,6 @@
 """The trainer on tiny models: bit-equal resumption, signals, refusals, and two of the three ways in (the Ray job: tests/test_launch.py)."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -7,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from longshort import LongShortConfig, LongShortTrainer, checkpoint
 from longshort.config import dump
+from longshort.learning.loop import Step
 from longshort.miniature.world import make_problems
-from longshort.types import LONG, SHORT, LongShortError, Reward
+from longshort.progress import Progress
+from longshort.types import LONG, SHORT, Completion, Episode, Group, LongShortError, Problem, Reward, Turn
 from tests import tiny_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +81,77 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, un
         trainer(tmp_path / "empty", untrained).checkpoint_to_resume(True)
 
 
+def turn(role, prompt_ids, token_ids):
+    completion = Completion(token_ids=token_ids, logprobs=(-0.5,) * len(token_ids), text="", stop="</think>", version=0)
+    return Turn(role=role, prompt_ids=prompt_ids, completion=completion)
+
+
+def step_of(*dialogues):
+    """A finished step of one group, rewards 0, 1, …; both roles were updated."""
+    problem = Problem(id="p", question="?", answer="1")
+    episodes = tuple(Episode(problem=problem, turns=turns, stop="answered") for turns in dialogues)
+    rewards = tuple(Reward(totals={LONG: float(i), SHORT: float(i)}, terms={}) for i in range(len(episodes)))
+    group = Group(problem=problem, episodes=episodes, rewards=rewards)
+    return Step(index=0, groups=(group,), updates={LONG: {}, SHORT: {}}, rollout_s=1.0, update_s=1.0)
+
+
+def progress_with(run, gaps):
+    """Its learners are doubles that only know the gaps of their last update."""
+
+    def policy(role):
+        async def call(method):
+            assert method == "gaps"
+            return gaps[role]
+
+        return SimpleNamespace(learner=SimpleNamespace(call=call))
+
+    (run.output_dir / "episodes").mkdir(parents=True)
+    return Progress(run, SimpleNamespace(policies={role: policy(role) for role in (LONG, SHORT)}))
+
+
+def write_episodes(progress, step):
+    progress.done = step.index + 1
+    progress._write_episodes(step, asyncio.run(progress._gaps(step)))
+
+
+def test_gaps_stand_on_the_lines_of_the_episodes_that_a_role_was_trained_on(tmp_path, untrained):
+    """The short model says nothing in the first episode; the second taught neither role (None); the third taught both."""
+    step = step_of(
+        (turn(LONG, (1,), (7,)), turn(SHORT, (2,), ())),
+        (turn(LONG, (1,), (7,)), turn(SHORT, (2,), (9,))),
+        (turn(LONG, (1,), (7, 8)), turn(SHORT, (2,), (9,)), turn(LONG, (1, 7, 8, 4), (6,))),
+    )
+    run = trainer(tmp_path, untrained)
+    progress = progress_with(run, {LONG: [[0.01], None, [0.1, 0.2, -0.3]], SHORT: [None, [0.4]]})
+    write_episodes(progress, step)
+    assert [path.name for path in (run.output_dir / "episodes").iterdir()] == ["step-000001.jsonl"]
+    rows = [json.loads(line) for line in (run.output_dir / "episodes" / "step-000001.jsonl").read_text().splitlines()]
+    assert [row.get("gaps") for row in rows] == [{LONG: [0.01]}, None, {LONG: [0.1, 0.2, -0.3], SHORT: [0.4]}]
+    assert [row["advantages"] for row in rows] == [{LONG: value, SHORT: value} for value in (-1.0, 0.0, 1.0)]
+    assert (rows[2]["step"], rows[2]["reward"], len(rows[2]["turns"])) == (1, {LONG: 2.0, SHORT: 2.0}, 3)
+
+
+def test_gaps_of_other_samples_than_the_steps_are_refused(tmp_path, untrained):
+    progress = progress_with(trainer(tmp_path, untrained), {LONG: [[0.1], [0.2]], SHORT: []})
+    with pytest.raises(ValueError, match="zip"):
+        write_episodes(progress, step_of((turn(LONG, (1,), (7,)),)))
+
+
+def test_a_half_written_file_of_episodes_never_has_its_name(tmp_path, untrained):
+    whole, forgetful = (turn(LONG, (1,), (7,)),), (turn(LONG, (1,), (7,)), turn(LONG, (1, 8), (6,)))
+    run = trainer(tmp_path, untrained)
+    progress = progress_with(run, {LONG: [None, None], SHORT: []})
+    with pytest.raises(ValueError, match="append-only"):
+        write_episodes(progress, step_of(whole, forgetful))
+    path = run.output_dir / "episodes" / "step-000001.jsonl"
+    assert not path.exists()
+    write_episodes(progress, step_of(whole, whole))
+    first = path.read_text()
+    with pytest.raises(ValueError, match="append-only"):
+        write_episodes(progress, step_of(whole, forgetful))
+    assert path.read_text() == first and len(first.splitlines()) == 2
+
+
 @pytest.mark.engine
 def test_a_resumed_run_takes_bit_equal_steps(tmp_path, models):
     whole = trainer(tmp_path / "whole", models, max_steps=3, save_steps=2, deterministic=True)
@@ -93,7 +168,17 @@ def test_a_resumed_run_takes_bit_equal_steps(tmp_path, models):
     for role in (LONG, SHORT):
         files = [(run.output_dir / "checkpoint-3" / role / "model.safetensors").read_bytes() for run in (whole, resumed)]
         assert files[0] == files[1], f"the {role} weights differ"
-    assert (whole.output_dir / "episodes" / "step-000003.jsonl").is_file()
+    rows = [json.loads(line) for line in (whole.output_dir / "episodes" / "step-000003.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert set(row.get("gaps", ())) == {role for role, advantage in row["advantages"].items() if advantage and spoke(row, role)}
+        for role, gaps in row.get("gaps", {}).items():
+            assert len(gaps) == spoke(row, role) and max(map(abs, gaps)) < 1e-3  # the engine sampled from the learner's weights
+    assert len(rows) == 16 and any(row.get("gaps", {}).keys() == {LONG, SHORT} for row in rows)
+
+
+def spoke(row, role):
+    """How many tokens the role sampled in the episode of this line."""
+    return sum(len(turn["token_ids"]) for turn in row["turns"] if turn["role"] == role)
 
 
 @pytest.mark.engine

@@ -93,6 +93,11 @@ def cpu_share() -> float:
     return math.floor(min(1.0, ray.cluster_resources().get("CPU", 1) / 5) * 100) / 100
 
 
+def gpus() -> float:
+    """GPUs of the whole cluster, taken or free."""
+    return ray.cluster_resources().get("GPU", 0.0)
+
+
 def engine_backend(config: EngineConfig) -> str:
     """`vllm` or `transformers` for `auto`, by what is installed."""
     from importlib.util import find_spec

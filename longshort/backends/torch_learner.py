@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -17,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from longshort.config import LongShortConfig
+from longshort.episodes import DECIMALS
 from longshort.learning import losses
 from longshort.learning.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from longshort.learning.packing import pack
-from longshort.learning.step import StepSettings, policy_gradient_step, token_logprobs
+from longshort.learning.step import StepSettings, Tally, policy_gradient_step, token_logprobs
 from longshort.learning.supervised import nll_step
 from longshort.types import LongShortError, Sample
 
@@ -43,6 +45,7 @@ class TorchLearner:
         self.role, self.config, self.total_updates = role, config, total_updates
         self.device = _device(config)
         self.updates = self.consecutive_skips = 0
+        self._gaps: list[torch.Tensor | None] = []
         self.model = load_model(model_folder).to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
         self.reference = load_model(reference_folder or model_folder).to(self.device).requires_grad_(False) if config.loss.beta else None
@@ -58,9 +61,21 @@ class TorchLearner:
         Raises LongShortError after `max_skipped_steps` updates in a row whose loss or gradient was not finite.
         """
         self._begin(samples)
+        tally = Tally()
         with self._arithmetic():
-            report = policy_gradient_step(self.model, self.reference, self.optimizer, samples, self.settings)
+            report = policy_gradient_step(self.model, self.reference, self.optimizer, samples, self.settings, tally)
+        learned = {} if report["skipped"] else tally.old_logprobs
+        self._gaps = [learned[i] - _engine_logprobs(sample) if i in learned else None for i, sample in enumerate(samples)]
         return self._end(report)
+
+    def gaps(self) -> list[list[float] | None]:
+        """The learner's log-prob minus the engine's of each sampled token, nats to four decimals: one list per sample of the last `update`.
+
+        Both with the temperature inside, and the learner's from before the update. None for a sample that was not trained on: advantage 0
+        (unless the KL acts on it), or an update that was skipped because its loss or gradient was not finite, for then these numbers may
+        not be finite either. No samples, so no lists, before the first `update` and after `supervise`.
+        """
+        return [None if gap is None else [round(value, DECIMALS) for value in gap.tolist()] for gap in self._gaps]
 
     def supervise(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimizer step on the mean NLL of the samples' masked tokens (learning/supervised.py); schedule and refusals as `update`."""
@@ -80,6 +95,7 @@ class TorchLearner:
         return self._end({"loss": loss, "grad_norm": norm, "learning_rate": rate, "optimizer_steps": finite, "skipped": 1 - finite})
 
     def _begin(self, samples: Sequence[Sample]) -> None:
+        self._gaps = []
         foreign = {sample.role for sample in samples} - {self.role}
         if foreign:
             raise ValueError(f"the learner of {self.role!r} got samples of {sorted(foreign)}")
@@ -210,6 +226,11 @@ def step_settings(config: LongShortConfig, role: str) -> StepSettings:
         row_tokens=config.row_tokens,
         batch_tokens=config.batch_tokens,
     )
+
+
+def _engine_logprobs(sample: Sample) -> torch.Tensor:
+    """The engine's log-probs of the sampled tokens, float32 [N]."""
+    return torch.tensor(list(compress(sample.logprobs, sample.mask)), dtype=torch.float32)
 
 
 def load_model(folder: str | Path):

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from longshort.learning.samples import sample_of
 from longshort.team.rollout import Decoding, Engine, RewardFunction, run_group, stable_seed
-from longshort.types import Group, Problem, Sample
+from longshort.types import Episode, Group, Problem, Sample
+
+T = TypeVar("T")
 
 
 class Policy(Engine, Protocol):
@@ -97,12 +99,18 @@ async def unless(stop: asyncio.Event, rollout: asyncio.Future) -> list[Group] | 
 
 def training_samples(groups: Sequence[Group], role: str, advantage: AdvantageFunction) -> list[Sample]:
     """One sample per episode in which the role spoke, in the order of the groups."""
-    samples = []
-    for group, advantages in zip(groups, advantage(groups, role), strict=True):
-        for episode, value in zip(group.episodes, advantages, strict=True):
-            if sample := sample_of(episode, role, value):
-                samples.append(sample)
-    return samples
+    return [sample_of(episode, role, value) for episode, value in spoken(groups, role, advantage(groups, role))]
+
+
+def spoken(groups: Sequence[Group], role: str, values: Sequence[Sequence[T]]) -> Iterator[tuple[Episode, T]]:
+    """Each episode in which the role sampled something, with its entry of `values` (in the shape of `groups`), in the order of the groups.
+
+    So whatever a policy says about its training samples, one by one, can be put beside the episodes that they came from.
+    """
+    for group, of_group in zip(groups, values, strict=True):
+        for episode, value in zip(group.episodes, of_group, strict=True):
+            if episode.tokens(role):
+                yield episode, value
 
 
 def role_schedule(schedule: str | Sequence[str], steps: int, roles: Sequence[str]) -> Callable[[int], Sequence[str]]:

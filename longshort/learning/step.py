@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +73,12 @@ class StepSettings:
 
 
 def policy_gradient_step(
-    model, reference, optimizer: torch.optim.Optimizer, samples: Sequence[Sample], settings: StepSettings
+    model, reference, optimizer: torch.optim.Optimizer, samples: Sequence[Sample], settings: StepSettings, tally: Tally | None = None
 ) -> dict[str, float]:
     """Train `model` on one step's samples of one role, in `num_iterations` optimizer steps over all of them; metrics are named as in TRL.
 
     `reference` is the frozen model of the KL term, or None when `loss.beta` is 0. Means are over the sampled tokens trained on.
+    A new `tally` passed in also brings back the old policy's log-probs of every token trained on, by sample (`Tally.old_logprobs`).
     A pass whose loss or gradient norm is not finite leaves parameters and optimizer as the pass before did, ends the update and reports
     `skipped` 1; `optimizer_steps` counts the passes that changed something.
     Without a sample whose advantage differs from 0 there is nothing to learn: no step, `skipped_empty` 1.
@@ -92,7 +93,7 @@ def policy_gradient_step(
     if not batches:
         return report
     report["learning_rate"] = optimizer.param_groups[0]["lr"]
-    tally = Tally()
+    tally = tally or Tally()
     # With one pass the old policy is the current one, so its log-probs are the forward pass's own.
     old_logps = [_frozen_logprobs(model, batch, settings) for batch in batches] if settings.num_iterations > 1 else [None] * len(batches)
     for _ in range(settings.num_iterations):
@@ -115,7 +116,9 @@ def micro_batches(samples: Sequence[Sample], settings: StepSettings, device: tor
     if settings.loss.beta and any(learnable):
         learnable = [any(sample.mask) for sample in samples]
     kept = [i for i, keep in enumerate(learnable) if keep]
-    return pack([samples[i] for i in kept], [weights[i] for i in kept], settings.row_tokens, settings.batch_tokens, device)
+    batches = pack([samples[i] for i in kept], [weights[i] for i in kept], settings.row_tokens, settings.batch_tokens, device)
+    numbers = torch.tensor([*kept, -1], device=device)  # pack counts what it is given; padding's -1 finds the -1 at the end
+    return [replace(batch, sequence=numbers[batch.sequence]) for batch in batches]
 
 
 def _backward(model, reference, batch: Batch, old_logp: torch.Tensor | None, settings: StepSettings, tally: Tally) -> float:
@@ -127,6 +130,7 @@ def _backward(model, reference, batch: Batch, old_logp: torch.Tensor | None, set
     loss = (per_token * batch.weights[batch.mask]).sum()
     loss.backward()
     tally.add({"entropy": entropy} | values)
+    tally.keep(batch, old_logp)
     return loss.item()
 
 
@@ -154,16 +158,26 @@ def token_loss(
 
 
 class Tally:
-    """Means (and for `sampling/` also maxima) of per-token quantities over the micro-batches and passes of an update."""
+    """Means (and for `sampling/` also maxima) of per-token quantities over the micro-batches and passes of an update.
+
+    `old_logprobs` maps the number of each sample trained on to the old policy's log-probs of its sampled tokens, float32 on the CPU, in
+    their order, with the temperature inside: what the learner thought of them before its first optimizer step.
+    """
 
     def __init__(self) -> None:
         self.count, self.sums, self.maxima = 0, defaultdict(float), defaultdict(lambda: -math.inf)
+        self.old_logprobs: dict[int, torch.Tensor] = {}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         self.count += len(next(iter(values.values())))
         for name, value in values.items():
             self.sums[name] += value.sum(dtype=torch.float64).item()
             self.maxima[name] = max(self.maxima[name], value.max().item())
+
+    def keep(self, batch: Batch, old_logp: torch.Tensor) -> None:
+        """Cut a micro-batch's log-probs, float32 [N], where its samples begin; a later pass writes the same values again."""
+        numbers, lengths = batch.sequence[batch.mask].cpu().unique_consecutive(return_counts=True)
+        self.old_logprobs |= zip(numbers.tolist(), old_logp.cpu().split(lengths.tolist()), strict=True)
 
     def metrics(self) -> dict[str, float]:
         report = {}

@@ -10,14 +10,16 @@ from longshort.types import Episode, Group
 
 
 def episode_metrics(episodes: Sequence[Episode], protocol, prices: Mapping[str, float]) -> dict[str, float]:
-    """Means over episodes: `tokens` (sampled, both roles), `cost` (price-weighted), `turns`, `hand_back_rate` (share of episodes with at
-    least one hand-back), `format` (all roles well-formed), `tokens/<role>`, `format/<role>`, `stop/<name>`."""
+    """Means over episodes: `tokens` (sampled, both roles), `cost` (price-weighted), `turns`, `hand_backs`, `hand_back_rate` (share of
+    episodes with at least one hand-back), `format` (all roles well-formed), `tokens/<role>`, `format/<role>`, `stop/<name>`."""
+    backs = [protocol.hand_backs(episode) for episode in episodes]
     formats = {role: [float(protocol.well_formed(episode, role)) for episode in episodes] for role in protocol.roles}
     metrics = {
         "tokens": fmean(sum(episode.tokens(role) for role in protocol.roles) for episode in episodes),
         "cost": fmean(episode.cost(prices) for episode in episodes),
         "turns": fmean(len(episode.turns) for episode in episodes),
-        "hand_back_rate": fmean(protocol.hand_backs(episode) > 0 for episode in episodes),
+        "hand_backs": fmean(backs),
+        "hand_back_rate": fmean(count > 0 for count in backs),
         "format": fmean(min(values) for values in zip(*formats.values(), strict=True)),
     }
     metrics |= {f"tokens/{role}": fmean(episode.tokens(role) for episode in episodes) for role in protocol.roles}
