@@ -5,7 +5,8 @@ longshort coldstart recipe.yaml [--redo STEP]              from long traces to t
           chunk | rollouts | importance | partition | rewrite | rows | sft
 longshort mixture recipe.yaml                              SFT of one role on short and long traces, re-weighted as it learns
 longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
-longshort eval   recipe.yaml [--solo long|short]           accuracy and tokens of the pair, or of one model alone
+longshort eval   recipe.yaml [--systems A,B]               accuracy and tokens of the pair and of what it is compared with
+longshort report runs/x [runs/y …] [--watch]               one page: curves, tables, every episode
 longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
 longshort doctor                                           what is installed, what would be used, what is missing
 """
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="longshort", description="Train, evaluate and plan a pair of cooperating reasoning models.", epilog="docs: README.md, docs/"
     )
     parser.add_argument("--version", action="version", version=f"longshort {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="run | coldstart | mixture | train | eval | plan | doctor | STEP")
+    verbs = parser.add_subparsers(required=True, metavar="run | coldstart | mixture | train | eval | report | plan | doctor | STEP")
 
     def verb(name: str, function, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -81,9 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="continue from the newest, or this, checkpoint"
     )
-    evaluate = recipe_verb("eval", _eval, "Accuracy, tokens and cost on eval.dataset.")
-    evaluate.add_argument("--solo", choices=("long", "short"), help="this model alone, in one turn, instead of the pair")
-    evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the models of this team checkpoint instead of the recipe's")
+    evaluate = recipe_verb("eval", _eval, "Accuracy, tokens and cost of eval.systems on eval.benchmarks, side by side.")
+    evaluate.add_argument("--systems", metavar="A,B", help="these systems instead of eval.systems, e.g. pair,single_long,single_long@3")
+    evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the team checkpoint that is evaluated as trained (default: the newest)")
+    evaluate.add_argument("--name", default="results", help="of the evaluation's files, eval/<name>.json (default: results)")
+    evaluate.add_argument("--redo", action="store_true", help="first set aside what this evaluation has already")
+    page = verb("report", _report, "One page that opens offline: learning curves, accuracy against tokens, tables, every episode.")
+    page.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart; several are drawn together")
+    page.add_argument("--output", metavar="FILE", help="where the page goes (default: report.html in the first run's folder)")
+    page.add_argument("--episodes", type=int, default=5000, metavar="N", help="at most so many episodes (default: 5000)")
+    page.add_argument("--size", type=float, default=40, metavar="MB", help="of the episodes in the page, at most (default: 40)")
+    watch = "write it again while the run goes on (default: every 30)"
+    page.add_argument("--watch", nargs="?", type=int, const=30, metavar="SECONDS", help=watch)
     plan = recipe_verb("plan", _plan, "What would run where, how much memory it takes, and whether it fits.")
     plan.add_argument("--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder")
     verb("doctor", _doctor, "What is installed, which engine and device would be used, what is missing and how to get it.")
@@ -132,12 +142,22 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    if options.systems:
+        options.overrides = [*options.overrides, f"eval.systems=[{options.systems}]"]
     config = _load(options)
     from longshort.evaluation.command import evaluate_recipe
-    from longshort.stages import after_cold_start
 
-    config = config if options.checkpoint else after_cold_start(config)
-    evaluate_recipe(config, solo=options.solo, checkpoint_folder=Path(options.checkpoint) if options.checkpoint else None)
+    chosen = Path(options.checkpoint) if options.checkpoint else None
+    content = evaluate_recipe(config, name=options.name, checkpoint_folder=chosen, redo=options.redo)
+    return 1 if content["faults"] else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from longshort.report.command import report
+
+    report(
+        [Path(run) for run in options.runs], Path(options.output) if options.output else None, options.episodes, options.size, options.watch
+    )
     return 0
 
 

@@ -6,7 +6,7 @@ Known columns, first match wins (`answer` may be a number; everything else in a 
 
     question    problem | question | prompt (text, or a chat list: its user messages)
     answer      answer (GSM8K: what follows `####`) | reward_model.ground_truth (verl) | solution (TRL; its last \\boxed{} if it has one)
-    id          id | unique_id | made from the content, so that the same problem has the same id in every file
+    id          id | unique_id | Record ID (GPQA) | made from the content, so that the same problem has the same id in every file
 """
 
 from __future__ import annotations
@@ -27,26 +27,32 @@ from longshort.types import LongShortError, Problem
 
 MAX_QUESTION = 100_000
 """Characters; a longer "question" is a broken row."""
-MINIATURE_PROBLEMS = 20_000
-"""How many problems a `miniature:` source makes when no limit is given."""
 QUESTION_COLUMNS = ("problem", "question", "prompt")
-ID_COLUMNS = ("id", "unique_id")
+ID_COLUMNS = ("id", "unique_id", "Record ID")
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
+RowReader = Callable[[Mapping[str, Any], str], Problem]
 WHOLE = re.compile(r"([+-]?\d+)\.0+")
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
-def load_problems(source: str, limit: int | None = None) -> list[Problem]:
+def normalise(row: Mapping[str, Any], where: str) -> Problem:
+    """One row of any known shape as a Problem; LongShortError, beginning with `where`, for a row that is none."""
+    question, answer = _question(row, where), _answer(row, where)
+    return Problem(id=_given_id(row) or _content_id(question, answer), question=question, answer=answer)
+
+
+def load_problems(source: str, limit: int | None = None, to_problem: RowReader = normalise) -> list[Problem]:
     """The problems of a local .jsonl, .json or .parquet file, of a dataset folder or hub name `name[:split]` or `name:config:split` (split
     `train` unless given), or of a generator: `miniature:train`, `miniature:dev`, `miniature:test`.
 
     Every row must give a problem: a bad one raises LongShortError with file, line, what is wrong and what to do. `limit` keeps the first.
+    `to_problem(row, where)` reads one row: a function of your own where the columns are none of the known ones.
     """
     problems: dict[str, Problem] = {}
     places: dict[str, str] = {}
     copies: Counter[str] = Counter()
     for where, row in islice(read_rows(source, limit), limit):
-        problem = normalise(row, where)
+        problem = to_problem(row, where)
         copies[problem.id] += 1
         if problem.id in problems:
             if _given_id(row):
@@ -56,12 +62,6 @@ def load_problems(source: str, limit: int | None = None) -> list[Problem]:
     if not problems:
         raise LongShortError(f"dataset {source!r} holds no problem; check the file, or the split's name")
     return list(problems.values())
-
-
-def normalise(row: Mapping[str, Any], where: str) -> Problem:
-    """One row of any known shape as a Problem; LongShortError, beginning with `where`, for a row that is none."""
-    question, answer = _question(row, where), _answer(row, where)
-    return Problem(id=_given_id(row) or _content_id(question, answer), question=question, answer=answer)
 
 
 def read_rows(source: str, limit: int | None) -> Rows:

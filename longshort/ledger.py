@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,15 @@ def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """The SHA-256 of a sequence of texts, boundaries included."""
+    found = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        found.update(len(encoded).to_bytes(8, "big") + encoded)
+    return found.hexdigest()
 
 
 def set_aside(folder: Path, steps: Sequence[str]) -> Path | None:

@@ -86,10 +86,19 @@ def check(config: LongShortConfig, *, problems: Sequence[Problem] | None = None,
     protocol = protocol or make_protocol(config)
     tokenizers = {role: load_tokenizer(config, role, facts[role].vocabulary) for role in protocol.roles}
     training = load_problems(config.dataset) if problems is None and config.dataset else problems or []
-    held_out = load_problems(config.eval.dataset, limit=config.eval.num_problems) if config.eval.dataset else []
+    held_out = evaluation_problems(config)
     check_prompts(config, [*training, *held_out], protocol, tokenizers)
     if graded:
         check_golds(config, [*training, *held_out])
+
+
+def evaluation_problems(config: LongShortConfig) -> list[Problem]:
+    """The problems of every benchmark that the recipe evaluates on; LongShortError where `eval_steps` has none to go on."""
+    from longshort.evaluation.tasks import load_benchmarks
+
+    if config.eval_steps and not config.eval.benchmarks:
+        raise LongShortError(f"eval_steps is {config.eval_steps} but eval.benchmarks is empty; name at least one, or set eval_steps: 0")
+    return [problem for loaded, _ in load_benchmarks(config) for problem in loaded.problems]
 
 
 def check_names(config: LongShortConfig) -> None:

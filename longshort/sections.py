@@ -155,13 +155,62 @@ class GradingConfig(Section):
     memory_mb: int = Field(1024, ge=128)
 
 
+class BenchmarkEntry(Section):
+    """A benchmark with settings of its own, e.g. more samples where problems are few: {name: aime24, num_samples: 16}."""
+
+    name: str
+    num_problems: Count | None = None
+    num_samples: Count | None = None
+
+
+class SystemConfig(Section):
+    """One row of an evaluation's table: which models, in which protocol.
+
+    A model is named as a folder, a hub name, or what this run made: `trained` (the newest checkpoint, else the recipe's model),
+    `checkpoint-40`, `cold_start`, `base` (before its cold start); `trained/short` in the long role's place is the short role's model.
+    """
+
+    name: str = Field(pattern=r"^[\w@+-][\w@+.-]*$")
+    title: str = ""
+    long: str = "trained"
+    short: str = "trained"
+    alone: Literal["long", "short"] | None = None
+    """This role's model answers alone, in one message; None: both, in the recipe's protocol."""
+    in_role: bool = False
+    """A model that answers alone opens and closes its message with its role's tags, as it was trained to; else it is a plain single model."""
+    tokens: Natural = 0
+    """Tokens that a model which answers alone may write; 0: what its context holds."""
+    thoughts: Count | None = None
+    """The model that answers alone is stopped after so many thoughts and made to answer (`eval.ending`)."""
+
+
 class EvalConfig(Section):
-    dataset: str = ""
-    num_problems: Count = 400
-    temperature: Amount = 1.0
+    """What `longshort eval` measures, on what, and against what."""
+
+    benchmarks: list[str | BenchmarkEntry] = []
+    """Names (math500, aime24, aime25, amc23, gpqa_diamond, gsm8k, miniature) or any source that `dataset` takes."""
+    data_dir: str = ""
+    """A folder of benchmark files, looked into before the hub: <data_dir>/math500.jsonl and so on."""
+    systems: list[str | SystemConfig] = ["pair"]
+    """Presets (see longshort/evaluation/systems.py) or descriptions of systems."""
+    cross_play: list[str] = []
+    """Checkpoints whose long models play with every one's short models: [cold_start, checkpoint-40, trained]."""
+    base: str = ""
+    """The system that AES and the paired comparisons refer to."""
+    num_problems: Count | None = None
+    """The first so many of each benchmark; None: all."""
     num_samples: Count = 1
+    temperature: Amount = 1.0
     greedy: bool = True
     """Also measure greedy accuracy."""
+    seed: Natural = 2024
+    """Of sampling and of shuffled options, so that two systems meet the same problems with the same dice."""
+    separator: str = "\n\n"
+    """What ends a thought of a model that is stopped early."""
+    ending: str = "\n</think>\n\nThe final answer is \\boxed{"
+    """What it then reads and goes on from."""
+    max_engines: int = Field(4, ge=2)
+    """Engines alive at once: each distinct model has one, kept as long as there is room."""
 
 
 class ModelShape(Section):

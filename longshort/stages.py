@@ -18,7 +18,8 @@ from typing import Any
 from longshort import checkpoint, console, interruption
 from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig, parse
-from longshort.evaluation.command import measure, results_table
+from longshort.evaluation.command import measure, measured_before
+from longshort.evaluation.tables import results_table
 from longshort.jobs import side_by_side
 from longshort.pair import Pair
 from longshort.plan import check
@@ -131,7 +132,7 @@ async def baseline(config: LongShortConfig) -> dict[str, Any]:
     """The single long model, alone, on the held-out problems."""
     protocol = Solo(turn_tokens=config.long.engine.max_model_len)
     async with Pair(config, {LONG: str(model_folder(config, "base-long"))}, protocol=protocol) as pair:
-        return _show(await measure(config, pair, "long_baseline"))
+        return _show(await measure(config, pair, "long_baseline", title="single long model"))
 
 
 async def train(config: LongShortConfig) -> dict[str, Any]:
@@ -141,10 +142,9 @@ async def train(config: LongShortConfig) -> dict[str, Any]:
     folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
     trainer.check()
     async with trainer.pair(folder) as pair:
-        before = Path(config.output_dir) / "eval" / "cold_start.json"
-        cold = json.loads(before.read_text()) if before.is_file() else _show(await measure(config, pair, "cold_start"))
+        cold = measured_before(config, "cold_start") or _show(await measure(config, pair, "cold_start", title="pair, after cold start"))
         await trainer.run(pair, folder)
-        return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained"))}
+        return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained", title="pair, after RL"))}
 
 
 def _show(result: dict[str, Any]) -> dict[str, Any]:
@@ -157,12 +157,17 @@ def after_cold_start(config: LongShortConfig) -> LongShortConfig:
     """The recipe with the models that its cold start made, where it has one; LongShortError when they are not there yet."""
     if not config.coldstart:
         return config
-    folders = {role: model_folder(config, f"cold-{role}") for role in ROLES}
-    for folder in folders.values():
-        if not (folder / "config.json").is_file():
-            raise LongShortError(f"the recipe has a cold start but {folder} is not there; run `longshort coldstart` with this recipe first")
-    console.say(f"models of the cold start: {', '.join(map(str, folders.values()))}")
-    return with_models(config, {role: str(folder) for role, folder in folders.items()})
+    folders = {role: str(cold_folder(config, role)) for role in ROLES}
+    console.say(f"models of the cold start: {', '.join(folders.values())}")
+    return with_models(config, folders)
+
+
+def cold_folder(config: LongShortConfig, role: str) -> Path:
+    """The model that the cold start made of a role; LongShortError when it is not there yet."""
+    folder = model_folder(config, f"cold-{role}")
+    if not (folder / "config.json").is_file():
+        raise LongShortError(f"the recipe has a cold start but {folder} is not there; run `longshort coldstart` with this recipe first")
+    return folder
 
 
 def with_models(config: LongShortConfig, models: Mapping[str, str]) -> LongShortConfig:
@@ -193,7 +198,7 @@ def final_table(summary: dict[str, Any]) -> str:
     """Single long model · after cold start · after RL; empty where the run had none of them."""
     titles = {"long_baseline": "single long model", "cold_start": "pair, after cold start", "trained": "pair, after RL"}
     found = {title: summary[name] for name, title in titles.items() if name in summary}
-    return results_table(found) if found else ""
+    return results_table("held-out problems", found) if found else ""
 
 
 STAGES = {

@@ -91,6 +91,7 @@ def test_a_dataset_folder_is_read_by_split(jsonl, tmp_path, monkeypatch):
 def test_ids_are_the_rows_own_or_stable(jsonl):
     given = load_problems(jsonl({"id": 7, "problem": "a", "answer": "1"}, {"unique_id": "test/3.json", "problem": "b", "answer": "2"}))
     assert [problem.id for problem in given] == ["7", "test/3.json"]
+    assert load_problems(jsonl({"Record ID": "rec9", "problem": "a", "answer": "1"}))[0].id == "rec9"
     first = load_problems(jsonl({"problem": "a", "answer": "1"}, {"problem": "b", "answer": "2"}))
     second = load_problems(jsonl({"question": "b", "answer": 2.0}, {"question": "b", "answer": "2"}, name="other.jsonl"))
     assert second[0] == first[1]
@@ -108,6 +109,15 @@ def test_normalise_takes_a_row_from_anywhere():
     assert normalise({"prompt": "1+1?", "solution": "2", "id": 3}, "train_dataset[0]") == Problem(id="3", question="1+1?", answer="2")
     with pytest.raises(LongShortError, match=r"^train_dataset.4.: no answer"):
         normalise({"problem": "1+1?"}, "train_dataset[4]")
+
+
+def test_a_row_reader_of_ones_own_sees_every_row_and_its_place(jsonl):
+    def backwards(row, where):
+        return Problem(id=where.rpartition(", ")[2], question=row["asked"][::-1], answer=row["said"])
+
+    path = jsonl({"asked": "?1+1", "said": "2"}, {"asked": "?1+2", "said": "3"}, {"asked": "?1+3", "said": "4"})
+    expected = [Problem(id="line 1", question="1+1?", answer="2"), Problem(id="line 2", question="2+1?", answer="3")]
+    assert load_problems(path, limit=2, to_problem=backwards) == expected
 
 
 def test_limit_keeps_the_first_rows_and_reads_no_further(jsonl):

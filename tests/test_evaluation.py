@@ -1,72 +1,20 @@
-"""Accuracy, its error and the episode metrics, worked out by hand."""
+"""Held-out problems through two engines, graded, and the table of the results."""
 
 import asyncio
 
-import pytest
-
-from longshort.evaluation.command import results_table
-from longshort.evaluation.measures import accuracy, summarise, wilson
-from longshort.evaluation.runner import Evaluation, evaluate
-from longshort.team.metrics import episode_metrics, group_metrics
+from longshort.evaluation.measures import summarise
+from longshort.evaluation.runner import evaluate
+from longshort.evaluation.tables import results_table
 from longshort.team.protocols import LongShort
 from longshort.team.rollout import Decoding
-from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Turn
+from longshort.types import LONG, SHORT, Completion, Problem
 
-PROTOCOL = LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60)
 PRICES = {LONG: 1.0, SHORT: 0.5}
-
-
-def turn(role, tokens, stop, text="x"):
-    return Turn(
-        role=role,
-        prompt_ids=(0,),
-        completion=Completion(token_ids=(1,) * tokens, logprobs=(0.0,) * tokens, text=text, stop=stop, version=0),
-    )
-
-
-def episode(*turns, stop="answered", name="p"):
-    return Episode(problem=Problem(id=name, question="?", answer="3"), turns=turns, stop=stop)
-
-
-QUICK = episode(turn(LONG, 10, "</think>"), turn(SHORT, 4, "</answer>", "\\boxed{3}"))
-BACK = episode(turn(LONG, 6, "</think>"), turn(SHORT, 2, "</rethink>"), turn(LONG, 8, "</think>"), turn(SHORT, 4, "</answer>"))
-CUT = episode(turn(LONG, 12, "turn_length"), stop="turn_length")
-
-
-def test_episode_metrics_by_hand():
-    metrics = episode_metrics([QUICK, BACK, CUT], PROTOCOL, PRICES)
-    assert metrics["tokens"] == pytest.approx((14 + 20 + 12) / 3)
-    assert metrics["cost"] == pytest.approx((12 + 17 + 12) / 3)
-    assert metrics["tokens/long"] == pytest.approx((10 + 14 + 12) / 3)
-    assert metrics["turns"] == pytest.approx(7 / 3) and metrics["hand_back_rate"] == pytest.approx(1 / 3)
-    assert metrics["format/long"] == pytest.approx(2 / 3) and metrics["format/short"] == 1.0 and metrics["format"] == pytest.approx(2 / 3)
-    assert metrics["stop/answered"] == pytest.approx(2 / 3) and metrics["stop/turn_length"] == pytest.approx(1 / 3)
-
-
-def test_group_metrics_report_rewards_and_their_terms():
-    rewards = [Reward(totals={LONG: 1.0, SHORT: 2.0}, terms={"correct": 1.0, "length": 0.5}) for _ in range(2)]
-    group = Group(problem=QUICK.problem, episodes=(QUICK, BACK), rewards=(*rewards,))
-    metrics = group_metrics([group], PROTOCOL, PRICES)
-    assert (metrics["team/reward"], metrics["team/reward/long"], metrics["team/accuracy"], metrics["reward/length"]) == (1.5, 1.0, 1.0, 0.5)
-
-
-def test_standard_error_is_clustered_by_problem():
-    """Problem means 1, 0.5, 0: mean 0.5, standard deviation 0.5, error 0.5/sqrt(3)."""
-    graded = Evaluation(episodes=(QUICK,) * 6, correct=(True, True, True, False, False, False), num_samples=2)
-    mean, error = accuracy(graded)
-    assert (mean, error) == (0.5, pytest.approx(0.5 / 3**0.5))
-    assert accuracy(Evaluation(episodes=(QUICK,), correct=(True,), num_samples=1)) == (1.0, 0.0)
-
-
-def test_wilson_interval_against_published_values():
-    """8 of 10: [0.490, 0.943]; 0 of 10: [0, 0.278] (Brown, Cai and DasGupta 2001, Wilson)."""
-    assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
-    assert wilson(0, 10) == pytest.approx((0.0, 0.278), abs=1e-3)
 
 
 class Pool:
     async def grade(self, gold, text):
-        return type("Verdict", (), {"correct": gold in text})
+        return type("Verdict", (), {"correct": gold in text, "reason": "match" if gold in text else "mismatch"})
 
 
 class Engine:
@@ -94,4 +42,4 @@ def test_an_unanswered_episode_is_wrong_even_if_its_text_holds_the_answer():
     assert sorted(graded.correct) == [False, True]
     summary = summarise(graded, protocol, PRICES)
     assert (summary["accuracy"], summary["n"], summary["cost"]) == (0.5, 2, 3.0)
-    assert "0.500" in results_table({"pair": summary})
+    assert "0.500" in results_table("two problems", {"pair": summary})

@@ -170,7 +170,7 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(recipe, monkeypatch
         ({"long": {"model": "./nowhere"}}, "long.model: no folder './nowhere'"),
         ({"long": {"model": "nobody/nothing"}}, "long.model: 'nobody/nothing' is neither a folder here"),
         ({"dataset": "rows/none.jsonl"}, "there is no such file"),
-        ({"eval": {"dataset": "rows/none.jsonl"}}, "there is no such file"),
+        ({"eval": {"benchmarks": ["rows/none.jsonl"]}}, "there is no such file"),
         ({"rows": [{"problem": "p"}]}, "line 1: no answer"),
         ({"rows": [{"problem": "4*" * 100, "answer": "4"}]}, "tokens, the long model's context is 128 (long.engine.max_model_len)"),
         ({"rows": [{"problem": "p", "answer": "\\frac{"}]}, "1 of 1 reference answers cannot be graded"),

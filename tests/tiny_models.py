@@ -74,7 +74,7 @@ def config(folder: Path, models: dict[str, str], **changes) -> LongShortConfig:
     settings = {
         "output_dir": str(folder / "run"),
         "dataset": str(problems(folder)),
-        "eval": {"dataset": "miniature:dev", "num_problems": 8},
+        "eval": {"benchmarks": ["miniature:dev"], "num_problems": 8},
         "protocol": {"tags": "special", "max_exchanges": 3, "episode_tokens": 120, "final_notice": FINAL_NOTICE},
         "max_steps": 2,
         "num_problems": 4,

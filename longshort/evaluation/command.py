@@ -1,98 +1,187 @@
-"""`longshort eval`: the pair, or one of its models alone, on the recipe's held-out problems."""
+"""`longshort eval`: systems side by side on benchmarks, with the same problems and the same dice; and the same for a pair in training."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from longshort import checkpoint, console, interruption
 from longshort.config import LongShortConfig, parse
-from longshort.data import load_problems
-from longshort.evaluation.measures import summarise
-from longshort.evaluation.runner import EVALUATION_SEED
-from longshort.pair import Pair, make_protocol
-from longshort.team.protocols import Solo
-from longshort.types import LongShortError, Problem
+from longshort.evaluation.results import Results, add_aes, add_overall, compared, measured, with_greedy
+from longshort.evaluation.systems import Model, System, in_order, systems_of
+from longshort.evaluation.tables import ALL, results_table
+from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
+from longshort.ledger import set_aside
+from longshort.model_files import read_facts
+from longshort.pair import Pair
+from longshort.team.grading import GradingPool
+from longshort.types import LongShortError
+
+STAGES, TRAINING = "stages", "training"
+"""The evaluations that `longshort run` makes of its stages, and training every `eval_steps`."""
 
 
-def evaluate_recipe(config: LongShortConfig, *, solo: str | None = None, checkpoint_folder: Path | None = None) -> dict[str, Any]:
-    """Evaluate, print a table, write `eval/<name>.json`; returns what was written. `solo` is the role whose model answers alone."""
-    models = {role: config.role(role).model for role in ("long", "short")}
+def evaluate_recipe(
+    config: LongShortConfig, *, name: str = "results", checkpoint_folder: Path | None = None, redo: bool = False
+) -> dict[str, Any]:
+    """Evaluate every system on every benchmark, print a table, write `eval/<name>.json` and `.md`; returns what was written.
+
+    `checkpoint_folder` is the team checkpoint that "trained" means (default: the newest). A benchmark that cannot be used is told, left
+    out, and stands in "faults". Raises LongShortError where nothing can be evaluated; started again, it goes on where it stopped.
+    """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise LongShortError(f"the evaluation's name {name!r} becomes a file's name; use letters, digits, - and _ only")
     if checkpoint_folder:
         checkpoint.verify(checkpoint_folder)
-        models = {role: str(checkpoint_folder / role) for role in models}
-    protocol = (
-        Solo(role=solo, turn_tokens=config.protocol.episode_tokens, instructions=config.role(solo).instructions or "")
-        if solo
-        else make_protocol(config)
-    )
-    check_evaluation(config, models, protocol)
-
-    async def go() -> dict[str, Any]:
-        async with Pair(config, models, protocol=protocol) as pair:
-            return await measure(config, pair, f"{solo}-alone" if solo else "pair")
-
-    result = interruption.run(go())
-    console.say(results_table({f"{solo} model alone" if solo else "pair": result}))
-    return result
+    systems, folder = systems_of(config, checkpoint_folder), _folder(config) / name
+    grading = config.grading
+    with GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb) as pool:
+        benchmarks, faults = prepare_benchmarks(config, pool)
+        check_systems(config, systems, benchmarks)
+        tasks = [task for system in systems for task in tasks_of(config, folder, system, benchmarks, greedy=config.eval.greedy)]
+        if redo and folder.is_dir() and (old := set_aside(folder, [task.name for task in tasks])):
+            console.say(f"what was there is now in {old}")
+        interruption.run(_run_all(config, tasks, pool))
+    content = _assemble(config, name, tasks, faults)
+    _show(content)
+    console.say(f"\nwritten to {folder}.json and {folder}.md; every episode is in {folder}/")
+    return content
 
 
-def check_evaluation(config: LongShortConfig, models: dict[str, str], protocol) -> None:
-    """Refuse, before an engine starts, models without files, tokenizers that do not fit, prompts too long, golds that do not parse."""
-    from longshort.model_files import read_facts
-    from longshort.plan import check_golds, check_prompts, load_tokenizer
+def check_systems(config: LongShortConfig, systems: Sequence[System], benchmarks: Sequence[Prepared]) -> None:
+    """Refuse, before an engine starts, models without files, tokenizers that do not fit, prompts that are too long."""
+    from longshort.plan import check_prompts, load_tokenizer
 
-    placed = parse(config.model_dump() | {role: config.role(role).model_dump() | {"model": model} for role, model in models.items()})
-    tokenizers = {}
-    for role in protocol.roles:
-        if not models[role]:
-            raise LongShortError(f"{role}.model is empty: name a model folder or a hub name, or pass --checkpoint")
-        tokenizers[role] = load_tokenizer(placed, role, read_facts(models[role], f"{role}.model").vocabulary)
-    problems = evaluation_problems(config)
-    check_prompts(placed, problems, protocol, tokenizers)
-    check_golds(placed, problems)
-
-
-def evaluation_problems(config: LongShortConfig) -> list[Problem]:
-    """The held-out problems of the recipe."""
-    if not config.eval.dataset:
-        raise LongShortError("eval.dataset is empty: name a file, a hub dataset, or miniature:test")
-    return load_problems(config.eval.dataset, limit=config.eval.num_problems)
+    problems = [problem for benchmark in benchmarks for problem in benchmark.loaded.problems]
+    checked: dict[Model, Any] = {}
+    for system in systems:
+        for role, model in system.models.items():
+            if model not in checked:
+                facts = read_facts(model.folder, f"{system.name}, {role}")
+                section = config.role(model.origin).model_dump() | {"model": model.folder}
+                checked[model] = load_tokenizer(parse(config.model_dump() | {model.origin: section}), model.origin, facts.vocabulary)
+        check_prompts(config, problems, system.protocol, {role: checked[model] for role, model in system.models.items()})
 
 
-async def measure(config: LongShortConfig, pair: Pair, name: str) -> dict[str, Any]:
-    """Accuracy and cost of a live pair on the evaluation problems, sampled and greedy; written to eval/<name>.json."""
-    settings = config.eval
-    problems = evaluation_problems(config)
-    sampled = await pair.evaluate(problems, temperature=settings.temperature, num_samples=settings.num_samples, seed=EVALUATION_SEED)
-    result: dict[str, Any] = summarise(sampled, pair.protocol, config.prices)
-    if settings.dataset.startswith("miniature:"):
-        from longshort.miniature.world import hard_parts
+async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: GradingPool) -> None:
+    """Whatever is not done yet, system by system, in the order that starts the fewest engines."""
+    from longshort.backends import ray_cluster
+    from longshort.evaluation.engines import Engines
 
-        backs = [pair.protocol.hand_backs(episode) > 0 for episode in sampled.episodes if hard_parts(episode.problem) > 1]
-        result["hand_back_rate_hard"] = sum(backs) / len(backs) if backs else 0.0
-    if settings.greedy:
-        greedy = summarise(await pair.evaluate(problems, temperature=0.0), pair.protocol, config.prices)
-        result |= {f"{key}_greedy": greedy[key] for key in ("accuracy", "interval", "tokens", "cost", "format")}
-    result |= {
-        "models": dict(pair.models),
-        "dataset": settings.dataset,
-        "temperature": settings.temperature,
-        "num_samples": settings.num_samples,
+    ledgers = {task.name: open_ledger(config, task) for task in tasks}
+    todo = [task for task in tasks if not ledgers[task.name].complete]
+    left = Counter(task.system.name for task in todo)
+    for name in dict.fromkeys(task.system.name for task in tasks):
+        if not left[name]:
+            console.say(f"{name}: done before, skipped")
+    if not todo:
+        return
+    systems = in_order(list({task.system.name: task.system for task in todo}.values()))
+    with ExitStack() as undo:
+        undo.callback(ray_cluster.start(config))
+        engines = Engines(config)
+        undo.callback(engines.close)
+        for number, system in enumerate(systems, 1):
+            policies = await engines.of(system)
+            for task in (task for task in todo if task.system.name == system.name):
+                label, began = f"[{number}/{len(systems)}] {system.name} on {task.benchmark.loaded.name}, {task.decoding}", time.monotonic()
+                await run_task(task, policies, pool, ledgers[task.name], config.eval.seed, label)
+                console.say(f"{label}: {len(task.order)} episodes in {console.duration(time.monotonic() - began)}")
+
+
+def _assemble(config: LongShortConfig, name: str, tasks: Sequence[Task], faults: Sequence[str]) -> dict[str, Any]:
+    """All numbers, from the lines alone; writes and returns the results file's content."""
+    base, comparisons = config.eval.base, []
+    found = Results(_folder(config), name, _settings(config), fresh=True)
+    of_base = {(task.benchmark.loaded.name, task.decoding): read_back(task)[0] for task in tasks if task.system.name == base}
+    for task in tasks:
+        evaluation, outcomes = read_back(task)
+        benchmark = task.benchmark.loaded.name
+        _add(found, task, measured(evaluation, task.system, config.prices, outcomes))
+        if base and task.system.name != base and len(task.benchmark.loaded.problems) > 1:
+            against = compared(task.system.name, evaluation, base, of_base[benchmark, task.decoding], config.prices)
+            comparisons += [{"benchmark": benchmark, "decoding": task.decoding, **each} for each in against]
+    add_overall(found.content["results"])
+    found.content |= {
+        "comparisons": comparisons,
+        "faults": [*faults, *(add_aes(found.content["results"], base) if base else [])],
+        "cross_play": dict.fromkeys(("long", "short"), config.eval.cross_play) if config.eval.cross_play else None,
     }
-    target = Path(config.output_dir) / "eval" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=1))
-    return result
+    found.write()
+    return found.content
 
 
-def results_table(results: dict[str, dict[str, Any]]) -> str:
-    """Systems side by side: accuracy with its 95 % interval, greedy accuracy, tokens, price-weighted cost, hand-backs, format."""
-    rows = []
-    for title, block in results.items():
-        low, high = block["interval"]
-        greedy = f"{block['accuracy_greedy']:.3f}" if "accuracy_greedy" in block else "–"
-        numbers = [f"{block[key]:.1f}" for key in ("tokens", "cost")] + [f"{block[key]:.2f}" for key in ("hand_back_rate", "format")]
-        rows.append([title, f"{block['accuracy']:.3f} [{low:.3f}, {high:.3f}]", greedy, *numbers])
-    return "\n" + console.table(["held-out problems", "accuracy [95 %]", "greedy", "tokens", "cost", "hand-back", "format"], rows)
+async def measure(
+    config: LongShortConfig,
+    pair: Pair,
+    name: str,
+    *,
+    title: str = "",
+    evaluation: str = STAGES,
+    benchmarks: Sequence[Prepared] | None = None,
+    greedy: bool | None = None,
+) -> dict[str, Any]:
+    """A live pair on the recipe's benchmarks, as system `name` of `eval/<evaluation>.json`; what stood there under that name is replaced.
+
+    Returns the measures on the first benchmark, flat: `accuracy`, `interval`, `tokens`, `cost`, …, and `accuracy_greedy` & co. `greedy`
+    replaces `eval.greedy`, `benchmarks` those that would be loaded here.
+    """
+    prepared = benchmarks or (await asyncio.to_thread(prepare_benchmarks, config, pair.pool))[0]
+    models = {role: Model(folder=pair.models[role], origin=role) for role in pair.protocol.roles}
+    system = System(name=name, title=title or name, models=models, protocol=pair.protocol)
+    folder = _folder(config) / evaluation
+    tasks = tasks_of(config, folder, system, prepared, greedy=config.eval.greedy if greedy is None else greedy)
+    found = Results(_folder(config), evaluation, _settings(config), fresh=False)
+    versions = {role: f"{pair.models[role]}, version {policy.version}" for role, policy in pair.policies.items()}
+    for task in tasks:
+        for leftover in folder.glob(f"{task.name}.*"):  # of another try at the same step: its weights need not be the same
+            leftover.unlink()
+        ledger = open_ledger(config, task, models=versions)
+        label = f"evaluating {name} on {task.benchmark.loaded.name}, {task.decoding}"
+        await run_task(task, pair.policies, pair.pool, ledger, config.eval.seed, label)
+        outcomes = dict(Counter(row["outcome"] for row in ledger.rows.values()))
+        _add(found, task, measured(read_back(task)[0], system, config.prices, outcomes))
+    found.write()
+    return found.block(name, tasks[0].benchmark.loaded.name)
+
+
+def measured_before(config: LongShortConfig, name: str) -> dict[str, Any] | None:
+    """What `measure` returned for this stage of the run, or None where it has not been measured."""
+    found = Results(_folder(config), STAGES, {}, fresh=False)
+    return found.block(name, next(iter(found.content["benchmarks"]))) if name in found.content["systems"] else None
+
+
+def _add(found: Results, task: Task, measures: Mapping[str, Any]) -> None:
+    system, benchmark = task.system, task.benchmark
+    models = {role: model.folder for role, model in system.models.items()}
+    described = {"title": system.title, "models": models, "protocol": type(system.protocol).__name__}
+    found.add(system.name, described, benchmark.loaded.name, benchmark.facts, task.decoding, dict(measures))
+
+
+def _folder(config: LongShortConfig) -> Path:
+    return Path(config.output_dir) / "eval"
+
+
+def _settings(config: LongShortConfig) -> dict[str, Any]:
+    """What of the recipe an evaluation depends on."""
+    wanted = {"eval", "protocol", "top_p", "top_k", "grading", "seed"}
+    return config.model_dump(mode="json", include=wanted) | {"prices": config.prices}
+
+
+def _show(content: Mapping[str, Any]) -> None:
+    """A table for each benchmark, and what went wrong."""
+    for benchmark in dict.fromkeys(row["benchmark"] for row in content["results"]):
+        of_system: dict[str, list] = {}
+        for row in content["results"]:
+            if row["benchmark"] == benchmark:
+                of_system.setdefault(row["system"], []).append(row)
+        title = "mean over benchmarks" if benchmark == ALL else content["benchmarks"][benchmark]["title"]
+        console.say(results_table(title, {content["systems"][name]["title"]: with_greedy(rows) for name, rows in of_system.items()}))
+    for fault in content["faults"]:
+        console.say(f"! {fault}")

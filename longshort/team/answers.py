@@ -92,8 +92,11 @@ def canonical(answer: str) -> str:
 def quick(gold: str, answer: str) -> bool | None:
     """Whether two canonical answers are equal, as far as that shows without algebra; None where it does not.
 
-    Decides identical spellings, words in any case or wrapping, plain integers and decimals, and numerals with a base.
+    Decides the letters of multiple choice, identical spellings, words in any case or wrapping, plain integers and decimals, and numerals
+    with a base.
     """
+    if wanted := _LETTER.fullmatch(_STYLE.sub("", gold)):
+        return wanted[1] == _choice(answer)
     if _spaceless(gold) == _spaceless(answer) or _same_words(gold, answer):
         return True
     gold_based, answer_based = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
@@ -131,6 +134,21 @@ def _words(text: str) -> str:
 def _same_words(gold: str, answer: str) -> bool:
     words = _words(gold)
     return bool(words) and words == _words(answer)
+
+
+_STYLE = re.compile(r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|sf|bb)|boldsymbol|mbox|fbox|bf|rm)(?![A-Za-z])\s*|[{}*]|\\ ")
+_LETTER = re.compile(r"\(?([A-Z])\)?")
+_SAID = r"(?:(?:the )?(?:answer|option|choice)(?: is)?:? ?)?"
+_CHOICE = re.compile(_SAID + r"[(\[]?([A-Z])(?:[)\]][.:;,]?.*|[.:] .*|[.:;,])?", re.IGNORECASE | re.DOTALL)
+
+
+def _choice(answer: str) -> str:
+    r"""The letter that an answer to multiple choice begins with: `C`, `(c)`, `C) 3.2 eV`, `\textbf{Option C}` -> "C"; empty without one.
+
+    Only one letter counts, so `A, C` and `C or D` name none.
+    """
+    found = _CHOICE.fullmatch(_STYLE.sub("", answer).strip())
+    return found[1].upper() if found else ""
 
 
 _UNDONE = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf|det)(?![A-Za-z])")

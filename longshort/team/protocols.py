@@ -196,6 +196,63 @@ class Solo:
         return 0
 
 
+class OneMessage(Solo):
+    """A model of the pair alone: one message of its role, between its role's tags, is all there is, and what stands in it is graded.
+
+    The control that asks what a trained model is worth without its partner. `pair` is the protocol that it was trained in.
+    """
+
+    def __init__(self, *, role: str, turn_tokens: int, pair: LongShort):
+        super().__init__(role=role, turn_tokens=turn_tokens, instructions=pair.instructions[role])
+        self.opening, self.closing, self.tags = pair.opening[role], pair.closing[role], pair.tags
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
+        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
+
+    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return self.closing, tuple(special_ids(tokenizer, self.closing).values()) if self.tags == "special" else ()
+
+
+class StoppedEarly(Solo):
+    """A long chain of thought cut after `thoughts` thoughts and made to answer: a control that asks what the rest of it was worth.
+
+    A thought ends with `separator`, and each is one turn of this protocol. After the last one allowed the model reads `ending`, which opens
+    the answer's box, and goes on from there; a model that has ended by itself before is left alone.
+    """
+
+    def __init__(self, *, role: str = LONG, thoughts: int, turn_tokens: int, instructions: str = "", separator: str, ending: str):
+        super().__init__(role=role, turn_tokens=turn_tokens, instructions=instructions)
+        self.thoughts, self.separator, self.ending = thoughts, separator, ending
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        if turns and turns[-1].completion.stop == self.separator:
+            return self.role if len(turns) <= self.thoughts else "answered"
+        return super().next(turns)
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
+        if not turns:
+            return super().render(problem, turns, speaker, tokenizer)
+        written = turns[-1].prompt_ids + turns[-1].completion.token_ids
+        return written + encode_plain(tokenizer, self.ending) if len(turns) == self.thoughts else written
+
+    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
+        used = sum(len(turn.completion.token_ids) for turn in turns)
+        return min((self.turn_tokens - used, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
+
+    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return (self.separator,), ()
+
+    def final_text(self, episode: Episode) -> str:
+        """The forced answer with the box that was opened for it; of a model that ended by itself, all it wrote."""
+        texts = [turn.completion.text for turn in episode.turns]
+        if episode.stop != "answered":
+            return ""
+        return self.ending + texts[-1] if len(texts) > self.thoughts else self.separator.join(texts)
+
+
 PROTOCOLS = {"long_short": LongShort, "solo": Solo}
 
 

@@ -25,7 +25,6 @@ from longshort import __version__, checkpoint, console
 from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig
 from longshort.evaluation.measures import summarise
-from longshort.evaluation.runner import EVALUATION_SEED
 from longshort.pair import Pair
 from longshort.thoughts.mixture import EVEN, WEIGHTINGS, Bounds, Drawn, Measurement, ShortLong, choose, draw, signals, smooth
 from longshort.thoughts.mixture_inputs import Job, as_sample, prepare
@@ -79,7 +78,7 @@ async def measure_bounds(job: Job) -> Bounds:
 
 async def measure(job: Job, pair: Pair) -> dict[str, Any]:
     """Accuracy, its 95 % interval, and mean tokens on the dev problems."""
-    evaluation = await pair.evaluate(job.dev, temperature=job.settings.temperature, seed=EVALUATION_SEED)
+    evaluation = await pair.evaluate(job.dev, temperature=job.settings.temperature, seed=job.config.eval.seed)
     summary = summarise(evaluation, pair.protocol, job.config.prices)
     return {key: summary[key] for key in ("accuracy", "interval", "tokens", "n")}
 

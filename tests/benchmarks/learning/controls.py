@@ -20,7 +20,8 @@ from pathlib import Path
 from longshort import checkpoint
 from longshort.backends import ray_cluster
 from longshort.config import load, parse
-from longshort.evaluation.command import measure, results_table
+from longshort.evaluation.command import measure, measured_before
+from longshort.evaluation.tables import results_table
 from longshort.pair import Pair, make_protocol
 from longshort.team.protocols import Solo
 from longshort.trainer import LongShortTrainer
@@ -45,7 +46,7 @@ async def train_and_measure(config, name):
 async def solo_rl(config, run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     budget = sum(row["team/tokens"] for row in rows) * config.num_problems * config.num_generations
-    single = json.loads((run / "eval" / "long_baseline.json").read_text())["tokens"]
+    single = measured_before(config, "long_baseline")["tokens"]
     steps = math.ceil(budget / (single * config.num_problems * config.num_generations))
     changed = variant(
         config,
@@ -115,7 +116,7 @@ async def main(run, names):
             record.write_text(json.dumps(await CONTROLS[name](config, run), indent=1))
         results |= json.loads(record.read_text())
     undo()
-    print(results_table(results))
+    print(results_table("controls", results))
 
 
 if __name__ == "__main__":

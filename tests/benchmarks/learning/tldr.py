@@ -39,7 +39,7 @@ VARIANTS = {
 
 def settings(output, seed, base, variant="dynamic"):
     folder = output / f"seed{seed}" / variant.replace(" ", "-")
-    tested = ["eval.dataset=miniature:test", "eval.num_problems=400", "eval.greedy=false"]
+    tested = ["eval.benchmarks=[miniature:test]", "eval.num_problems=400", "eval.greedy=false"]
     return load(RECIPE, [f"output_dir={folder}", f"seed={seed}", f"long.model={base}", *tested, *VARIANTS[variant]])
 
 
