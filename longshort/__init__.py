@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longshort.config import LongShortConfig
+    from longshort.evaluation.command import evaluate_recipe
     from longshort.trainer import LongShortTrainer
     from longshort.types import LongShortError, Problem
 
 __version__ = "0.1.0"
-__all__ = ["LongShortConfig", "LongShortError", "LongShortTrainer", "Problem", "__version__"]
-_HOMES = {"LongShortConfig": "config", "LongShortError": "types", "LongShortTrainer": "trainer", "Problem": "types"}
+__all__ = ["LongShortConfig", "LongShortError", "LongShortTrainer", "Problem", "__version__", "evaluate_recipe"]
+_HOMES = {
+    "LongShortConfig": "config",
+    "LongShortError": "types",
+    "LongShortTrainer": "trainer",
+    "Problem": "types",
+    "evaluate_recipe": "evaluation.command",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -155,9 +155,8 @@ def _eval(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from longshort.report.command import report
 
-    report(
-        [Path(run) for run in options.runs], Path(options.output) if options.output else None, options.episodes, options.size, options.watch
-    )
+    output = Path(options.output) if options.output else None
+    report([Path(run) for run in options.runs], output=output, episodes=options.episodes, size_mb=options.size, watch=options.watch)
     return 0
 
 

@@ -61,8 +61,12 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
     summary = write_summary(config, names)
     if table := final_table(summary):
         console.say(table)
+    if "train" in names:
+        from longshort.report.report_page import write_report
+
+        await asyncio.to_thread(write_report, [Path(config.output_dir)])
     console.say(
-        f"\nwritten to {config.output_dir}: summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/   "
+        f"\nwritten to {config.output_dir}: report.html, summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/   "
         f"({console.duration(time.monotonic() - began)})"
     )
     return summary

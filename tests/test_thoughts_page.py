@@ -1,21 +1,18 @@
 """The page about the thought pipeline: its numbers, what it says about missing files, and a browser that opens it."""
 
-import itertools
 import json
-import os
 import re
-import shutil
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from longshort.ledger import Ledger
 from longshort.report.curves import Point, by_position, by_thoughts_kept, draw, means, shares, ticks
-from longshort.report.thoughts_page import embed, told, write_page
+from longshort.report.page import embed, told
+from longshort.report.thoughts_page import write_page
 from longshort.thoughts.importance import score
 from longshort.types import LongShortError
+from tests.browser import started_browser  # noqa: F401
 
 HOSTILE = "Wait </script><script>window.hacked=1</script> <img src=x onerror=window.hacked=1> <think> é\u2028ü & \\boxed{2}"
 TRACES = {
@@ -187,72 +184,6 @@ def test_limit_keeps_the_first_dropped_of_every_outcome(tmp_path):
     assert "none of 40 is embedded" in write_page(tmp_path, limit=0).read_text()
 
 
-QUIET = [f"--disable-{what}" for what in ("gpu", "dev-shm-usage", "quic", "background-networking", "component-update", "sync")]
-FLAGS = ["--headless", "--no-sandbox", "--no-first-run", "--remote-debugging-pipe", *QUIET]
-
-
-class Browser:
-    """Debian's Chromium without a window, told what to do over its debugging pipe."""
-
-    def __init__(self, program: str, profile: Path):
-        to_read, self.outbox = os.pipe()
-        inbox, to_write = os.pipe()
-        redirect = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        command = ["bash", "-c", redirect, "bash", program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(to_read)
-        os.close(to_write)
-        self.inbox, self.numbers, self.events, self.session = os.fdopen(inbox, "rb"), itertools.count(1), [], {}
-        page = next(target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page")
-        self.session = {"sessionId": self("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]}
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self(f"{domain}.enable")
-
-    def __call__(self, method: str, **parameters):
-        number = next(self.numbers)
-        os.write(self.outbox, json.dumps({"id": number, "method": method, "params": parameters, **self.session}).encode() + b"\0")
-        while (answer := self.receive()).get("id") != number:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def receive(self) -> dict:
-        message = bytearray()
-        while (byte := self.inbox.read(1)) != b"\0":
-            assert byte, "the browser is gone"
-            message += byte
-        return json.loads(message)
-
-    def open(self, address: str) -> None:
-        self("Page.navigate", url=address)
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self.receive())
-
-    def js(self, expression: str):
-        """The value of an expression on the page."""
-        answer = self("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def until(self, expression: str, wanted) -> None:
-        end = time.monotonic() + 10
-        while (found := self.js(expression)) != wanted:
-            assert time.monotonic() < end, (expression, found)
-            time.sleep(0.02)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    if not (program := shutil.which("chromium")):
-        pytest.skip("no chromium here (apt-get install chromium)")
-    started = Browser(program, tmp_path / "profile")
-    yield started
-    started("Browser.close")
-    started.process.wait(20)
-    started.inbox.close()
-    os.close(started.outbox)
-
-
 SHOWN = "[...document.querySelectorAll('#list li:not([hidden]) button')].map(button => button.title).join()"
 
 
@@ -293,8 +224,4 @@ def test_in_a_browser(folder, browser):
     for address, shown in (("#math-c", "Q"), ("#%3Cb%3Ed/%26", "Why <b>d/&?")):
         browser.js(f"location.hash = '{address}'")
         browser.until("document.querySelector('#detail h3').textContent", shown)
-    loud = [
-        event for event in browser.events if event["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-    ]
-    asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
-    assert loud == [] and [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert browser.complaints() == []

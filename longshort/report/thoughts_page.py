@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from longshort import console
-from longshort.report import curves
+from longshort.report import curves, page
 from longshort.report.thoughts_files import Chunk, Files, Importance, Partition, Rollouts, load
 from longshort.thoughts.pipeline import CONTINUE, DROPPED_BEFORE
 from longshort.types import ROLES
 
-HERE = Path(__file__).parent
 FEW = 3
 """Dropped traces of every outcome that are told in the table and are always among those embedded."""
 NOTES = {
@@ -41,17 +33,13 @@ def write_page(folder: Path, *, limit: int = 300) -> Path:
     What is missing or damaged is said on the page. Raises LongShortError for a folder that does not exist.
     """
     files = load(folder)
-    script = (HERE / "thoughts.js").read_text(encoding="utf-8")
     traces = files.traces()
     chosen = _chosen(files, traces, limit)
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"told": told, "words": _words, "seconds": _seconds, "json": embed}
-    page = environment.get_template("thoughts.html.j2").render(
-        style=Markup((HERE / "thoughts.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return page.write(
+        folder / "thoughts.html",
+        "thoughts.html.j2",
+        styles=[page.asset("base.css"), page.asset("thoughts.css")],
+        scripts=[page.asset("thoughts.js")],
         name=folder.resolve().parent.name,
         made=_made(folder),
         version=next((step.manifest.longshort for step in files.steps.values() if step.manifest), ""),
@@ -69,42 +57,6 @@ def write_page(folder: Path, *, limit: int = 300) -> Path:
         traces=(_embedded(files, trace) for trace in chosen),
         total=len(traces),
     )
-    target = folder / "thoughts.html"
-    partial = target.with_suffix(".html.tmp")
-    partial.write_bytes(page.encode("utf-8", "replace"))
-    os.replace(partial, target)
-    return target
-
-
-def embed(value: Any) -> Markup:
-    """JSON that may stand in a <script>: nothing in it can end the element or be read as markup."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text))
-
-
-def told(value: Any) -> str:
-    """A value of a manifest for people: {"min": 3, "median": 9, "mean": 9.24, "max": 17} -> "3 to 17, median 9, mean 9.24"."""
-    if isinstance(value, Mapping) and value.keys() == {"min", "median", "mean", "max"}:
-        return f"{told(value['min'])} to {told(value['max'])}, median {told(value['median'])}, mean {told(value['mean'])}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {told(each)}" for key, each in value.items()) or "–"
-    if isinstance(value, bool) or value is None:
-        return {None: "–", True: "yes", False: "no"}[value]
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return str(value)
-
-
-def _words(name: str) -> str:
-    """`wrong_answer` -> `wrong answer`"""
-    return name.replace("_", " ")
-
-
-def _seconds(seconds: float) -> str:
-    """`0.2s`, `42s` or `3m05s`"""
-    return f"{seconds:.1f}s" if seconds < 9.95 else console.duration(seconds)
 
 
 def _made(folder: Path) -> str:
