@@ -15,6 +15,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,23 @@ Row = dict[str, Any]
 
 
 class Ledger:
-    """The lines of one step; `rows` holds those written so far, by item id. `items` names them, `redo` is the option that starts over."""
+    """The lines of one step; `rows` holds those written so far, by item id.
+
+    `items` names them, `outcome` is the key of what became of one, `redo` is the option that starts over.
+    """
 
     def __init__(
-        self, folder: Path, step: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, items: str = "traces", redo: str = ""
+        self,
+        folder: Path,
+        step: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        items: str = "traces",
+        outcome: str = "outcome",
+        redo: str = "",
     ):
-        self.items, self.redo = items, redo or f"--redo {step}"
+        self.items, self.outcome, self.redo = items, outcome, redo or f"--redo {step}"
         self.step, self.path, self.manifest_path = step, folder / f"{step}.jsonl", folder / f"{step}.manifest.json"
         self.made_from = json.loads(json.dumps({"settings": settings, "inputs": inputs}))
         self.rows: dict[str, Row] = {}
@@ -50,25 +62,24 @@ class Ledger:
     def append(self, row: Row) -> None:
         """Write one item's line. What has been written stays, whatever happens next to this process; half a line is taken back."""
         line = encode(row)
-        with self.path.open("ab") as file:
+        with _writing(self.path), self.path.open("ab") as file:
             size = file.tell()
             try:
                 file.write(line)
                 file.flush()
-            except OSError as error:
+            except OSError:
                 os.truncate(self.path, size)
-                raise LongShortError(
-                    f"{self.path} cannot be written ({error.strerror}); make room and start the same command again"
-                ) from error
+                raise
         self.rows[row["id"]] = row
 
     def finish(self, order: Sequence[str], counts: Mapping[str, Any]) -> None:
         """Every item has its line: put them in order and complete the manifest."""
         self.rows = {item: self.rows[item] for item in order}
         partial = self.path.with_suffix(".tmp")
-        with partial.open("wb") as file:
-            file.writelines(map(encode, self.rows.values()))
-        partial.replace(self.path)
+        with _writing(self.path):
+            with partial.open("wb") as file:
+                file.writelines(map(encode, self.rows.values()))
+            partial.replace(self.path)
         self.complete = True
         self._write_manifest(counts)
 
@@ -96,13 +107,23 @@ class Ledger:
         rows = self.rows.values()
         counts = {
             self.items: len(rows),
-            "outcomes": dict(Counter(row["outcome"] for row in rows)),
+            "outcomes": dict(Counter(row[self.outcome] for row in rows)),
             "notes": dict(Counter(note for row in rows for note in row.get("notes", ()))),
         }
         manifest = {"step": self.step, "complete": self.complete, "seconds": round(self.seconds, 2), "counts": counts | dict(more)}
         partial = self.manifest_path.with_suffix(".tmp")
-        partial.write_text(json.dumps(manifest | self.made_from | {"longshort": __version__}, indent=1, ensure_ascii=False))
-        os.replace(partial, self.manifest_path)
+        with _writing(self.manifest_path):
+            partial.write_text(json.dumps(manifest | self.made_from | {"longshort": __version__}, indent=1, ensure_ascii=False))
+            os.replace(partial, self.manifest_path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A disk that is full is told as such, wherever it is met."""
+    try:
+        yield
+    except OSError as error:
+        raise LongShortError(f"{path} cannot be written ({error.strerror}); make room and start the same command again") from error
 
 
 def encode(row: Row) -> bytes:

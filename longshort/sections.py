@@ -177,9 +177,11 @@ class SystemConfig(Section):
     alone: Literal["long", "short"] | None = None
     """This role's model answers alone, in one message; None: both, in the recipe's protocol."""
     in_role: bool = False
-    """A model that answers alone opens and closes its message with its role's tags, as it was trained to; else it is a plain single model."""
+    """A model that answers alone speaks between its role's tags, as it was trained to; else it is a plain single model."""
     tokens: Natural = 0
     """Tokens that a model which answers alone may write; 0: what its context holds."""
+    instructions: str = ""
+    """What a plain single model reads before the problem. Those of its role in the pair speak of a partner and are not for it."""
     thoughts: Count | None = None
     """The model that answers alone is stopped after so many thoughts and made to answer (`eval.ending`)."""
 
@@ -205,7 +207,7 @@ class EvalConfig(Section):
     """Also measure greedy accuracy."""
     seed: Natural = 2024
     """Of sampling and of shuffled options, so that two systems meet the same problems with the same dice."""
-    separator: str = "\n\n"
+    separator: str = Field("\n\n", min_length=1)
     """What ends a thought of a model that is stopped early."""
     ending: str = "\n</think>\n\nThe final answer is \\boxed{"
     """What it then reads and goes on from."""

@@ -1,10 +1,25 @@
 """The turn protocol: who speaks, what they see, how it ends. Tokenizers are the miniature's two, whose vocabularies differ."""
 
+import asyncio
+import json
+
 import pytest
 
+from longshort.episodes import episode_of, episode_row
 from longshort.learning.samples import sample_of
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.protocols import FINAL_NOTICE, LongShort, Solo, demonstration, encode_plain, encode_problem
+from longshort.team.answers import last_boxed
+from longshort.team.protocols import (
+    FINAL_NOTICE,
+    LongShort,
+    OneMessage,
+    Solo,
+    StoppedEarly,
+    demonstration,
+    encode_plain,
+    encode_problem,
+)
+from longshort.team.rollout import Decoding, run_episode
 from longshort.types import LONG, SHORT, Completion, LongShortError, Problem, Turn
 
 TOKENIZERS = {LONG: build_tokenizer(LONG), SHORT: build_tokenizer(SHORT)}
@@ -147,3 +162,114 @@ def test_solo_is_one_turn_that_ends_with_the_end_token():
     assert episode.stop == "answered" and solo.final_text(episode) == "\\boxed{3}"
     assert episode.turns[0].completion.token_ids == encode_plain(TOKENIZERS[LONG], "\\boxed{3}") + (TOKENIZERS[LONG].eos_token_id,)
     assert solo.next([turn(LONG, "turn_length")]) == "turn_length"
+
+
+# One model alone: in its role, and stopped after so many thoughts
+
+
+class Alone:
+    """Answers in turn from a list of (text, stop); its ids are the text's and the stop's, as an engine's are."""
+
+    def __init__(self, role, *script, context=400):
+        self.tokenizer, self.script, self.context, self.asked = TOKENIZERS[role], list(script), context, []
+
+    async def generate(self, prompt_ids, sampling):
+        text, stop = self.script[len(self.asked)]
+        self.asked.append((self.tokenizer.decode(prompt_ids), sampling))
+        ids = self.tokenizer.encode(text + {"eos": "<eos>", "length": ""}.get(stop, stop), add_special_tokens=False)
+        ids = tuple(ids[: sampling.max_tokens])
+        return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text=text, stop=stop, version=0)
+
+
+def play(alone, engine):
+    episode = asyncio.run(run_episode(PROBLEM, {alone.role: engine}, alone, Decoding(), seed=1))
+    assert episode_of(json.loads(json.dumps(episode_row(episode)))) == episode  # append-only, and nothing lost on disk
+    return episode
+
+
+def in_role(role, tags="special"):
+    return OneMessage(role=role, turn_tokens=30, pair=protocol(tags=tags, instructions={LONG: "Think.", SHORT: "Answer."}))
+
+
+@pytest.mark.parametrize("tags", ["special", "text"])
+def test_a_model_alone_in_its_role_writes_one_message_between_its_tags(tags):
+    alone, engine = in_role(SHORT, tags), Alone(SHORT, ("\\boxed{3}", "</answer>"))
+    episode = play(alone, engine)
+    [(prompt, sampling)] = engine.asked
+    assert prompt == f"<|problem|>Answer.\n\n{PROBLEM.question}<|solve|><answer>"
+    tag = TOKENIZERS[SHORT].get_added_vocab()["<answer>"]
+    assert (episode.turns[0].prompt_ids[-1] == tag) is (tags == "special")
+    assert sampling.stop == ("</answer>", "</rethink>") and len(sampling.stop_token_ids) == (2 if tags == "special" else 0)
+    assert (episode.stop, alone.final_text(episode), sampling.max_tokens) == ("answered", "\\boxed{3}", 30)
+    assert alone.well_formed(episode, SHORT) and alone.hand_backs(episode) == 0
+
+
+@pytest.mark.parametrize(
+    "role, text, stop, ends, well_formed, hand_backs",
+    [
+        (LONG, "a: 7. \\boxed{3}", "</think>", "answered", True, 0),
+        (SHORT, "\\boxed{3}", "</rethink>", "answered", True, 1),
+        (SHORT, "\\boxed{3}", "eos", "answered", False, 0),
+        (LONG, "a <answer> \\boxed{3}", "</think>", "answered", False, 0),
+        (LONG, "a: 7", "length", "turn_length", False, 0),
+        (LONG, "a: 7", "abort", "malformed", False, 0),
+    ],
+)
+def test_a_message_without_its_closing_tag_is_graded_but_not_well_formed(role, text, stop, ends, well_formed, hand_backs):
+    alone = in_role(role)
+    episode = play(alone, Alone(role, (text, stop)))
+    assert (episode.stop, alone.well_formed(episode, role), alone.hand_backs(episode)) == (ends, well_formed, hand_backs)
+    assert alone.final_text(episode) == (text if ends == "answered" else "")
+
+
+STOPPED = StoppedEarly(thoughts=2, turn_tokens=60, instructions="", separator="\n\n", ending="\nSo \\boxed{")
+START = f"<|problem|>{PROBLEM.question}<|solve|>"
+
+
+def test_a_chain_of_thought_is_cut_after_k_thoughts_and_made_to_answer():
+    engine = Alone(LONG, ("a: 7.", "\n\n"), ("b: 6.", "\n\n"), ("3}", "eos"))
+    episode = play(STOPPED, engine)
+    assert [prompt for prompt, _ in engine.asked] == [START, f"{START}a: 7.\n\n", f"{START}a: 7.\n\nb: 6.\n\n\nSo \\boxed{{"]
+    assert {sampling.stop for _, sampling in engine.asked} == {("\n\n",)}
+    assert (episode.stop, STOPPED.final_text(episode), STOPPED.hand_backs(episode)) == ("answered", "\nSo \\boxed{3}", 0)
+    sample = sample_of(episode, LONG, 1.0)
+    written = [token for token, mask in zip(sample.token_ids, sample.mask, strict=True) if mask]
+    assert TOKENIZERS[LONG].decode(written) == "a: 7.\n\nb: 6.\n\n3}<eos>"  # the ending is read, not written
+
+
+@pytest.mark.parametrize(
+    "script, stop, graded",
+    [
+        ([("\\boxed{3}", "eos")], "answered", "\\boxed{3}"),  # before the first separator
+        ([("a: 7.", "\n\n"), ("\\boxed{3}", "eos")], "answered", "a: 7.\n\n\\boxed{3}"),  # in the last thought that it has
+        ([("a", "\n\n"), ("", "\n\n"), ("3}", "eos")], "answered", "\nSo \\boxed{3}"),  # an empty thought is one
+        ([("a", "\n\n"), ("b", "\n\n"), ("3}. Or", "\n\n")], "answered", "\nSo \\boxed{3}. Or"),  # goes on after its answer
+        ([("a", "\n\n"), ("b", "\n\n"), ("hm", "eos")], "answered", "\nSo \\boxed{hm"),  # never closes the box
+        ([("a", "\n\n"), ("b", "\n\n"), ("", "\n\n")], "answered", "\nSo \\boxed{"),
+        ([("a", "\n\n"), ("b" * 60, "length")], "turn_length", ""),
+        ([("a", "\n\n"), ("b", "abort")], "malformed", ""),
+    ],
+)
+def test_a_chain_of_thought_that_ends_otherwise(script, stop, graded):
+    episode = play(STOPPED, Alone(LONG, *script))
+    assert (episode.stop, STOPPED.final_text(episode), len(episode.turns)) == (stop, graded, len(script))
+    assert STOPPED.well_formed(episode, LONG) is (stop == "answered")
+    right = last_boxed(STOPPED.final_text(episode))
+    assert right == {"\nSo \\boxed{hm": None, "\nSo \\boxed{": None, "": None}.get(graded, "3")
+
+
+def test_all_thoughts_and_the_answer_share_one_budget():
+    engine = Alone(LONG, ("a" * 20, "\n\n"), ("b" * 20, "\n\n"), ("3" * 40, "length"))
+    episode = play(STOPPED, engine)
+    assert [sampling.max_tokens for _, sampling in engine.asked] == [60, 39, 18]  # a letter is a token, and so is the separator
+    assert (episode.tokens(LONG), episode.stop) == (60, "turn_length")
+    spent = play(STOPPED, Alone(LONG, ("a" * 59, "\n\n"), ("never asked", "eos")))
+    assert (spent.tokens(LONG), spent.stop, len(spent.turns)) == (60, "turn_length", 1)
+
+
+def test_the_ending_must_fit_into_the_context_too():
+    prompt = len(TOKENIZERS[LONG].encode(START, add_special_tokens=False))
+    thoughts = [("a", "\n\n"), ("b", "\n\n"), ("3}", "eos")]
+    ids = [len(encode_plain(TOKENIZERS[LONG], text)) for text in ("a\n\n", "b\n\n", STOPPED.ending)]
+    assert play(STOPPED, Alone(LONG, *thoughts, context=prompt + sum(ids))).stop == "context"
+    assert play(STOPPED, Alone(LONG, *thoughts, context=prompt + sum(ids) + 9)).stop == "answered"

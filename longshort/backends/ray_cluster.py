@@ -93,6 +93,11 @@ def cpu_share() -> float:
     return math.floor(min(1.0, ray.cluster_resources().get("CPU", 1) / 5) * 100) / 100
 
 
+def room() -> int:
+    """How many actors the cluster runs at once; one more would wait for ever."""
+    return int(ray.cluster_resources().get("CPU", 1) / cpu_share())
+
+
 def gpus() -> float:
     """GPUs of the whole cluster, taken or free."""
     return ray.cluster_resources().get("GPU", 0.0)

@@ -15,13 +15,13 @@ from longshort import checkpoint, console, interruption
 from longshort.config import LongShortConfig, parse
 from longshort.evaluation.results import Results, add_aes, add_overall, compared, measured, with_greedy
 from longshort.evaluation.systems import Model, System, in_order, systems_of
-from longshort.evaluation.tables import ALL, results_table
+from longshort.evaluation.tables import ALL, results_table, titles
 from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
 from longshort.ledger import set_aside
 from longshort.model_files import read_facts
 from longshort.pair import Pair
 from longshort.team.grading import GradingPool
-from longshort.types import LongShortError
+from longshort.types import LONG, SHORT, LongShortError
 
 STAGES, TRAINING = "stages", "training"
 """The evaluations that `longshort run` makes of its stages, and training every `eval_steps`."""
@@ -35,8 +35,9 @@ def evaluate_recipe(
     `checkpoint_folder` is the team checkpoint that "trained" means (default: the newest). A benchmark that cannot be used is told, left
     out, and stands in "faults". Raises LongShortError where nothing can be evaluated; started again, it goes on where it stopped.
     """
-    if not re.fullmatch(r"[\w-]+", name):
-        raise LongShortError(f"the evaluation's name {name!r} becomes a file's name; use letters, digits, - and _ only")
+    if not re.fullmatch(r"[\w-]+", name) or name in (STAGES, TRAINING):
+        own = f"{STAGES} and {TRAINING} are the run's own"
+        raise LongShortError(f"the evaluation's name {name!r} becomes a file's name; use letters, digits, - and _ only ({own})")
     if checkpoint_folder:
         checkpoint.verify(checkpoint_folder)
     systems, folder = systems_of(config, checkpoint_folder), _folder(config) / name
@@ -56,17 +57,21 @@ def evaluate_recipe(
 
 def check_systems(config: LongShortConfig, systems: Sequence[System], benchmarks: Sequence[Prepared]) -> None:
     """Refuse, before an engine starts, models without files, tokenizers that do not fit, prompts that are too long."""
-    from longshort.plan import check_prompts, load_tokenizer
+    from longshort.plan import check_contexts, check_prompts, load_tokenizer
 
     problems = [problem for benchmark in benchmarks for problem in benchmark.loaded.problems]
-    checked: dict[Model, Any] = {}
+    checked: dict[tuple[Model, str], Any] = {}
     for system in systems:
+        tags = system.protocol.tags
+        recipe = config.model_dump() | {"protocol": config.protocol.model_dump() | {"tags": tags}}
         for role, model in system.models.items():
-            if model not in checked:
+            if (model, tags) not in checked:
                 facts = read_facts(model.folder, f"{system.name}, {role}")
-                section = config.role(model.origin).model_dump() | {"model": model.folder}
-                checked[model] = load_tokenizer(parse(config.model_dump() | {model.origin: section}), model.origin, facts.vocabulary)
-        check_prompts(config, problems, system.protocol, {role: checked[model] for role, model in system.models.items()})
+                alone = parse(recipe | {model.origin: recipe[model.origin] | {"model": model.folder}})
+                check_contexts(alone, {model.origin: facts})
+                checked[model, tags] = load_tokenizer(alone, model.origin, facts.vocabulary)
+        played = parse(recipe | {role: recipe[model.origin] for role, model in system.models.items()})
+        check_prompts(played, problems, system.protocol, {role: checked[model, tags] for role, model in system.models.items()})
 
 
 async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: GradingPool) -> None:
@@ -74,8 +79,8 @@ async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: Grading
     from longshort.backends import ray_cluster
     from longshort.evaluation.engines import Engines
 
-    ledgers = {task.name: open_ledger(config, task) for task in tasks}
-    todo = [task for task in tasks if not ledgers[task.name].complete]
+    ledgers = {task.name: ledger for task in tasks if not (ledger := open_ledger(config, task)).complete}
+    todo = [task for task in tasks if task.name in ledgers]
     left = Counter(task.system.name for task in todo)
     for name in dict.fromkeys(task.system.name for task in tasks):
         if not left[name]:
@@ -91,7 +96,9 @@ async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: Grading
             policies = await engines.of(system)
             for task in (task for task in todo if task.system.name == system.name):
                 label, began = f"[{number}/{len(systems)}] {system.name} on {task.benchmark.loaded.name}, {task.decoding}", time.monotonic()
-                await run_task(task, policies, pool, ledgers[task.name], config.eval.seed, label)
+                await run_task(task, policies, pool, ledgers.pop(task.name), config.eval.seed, label)
+                for engine in policies.values():
+                    engine.step_finished()  # failures that it got over do not count against the next task
                 console.say(f"{label}: {len(task.order)} episodes in {console.duration(time.monotonic() - began)}")
 
 
@@ -101,9 +108,9 @@ def _assemble(config: LongShortConfig, name: str, tasks: Sequence[Task], faults:
     found = Results(_folder(config), name, _settings(config), fresh=True)
     of_base = {(task.benchmark.loaded.name, task.decoding): read_back(task)[0] for task in tasks if task.system.name == base}
     for task in tasks:
-        evaluation, outcomes = read_back(task)
+        evaluation, reasons = read_back(task)
         benchmark = task.benchmark.loaded.name
-        _add(found, task, measured(evaluation, task.system, config.prices, outcomes))
+        _add(found, task, measured(evaluation, reasons, task.system, config.prices))
         if base and task.system.name != base and len(task.benchmark.loaded.problems) > 1:
             against = compared(task.system.name, evaluation, base, of_base[benchmark, task.decoding], config.prices)
             comparisons += [{"benchmark": benchmark, "decoding": task.decoding, **each} for each in against]
@@ -145,16 +152,15 @@ async def measure(
         ledger = open_ledger(config, task, models=versions)
         label = f"evaluating {name} on {task.benchmark.loaded.name}, {task.decoding}"
         await run_task(task, pair.policies, pair.pool, ledger, config.eval.seed, label)
-        outcomes = dict(Counter(row["outcome"] for row in ledger.rows.values()))
-        _add(found, task, measured(read_back(task)[0], system, config.prices, outcomes))
+        _add(found, task, measured(*read_back(task), system, config.prices))
     found.write()
     return found.block(name, tasks[0].benchmark.loaded.name)
 
 
 def measured_before(config: LongShortConfig, name: str) -> dict[str, Any] | None:
-    """What `measure` returned for this stage of the run, or None where it has not been measured."""
-    found = Results(_folder(config), STAGES, {}, fresh=False)
-    return found.block(name, next(iter(found.content["benchmarks"]))) if name in found.content["systems"] else None
+    """What `measure` returned for this stage of the run, or None where it has not been measured on the recipe's first benchmark."""
+    found, first = Results(_folder(config), STAGES, {}, fresh=False), next(iter(config.eval.benchmarks), "")
+    return found.block(name, first if isinstance(first, str) else first.name)
 
 
 def _add(found: Results, task: Task, measures: Mapping[str, Any]) -> None:
@@ -170,7 +176,8 @@ def _folder(config: LongShortConfig) -> Path:
 
 def _settings(config: LongShortConfig) -> dict[str, Any]:
     """What of the recipe an evaluation depends on."""
-    wanted = {"eval", "protocol", "top_p", "top_k", "grading", "seed"}
+    role = {"turn_tokens", "instructions", "engine"}
+    wanted = dict.fromkeys(("eval", "protocol", "top_p", "top_k", "grading", "seed"), True) | {LONG: role, SHORT: role}
     return config.model_dump(mode="json", include=wanted) | {"prices": config.prices}
 
 
@@ -182,6 +189,7 @@ def _show(content: Mapping[str, Any]) -> None:
             if row["benchmark"] == benchmark:
                 of_system.setdefault(row["system"], []).append(row)
         title = "mean over benchmarks" if benchmark == ALL else content["benchmarks"][benchmark]["title"]
-        console.say(results_table(title, {content["systems"][name]["title"]: with_greedy(rows) for name, rows in of_system.items()}))
+        named = titles(content["systems"])
+        console.say(results_table(title, {named[name]: with_greedy(rows) for name, rows in of_system.items()}))
     for fault in content["faults"]:
         console.say(f"! {fault}")

@@ -12,50 +12,59 @@ from longshort.config import LongShortConfig
 from longshort.evaluation.systems import Model, System
 from longshort.model_files import find_folder
 
+Key = tuple[str, str]
+"""A model's folder, and the settings that its answers depend on."""
+
 
 class Engines:
     """`await engines.of(system)` gives the engine of each role that speaks in it; `close` ends all of them.
 
-    Two roles with the same model share one engine. At most `eval.max_engines` are alive, fewer where the cluster's GPUs do not suffice;
-    the one that has waited longest gives way. `started` counts the starts by folder: 1 each unless one had to give way.
+    Two roles with the same model share one engine, unless the recipe gives them engines that answer differently. At most
+    `eval.max_engines` are alive, fewer where the cluster has too few CPUs or GPUs; the one that has waited longest gives way. `started`
+    counts the starts by folder: 1 each unless one had to give way.
     """
 
     def __init__(self, config: LongShortConfig):
-        self._config, self._alive = config, {}
+        self._config = config
+        self._alive: dict[Key, RemoteEngine] = {}
         self.started: dict[str, int] = {}
 
     async def of(self, system: System) -> Mapping[str, RemoteEngine]:
-        folders = {role: str(find_folder(model.folder, role)) for role, model in system.models.items()}
-        needed = dict(zip(folders.values(), system.models.values(), strict=True))
-        for folder in needed.keys() & self._alive.keys():
-            self._alive[folder] = self._alive.pop(folder)  # used last, so the last to give way
-        missing = {folder: model for folder, model in needed.items() if folder not in self._alive}
+        keys = {role: self._key(model) for role, model in system.models.items()}
+        needed = dict(zip(keys.values(), system.models.values(), strict=True))
+        for key in [key for key in needed if key in self._alive]:
+            self._alive[key] = self._alive.pop(key)  # used last, so the last to give way
+        missing = {key: model for key, model in needed.items() if key not in self._alive}
         self._make_room(needed, missing)
-        for folder, model in missing.items():
-            self._alive[folder] = self._make(folder, model)
+        for key, model in missing.items():
+            folder, _ = key
+            self._alive[key] = self._make(folder, model)
             self.started[folder] = self.started.get(folder, 0) + 1
         if missing:
-            backends = ", ".join(f"{folder}: {self._alive[folder].backend}" for folder in missing)
+            backends = ", ".join(f"{key[0]}: {self._alive[key].backend}" for key in missing)
             async with console.heartbeat(lambda: f"starting engines ({backends})"):
-                await asyncio.gather(*(self._alive[folder].start() for folder in missing))
-        return {role: self._alive[folder] for role, folder in folders.items()}
+                await asyncio.gather(*(self._alive[key].start() for key in missing))
+        return {role: self._alive[key] for role, key in keys.items()}
 
     def close(self) -> None:
         for engine in self._alive.values():
             engine.close()
         self._alive.clear()
 
-    def _make_room(self, needed: Mapping[str, Model], missing: Mapping[str, Model]) -> None:
+    def _key(self, model: Model) -> Key:
+        return str(find_folder(model.folder, model.origin).resolve()), str(model.arithmetic(self._config))
+
+    def _make_room(self, needed: Mapping[Key, Model], missing: Mapping[Key, Model]) -> None:
         """Close what has waited longest and is not needed now, until the missing engines fit."""
-        idle = [folder for folder in self._alive if folder not in needed]
-        gpus = {folder: self._config.role(model.origin).engine.num_gpus for folder, model in needed.items()}
-        there = ray_cluster.gpus()
-        while idle and (len(self._alive) + len(missing) > self._config.eval.max_engines or sum(gpus.values()) + self._held(idle) > there):
+        idle = [key for key in self._alive if key not in needed]
+        while idle and not self._fit(missing):
             self._alive.pop(idle.pop(0)).close()
 
-    def _held(self, folders) -> float:
-        """GPUs of these engines."""
-        return sum(self._config.role(self._alive[folder].role).engine.num_gpus for folder in folders)
+    def _fit(self, missing: Mapping[Key, Model]) -> bool:
+        """Whether the missing engines can be alive beside those that are."""
+        roles = [*(engine.role for engine in self._alive.values()), *(model.origin for model in missing.values())]
+        gpus = sum(self._config.role(role).engine.num_gpus for role in roles)
+        return len(roles) <= min(self._config.eval.max_engines, ray_cluster.room()) and gpus <= ray_cluster.gpus()
 
     def _make(self, folder: str, model: Model) -> RemoteEngine:
         from transformers import AutoTokenizer

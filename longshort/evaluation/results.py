@@ -55,9 +55,10 @@ class Results:
         kept = [row for row in self.content["results"] if any(row[name] != value for name, value in key.items())]
         self.content["results"] = [*kept, {**key, **measures}]
 
-    def block(self, system: str, benchmark: str) -> Row:
-        """A system's rows on one benchmark as one flat block (`with_greedy`)."""
-        return with_greedy([row for row in self.content["results"] if (row["system"], row["benchmark"]) == (system, benchmark)])
+    def block(self, system: str, benchmark: str) -> Row | None:
+        """A system's rows on one benchmark as one flat block (`with_greedy`), or None where it has none."""
+        rows = [row for row in self.content["results"] if (row["system"], row["benchmark"]) == (system, benchmark)]
+        return with_greedy(rows) if rows else None
 
     def write(self) -> Path:
         """Write both files; nobody ever reads half of one."""
@@ -82,9 +83,9 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def measured(evaluation: Evaluation, system, prices: Mapping[str, float], outcomes: Mapping[str, int]) -> Row:
+def measured(evaluation: Evaluation, reasons: Mapping[str, int], system, prices: Mapping[str, float]) -> Row:
     """The measures of one system on one benchmark; on the miniature also the hand-back rate of problems with several products."""
-    row = summarise(evaluation, system.protocol, prices) | {"outcomes": dict(outcomes)}
+    row = summarise(evaluation, system.protocol, prices) | {"outcomes": dict(reasons)}
     if all(episode.problem.id.startswith("mini-") for episode in evaluation.episodes):
         from longshort.miniature.world import hard_parts
 

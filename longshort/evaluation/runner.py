@@ -36,17 +36,17 @@ async def evaluate(
 ) -> Evaluation:
     """Run every problem `num_samples` times and grade each final answer; same seed and problems give the same episodes.
 
-    `keep(key, sample, episode, correct, outcome)` is called as each is graded; `outcome` is the grader's reason, or why the episode has no
+    `keep(key, sample, episode, correct, reason)` is called as each is graded; `reason` is the grader's, or why the episode has no
     answer. Attempts whose key stands in `done` are left out, here and in what is returned.
     """
 
     async def attempt(problem: Problem, sample: int) -> tuple[Episode, bool]:
         episode = await run_episode(problem, policies, protocol, decoding, stable_seed(seed, problem.id, sample))
-        correct, outcome = False, episode.stop
+        correct, reason = False, episode.stop
         if episode.stop == "answered":
             verdict = await pool.grade(problem.answer, protocol.final_text(episode))
-            correct, outcome = verdict.correct, verdict.reason
-        keep(attempt_key(problem, sample), sample, episode, correct, outcome)
+            correct, reason = verdict.correct, verdict.reason
+        keep(attempt_key(problem, sample), sample, episode, correct, reason)
         return episode, correct
 
     todo = [(problem, sample) for problem in problems for sample in range(num_samples) if attempt_key(problem, sample) not in done]
@@ -70,8 +70,8 @@ def attempt_key(problem: Problem, sample: int) -> str:
 def write_to(ledger: Ledger) -> Callable[[str, int, Episode, bool, str], None]:
     """A `keep` for `evaluate` that writes each attempt's line."""
 
-    def keep(key: str, sample: int, episode: Episode, correct: bool, outcome: str) -> None:
-        ledger.append({"id": key, "outcome": outcome, "correct": correct, "sample": sample, **episode_row(episode)})
+    def keep(key: str, sample: int, episode: Episode, correct: bool, reason: str) -> None:
+        ledger.append({"id": key, "reason": reason, "correct": correct, "sample": sample, **episode_row(episode)})
 
     return keep
 

@@ -14,9 +14,11 @@ of checkpoints with every short model of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longshort import checkpoint
 from longshort.config import LongShortConfig, lookup
@@ -46,6 +48,13 @@ class Model:
     folder: str
     origin: str
 
+    def arithmetic(self, config: LongShortConfig) -> dict[str, Any]:
+        """What of its engine's settings its answers depend on; `auto` as what it means on this machine."""
+        from longshort.backends.ray_cluster import engine_backend
+
+        engine = config.role(self.origin).engine
+        return {"backend": engine_backend(engine), **engine.model_dump(include={"dtype", "max_model_len", "extra"})}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
@@ -63,6 +72,12 @@ def systems_of(config: LongShortConfig, chosen: Path | None = None) -> list[Syst
     LongShortError for an unknown preset, a name given twice, a base that is not among them, a model that is not there.
     """
     settings = config.eval
+    lasts = [_last(reference) for reference in settings.cross_play]
+    if twice := {last for last in lasts if lasts.count(last) > 1}:
+        raise LongShortError(
+            f"eval.cross_play: {', '.join(sorted(twice))} is the last part of more than one entry, and the matrix tells them by that; "
+            "name each checkpoint once, and describe those of one name in eval.systems"
+        )
     wanted = [preset(entry) if isinstance(entry, str) else entry for entry in settings.systems]
     wanted += [
         SystemConfig(name=cross_name(long, short), long=long, short=short) for long in settings.cross_play for short in settings.cross_play
@@ -91,16 +106,25 @@ def preset(name: str) -> SystemConfig:
 
 def cross_name(long: str, short: str) -> str:
     """The name of a cell of the cross-play matrix: checkpoints are told by their last folder."""
-    return f"long@{Path(long).name}+short@{Path(short).name}"
+    return f"long@{_last(long)}+short@{_last(short)}"
+
+
+def _last(reference: str) -> str:
+    """`runs/x/checkpoint-40` -> "checkpoint-40", with nothing in it that a file's name must not have."""
+    return re.sub(r"[^\w@+.-]+", "-", Path(reference).name)
 
 
 def make_system(config: LongShortConfig, entry: SystemConfig, chosen: Path | None = None) -> System:
     """The system that a description means in this run."""
-    if (entry.thoughts or entry.in_role) and not entry.alone:
-        raise LongShortError(f"eval.systems: {entry.name} sets thoughts or in_role, but two models speak; say which one is alone: long")
-    if entry.thoughts and entry.in_role:
+    alone = [key for key in ("in_role", "tokens", "thoughts", "instructions") if getattr(entry, key)]
+    if alone and not entry.alone:
         raise LongShortError(
-            f"eval.systems: {entry.name} sets thoughts and in_role; only a chain of thought outside a role is cut into thoughts"
+            f"eval.systems: {entry.name} sets {' and '.join(alone)}, but two models speak; say which one is alone (alone: long)"
+        )
+    if entry.in_role and (entry.thoughts or entry.instructions):
+        raise LongShortError(
+            f"eval.systems: {entry.name} sets {' and '.join(alone)}; a model in its role has the protocol's instructions and writes one "
+            "message, so leave out in_role, or the rest"
         )
     roles = (entry.alone,) if entry.alone else make_protocol(config).roles
     references = {LONG: entry.long, SHORT: entry.short}
@@ -112,11 +136,15 @@ def protocol_of(config: LongShortConfig, entry: SystemConfig):
     """Both models: the recipe's protocol. One alone: one message, or thought by thought where it is to be stopped."""
     if not entry.alone:
         return make_protocol(config)
-    section = config.role(entry.alone)
+    section, recipes = config.role(entry.alone), make_protocol(config)
     alone = {"role": entry.alone, "turn_tokens": entry.tokens or section.engine.max_model_len}
     if entry.in_role:
-        return OneMessage(**alone, pair=make_protocol(config))
-    alone["instructions"] = section.instructions or ""
+        if isinstance(recipes, Solo):
+            raise LongShortError(
+                f"eval.systems: {entry.name} speaks between its role's tags, but protocol.name is solo, which has none; take pair instead"
+            )
+        return OneMessage(**alone, pair=recipes)
+    alone["instructions"] = entry.instructions or (recipes.instructions if isinstance(recipes, Solo) else "")
     if not entry.thoughts:
         return Solo(**alone)
     return StoppedEarly(**alone, thoughts=entry.thoughts, separator=config.eval.separator, ending=config.eval.ending)
@@ -127,7 +155,7 @@ def resolve(config: LongShortConfig, reference: str, role: str, chosen: Path | N
     name, slash, last = reference.rpartition("/")
     stage, origin = (name, last) if slash and last in ROLES and _is_made_here(config, name) else (reference, role)
     if _is_made_here(config, stage):
-        folder = _made_here(config, stage, origin, chosen)
+        folder = _made_here(config, stage, origin, chosen, where)
     elif (Path(reference) / role / "config.json").is_file():
         folder = str(Path(reference) / role)
     else:
@@ -148,7 +176,7 @@ def _is_made_here(config: LongShortConfig, stage: str) -> bool:
     )
 
 
-def _made_here(config: LongShortConfig, stage: str, role: str, chosen: Path | None) -> str:
+def _made_here(config: LongShortConfig, stage: str, role: str, chosen: Path | None, where: str) -> str:
     """The folder of a model that this run made, or the recipe's own model; empty where the recipe names none."""
     from longshort.stages import cold_folder
     from longshort.thoughts.generators import base_model
@@ -164,7 +192,7 @@ def _made_here(config: LongShortConfig, stage: str, role: str, chosen: Path | No
         return base_model(config, role)
     if stage == "cold_start":
         if not config.coldstart:
-            raise LongShortError("a system with the models of the cold start, but the recipe has no coldstart section; leave it out")
+            raise LongShortError(f"{where}: the models of the cold start, but the recipe has no coldstart section; leave this system out")
         return str(cold_folder(config, role))
     return str(output_dir / stage / role)
 

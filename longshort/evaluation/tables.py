@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,13 +28,14 @@ def markdown(content: Mapping[str, Any]) -> str:
         parts.append(f"### Against {content['comparisons'][0]['base']}, paired bootstrap\n\n{_comparisons(content['comparisons'])}")
     if content["cross_play"]:
         parts.append(f"### Cross-play: accuracy · cost\n\n{_cross_play(content)}")
-    parts += [f"- {fault}" for fault in content["faults"]]
+    parts += [f"- {' '.join(fault.split())}" for fault in content["faults"]]
     parts.append(f"longshort {content['longshort']}, " + ", ".join(f"{name} {version}" for name, version in content["versions"].items()))
     return "\n\n".join(parts)
 
 
 def _table(rows: Sequence[Row], systems: Mapping[str, Mapping[str, Any]]) -> str:
-    passes = [key for key in rows[0] if key.startswith("pass@") and key != "pass@1"]
+    passes = list(dict.fromkeys(key for row in rows for key in row if key.startswith("pass@") and key != "pass@1"))
+    named = titles(systems)
     with_aes = any("aes" in row for row in rows)
     head = [*HEAD[:2], *passes, *HEAD[2:], *(["AES"] if with_aes else [])]
     lines = []
@@ -44,9 +46,9 @@ def _table(rows: Sequence[Row], systems: Mapping[str, Mapping[str, Any]]) -> str
         shares = [f"{row[key]:.2f}" if key in row else "–" for key in ("turns", "hand_back_rate", "format", "rethinking")]
         lines.append(
             [
-                _cell(systems[row["system"]]["title"]),
+                _cell(named[row["system"]]),
                 f"{row['accuracy']:.3f} ± {row['stderr']:.3f} [{low:.3f}, {high:.3f}]",
-                *(f"{row[key]:.3f}" for key in passes),
+                *(f"{row[key]:.3f}" if key in row else "–" for key in passes),
                 f"{row['tokens']:.1f}",
                 each or "–",
                 *numbers,
@@ -59,7 +61,7 @@ def _table(rows: Sequence[Row], systems: Mapping[str, Mapping[str, Any]]) -> str
 
 def _comparisons(rows: Sequence[Row]) -> str:
     lines = [
-        [row["benchmark"], row["decoding"], row["system"], row["metric"], f"{row['difference']:+.3f}"]
+        [_cell(row["benchmark"]), row["decoding"], row["system"], row["metric"], f"{row['difference']:+.3f}"]
         + [f"[{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}]", f"{row['p']:.4f}"]
         for row in rows
     ]
@@ -81,6 +83,12 @@ def _cross_play(content: Mapping[str, Any]) -> str:
         head = [f"{_cell(benchmark)}: long ↓ short →", *map(_cell, content["cross_play"]["short"])]
         tables.append(tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True))
     return "\n\n".join(tables)
+
+
+def titles(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Each system's title, with its name behind it where another one has the same title."""
+    counts = Counter(system["title"] for system in systems.values())
+    return {name: f"{system['title']} ({name})" if counts[system["title"]] > 1 else system["title"] for name, system in systems.items()}
 
 
 def _cell(text: str) -> str:

@@ -19,7 +19,7 @@ from longshort import console
 from longshort.config import LongShortConfig
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark, check_golds, load_benchmark
 from longshort.evaluation.runner import Evaluation, attempt_key, evaluate, evaluation_of, write_to
-from longshort.evaluation.systems import Model, System
+from longshort.evaluation.systems import System
 from longshort.ledger import Ledger, read, text_digest
 from longshort.model_files import identity
 from longshort.sections import BenchmarkEntry
@@ -28,6 +28,8 @@ from longshort.team.rollout import Decoding
 from longshort.types import LongShortError
 
 SAMPLED, GREEDY = "sampled", "greedy"
+LONGEST_PART = 100
+"""Characters of a benchmark's path that its files are called by: the last ones, for no file's name may have more than 255."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +61,7 @@ class Task:
     @property
     def name(self) -> str:
         """Of its files: `pair.miniature-test.sampled`"""
-        benchmark = re.sub(r"[^\w@+-]+", "-", self.benchmark.loaded.name).strip("-")
-        return ".".join((self.system.name, benchmark, self.decoding))
+        return ".".join((self.system.name, file_part(self.benchmark.loaded.name), self.decoding))
 
     @property
     def order(self) -> list[str]:
@@ -68,12 +69,21 @@ class Task:
         return [attempt_key(problem, sample) for problem in self.benchmark.loaded.problems for sample in range(self.num_samples)]
 
 
+def file_part(benchmark: str) -> str:
+    """A benchmark's name as a part of a file's name: `miniature:test` -> "miniature-test"."""
+    return re.sub(r"[^\w@+-]+", "-", benchmark)[-LONGEST_PART:].strip("-")
+
+
 def load_benchmarks(config: LongShortConfig, faults: list[str] | None = None) -> list[tuple[LoadedBenchmark, int]]:
     """The recipe's benchmarks, each with the samples per problem. One that cannot be loaded is a line of `faults`, or LongShortError."""
     settings, found = config.eval, []
     entries = [BenchmarkEntry(name=each) if isinstance(each, str) else each for each in settings.benchmarks]
-    if twice := [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]:
-        raise LongShortError(f"eval.benchmarks: {', '.join(twice)} is named more than once; name each benchmark once")
+    counts = Counter(file_part(entry.name) for entry in entries)
+    if twice := [entry.name for entry in entries if counts[file_part(entry.name)] > 1]:
+        raise LongShortError(
+            f"eval.benchmarks: {' and '.join(twice)} would be kept in the same files ({file_part(twice[0])}); name each benchmark once, "
+            "and rename a file that differs from another in punctuation only"
+        )
     for entry in entries:
         try:
             limit = entry.num_problems or settings.num_problems
@@ -129,7 +139,7 @@ def open_ledger(config: LongShortConfig, task: Task, *, models: Mapping[str, str
     """
     settings = {
         "models": models or {role: identity(model.folder, role) for role, model in task.system.models.items()},
-        "engines": {role: _arithmetic(config, model) for role, model in task.system.models.items()},
+        "engines": {role: model.arithmetic(config) for role, model in task.system.models.items()},
         "protocol": {"name": type(task.system.protocol).__name__, **vars(task.system.protocol)},
         "temperature": task.sampling.temperature,
         "top_p": task.sampling.top_p,
@@ -138,12 +148,7 @@ def open_ledger(config: LongShortConfig, task: Task, *, models: Mapping[str, str
         "seed": config.eval.seed,
     }
     problems = text_digest(text for problem in task.benchmark.loaded.problems for text in (problem.id, problem.question, problem.answer))
-    return Ledger(task.folder, task.name, settings, {"problems": problems}, items="episodes", redo="--redo")
-
-
-def _arithmetic(config: LongShortConfig, model: Model) -> dict[str, Any]:
-    """What of an engine's settings its answers depend on."""
-    return config.role(model.origin).engine.model_dump(include={"backend", "dtype", "max_model_len"})
+    return Ledger(task.folder, task.name, settings, {"list of problems": problems}, items="episodes", outcome="reason", redo="--redo")
 
 
 async def run_task(task: Task, policies: Mapping[str, Any], pool: GradingPool, ledger: Ledger, seed: int, label: str) -> None:
@@ -174,7 +179,7 @@ async def run_task(task: Task, policies: Mapping[str, Any], pool: GradingPool, l
 
 
 def read_back(task: Task) -> tuple[Evaluation, dict[str, int]]:
-    """A finished task's episodes, and how often each outcome occurred."""
+    """A finished task's episodes, and how often each reason of a verdict occurred."""
     rows = {row["id"]: row for row in read(task.folder / f"{task.name}.jsonl")}
-    outcomes = Counter(row["outcome"] for row in rows.values())
-    return evaluation_of(rows, task.benchmark.loaded.problems, task.num_samples), dict(outcomes)
+    reasons = Counter(row["reason"] for row in rows.values())
+    return evaluation_of(rows, task.benchmark.loaded.problems, task.num_samples), dict(reasons)

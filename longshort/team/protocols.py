@@ -68,6 +68,14 @@ def encode_tag(tokenizer, tag: str, tags: str) -> tuple[int, ...]:
     return (special_ids(tokenizer, (tag,))[tag],) if tags == "special" else encode_plain(tokenizer, tag)
 
 
+def _closed_well(turn: Turn, closing: Sequence[str]) -> bool:
+    return turn.completion.stop in closing and not any(tag in turn.completion.text for tag in ROLE_TAGS)
+
+
+def _hand_backs(episode: Episode) -> int:
+    return sum(turn.completion.stop == RETHINK for turn in episode.turns)
+
+
 class LongShort:
     """The paper's dialogue: long writes `<think>…</think>`, short `<answer>…` up to `</answer>`, or `</rethink>` to hand back.
 
@@ -143,11 +151,7 @@ class LongShort:
 
     def well_formed(self, episode: Episode, role: str) -> bool:
         """Whether each of the role's turns closed with one of its tags and holds no role tag inside (a `<` in maths is fine)."""
-        return all(
-            turn.completion.stop in self.closing[role] and not any(tag in turn.completion.text for tag in ROLE_TAGS)
-            for turn in episode.turns
-            if turn.role == role
-        )
+        return all(_closed_well(turn, self.closing[role]) for turn in episode.turns if turn.role == role)
 
     def final_text(self, episode: Episode) -> str:
         """The text that is graded: the last `</answer>` turn, or nothing when the episode was not answered."""
@@ -155,7 +159,7 @@ class LongShort:
 
     def hand_backs(self, episode: Episode) -> int:
         """How often short asked long to think again."""
-        return sum(turn.completion.stop == RETHINK for turn in episode.turns)
+        return _hand_backs(episode)
 
     def _tag(self, tokenizer, tag: str) -> tuple[int, ...]:
         return encode_tag(tokenizer, tag, self.tags)
@@ -163,6 +167,8 @@ class LongShort:
 
 class Solo:
     """One model answers alone in one turn that ends with its end-of-text token: the baseline, and the control of every table."""
+
+    tags = "text"  # none are written, so no tokenizer need have them
 
     def __init__(self, *, role: str = LONG, turn_tokens: int, instructions: str = ""):
         self.role, self.roles = role, (role,)
@@ -215,12 +221,21 @@ class OneMessage(Solo):
     def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
         return self.closing, tuple(special_ids(tokenizer, self.closing).values()) if self.tags == "special" else ()
 
+    def well_formed(self, episode: Episode, role: str) -> bool:
+        """As in the pair: closed with a tag of the role, and no tag inside. Ended with the end-of-text token it is graded, yet not this."""
+        return all(_closed_well(turn, self.closing) for turn in episode.turns)
+
+    def hand_backs(self, episode: Episode) -> int:
+        """1 where a short model asked for its partner, who is not there: its message is graded as it stands."""
+        return _hand_backs(episode)
+
 
 class StoppedEarly(Solo):
     """A long chain of thought cut after `thoughts` thoughts and made to answer: a control that asks what the rest of it was worth.
 
-    A thought ends with `separator`, and each is one turn of this protocol. After the last one allowed the model reads `ending`, which opens
-    the answer's box, and goes on from there; a model that has ended by itself before is left alone.
+    A thought ends with `separator`, and each is one turn of this protocol, an empty one too. After the last one allowed the model reads
+    `ending`, which opens the answer's box, and goes on from there, up to another separator; a model that has ended by itself before is left
+    alone. `turn_tokens` is for all turns together.
     """
 
     def __init__(self, *, role: str = LONG, thoughts: int, turn_tokens: int, instructions: str = "", separator: str, ending: str):
