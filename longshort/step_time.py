@@ -151,7 +151,7 @@ def _measured(path: Path, config: LongShortConfig) -> Rates:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         found = {role: _of_role(rows[1:] or rows, role, ran) for role in ("long", "short") if rows and f"team/tokens/{role}" in rows[0]}
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise LongShortError(f"--rates: {path} is no metrics.jsonl of a training run ({error!r}); give another") from error
     if not found:
         raise LongShortError(f"--rates: {path} holds no training step; give the metrics.jsonl of a run that took some")

@@ -231,6 +231,9 @@ def test_a_cache_that_is_too_large_is_named_with_a_size_that_fits():
     message = refusal(setup(gib=80, recipe=roles, kinds=("colocated",)))
     assert "needs 96.5 GiB" in message
     assert message.endswith("long.engine.kv_cache_gib=9.7 short.engine.kv_cache_gib=9.7 (colocated, 76.0 GiB)")
+    roles["long"]["engine"] |= {"kv_cache_gib": 39}
+    roles["short"] = {"model": "x", "engine": roles["short"]["engine"] | {"kv_cache_gib": 0.5}}
+    assert "makes it fit: long.engine.kv_cache_gib=9.7 (colocated" in refusal(setup(gib=80, recipe=roles, kinds=("colocated",)))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +362,7 @@ def test_rates_from_yaml(tmp_path):
 
 @pytest.fixture
 def former(tmp_path):
-    """Write the metrics of a run: a slow first step, then two. Returns their path."""
+    """Write the metrics of a run: a slow first step, then one. Returns their path."""
 
     def write(**recipe):
         roles = {role: {"model": "one-gibi", "engine": {"num_gpus": 2}} for role in ("long", "short")}
@@ -368,7 +371,7 @@ def former(tmp_path):
         row = {"team/tokens": 150, "team/tokens/long": 100, "team/tokens/short": 50, "perf/rollout_s": 2.0}
         row |= {f"rollout/idle_frac/{role}": 0.5 for role in ("long", "short")}
         row |= {"long/perf/learn_s": 3.0, "long/perf/weight_sync_s": 0.25}
-        rows = [row | {"perf/rollout_s": 100.0}, row, row]
+        rows = [row | {"perf/rollout_s": 100.0}, row]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return tmp_path / "metrics.jsonl"
 
