@@ -8,6 +8,7 @@ longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
 longshort eval   recipe.yaml [--systems A,B]               accuracy and tokens of the pair and of what it is compared with
 longshort report runs/x [runs/y …] [--watch]               one page: curves, tables, every episode
 longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
+longshort plan   recipe.yaml --gpus 8 [--zero 3]           where engines and learners go on 8 GPUs, memory, time, and why
 longshort doctor                                           what is installed, what would be used, what is missing
 """
 
@@ -31,6 +32,8 @@ STEPS = {
     "sft": "fine-tune both roles on their rows",
 }
 """The steps of `coldstart`, in order, each a verb of its own."""
+ON_GPUS = ("gpu_memory", "nodes", "zero", "ranks", "offload", "gradient_checkpointing", "fill_kv", "kind", "rates")
+"""Options of `plan` that mean something with --gpus only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--watch", nargs="?", type=int, const=30, metavar="SECONDS", help=watch)
     plan = recipe_verb("plan", _plan, "What would run where, how much memory it takes, and whether it fits.")
     plan.add_argument("--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder")
+    plan.add_argument("--gpus", type=int, metavar="N", help="instead: where engines and learners would go on N GPUs (of each node)")
+    on_gpus = plan.add_argument_group("with --gpus")
+    on_gpus.add_argument("--gpu-memory", type=float, metavar="GIB", help="of each GPU (default: 80)")
+    on_gpus.add_argument("--nodes", type=int, metavar="N", help="machines (default: 1)")
+    zero = "DeepSpeed learners with this ZeRO stage (0 to 3), or one for long and one for short: 3,2"
+    on_gpus.add_argument("--zero", metavar="STAGE", help=f"{zero} (default: torch learners, one GPU each)")
+    on_gpus.add_argument("--ranks", type=int, metavar="N", help="GPUs of each learner (default: what is fastest)")
+    on_gpus.add_argument("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the CPU's memory")
+    on_gpus.add_argument("--gradient-checkpointing", action="store_true", help="learners recompute activations")
+    on_gpus.add_argument("--fill-kv", action="store_true", help="KV caches take what is left instead of kv_cache_gib")
+    on_gpus.add_argument("--kind", choices=["split", "colocated", "time-shared"], help="only layouts of this kind")
+    on_gpus.add_argument("--rates", metavar="FILE", help="tokens per second in YAML, or a former run's metrics.jsonl (default: assumed)")
     verb("doctor", _doctor, "What is installed, which engine and device would be used, what is missing and how to get it.")
     return parser
 
@@ -164,7 +179,14 @@ def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort.plan import check, plan, render
 
-    print(render(plan(config)))
+    if options.gpus is None:
+        if asked := [name for name in ON_GPUS if getattr(options, name) not in (None, False)]:
+            raise LongShortError(f"--{asked[0].replace('_', '-')} plans GPUs that need not be here; say how many with --gpus N")
+        print(render(plan(config)))
+    else:
+        from longshort.placement_page import report, setup_of
+
+        print(report(setup_of(config, options)))
     if options.dry_run:
         check(config)
         print("dry run: models, tokenizers, data and output folder are in order")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from longshort.config import LongShortConfig
 from longshort.doctor import GIB, free_memory
-from longshort.model_files import ModelFacts, read_facts, shape_facts
+from longshort.model_files import PUBLISHED, ModelFacts, read_facts, shape_facts
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 PROCESS_GIB = {"driver": 0.6, "ray": 0.6, "vllm": 1.0, "transformers": 0.6, "learner": 0.5, "grader": 0.1}
 """Resident memory of a process before it holds a model (measured: torch 2.13, vLLM 0.31)."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ADAM_BYTES = 16
-"""Per parameter while learning in float32: weight 4, gradient 4, AdamW's two moments 8."""
+BUCKET = 500_000_000
+"""Numbers in each of DeepSpeed's two communication buckets (its default reduce_bucket_size and allgather_bucket_size)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +49,17 @@ def actors(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> list[Act
     return [*found, Actor(name=f"graders ({workers})", cores=workers, gpus=0, parts={"process": workers * PROCESS_GIB["grader"]})]
 
 
-def model_facts(config: LongShortConfig) -> dict[str, ModelFacts]:
-    """The model of each role that the recipe's protocol lets speak; a miniature one need not exist yet."""
+def model_facts(config: LongShortConfig, *, published: bool = False) -> dict[str, ModelFacts]:
+    """The model of each role that the recipe's protocol lets speak; a miniature one need not exist yet, nor a well-known one if its
+    `published` sizes will do."""
     roles = (LONG,) if config.protocol.name == "solo" else ROLES
-    return {role: _facts_of(config, role) for role in roles}
+    return {role: _facts_of(config, role, PUBLISHED if published else {}) for role in roles}
 
 
-def _facts_of(config: LongShortConfig, role: str) -> ModelFacts:
+def _facts_of(config: LongShortConfig, role: str, known: Mapping[str, ModelFacts]) -> ModelFacts:
     model = config.role(role).model
+    if model in known and not Path(model).is_dir():
+        return known[model]
     if model or not config.miniature:
         return read_facts(model, f"{role}.model")
     from longshort.miniature.tokenizer import build_tokenizer
@@ -79,20 +83,59 @@ def _engine(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
 
 def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
     """The process that learns: float32 training state, one micro-batch, and two copies of the weights on their way to the engine."""
-    from longshort.learning.step import LOGITS_HELD
-
-    size = BYTES[config.dtype]
-    # For the backward pass a block keeps, per token, about 10 vectors of the hidden size and 4 of the feed-forward's.
-    activations = config.batch_tokens * model.layers * (10 * model.hidden + 4 * model.intermediate) * size
-    logits = 3 * BYTES["float32"] * min(LOGITS_HELD, config.batch_tokens * model.vocabulary)
+    size, tokens = BYTES[config.dtype], config.batch_tokens
     parts = {
         "process": PROCESS_GIB["learner"],
-        "weights + gradient + AdamW": model.parameters * ADAM_BYTES / GIB,
+        "weights + gradient + AdamW": sum(torch_state(model.parameters, size).values()) / GIB,
         "reference": model.parameters * 4 / GIB if config.loss.beta else 0.0,
-        "micro-batch": (activations + logits) / GIB,
+        "micro-batch": activations_gib(model, tokens, size, autocast=size == 2) + logits_gib(model, tokens),
         "publishing": 2 * model.parameters * size / GIB,
     }
     return Actor(name=f"{role} learner (torch)", cores=1, gpus=config.learner_gpus, parts=parts)
+
+
+def activations_gib(model: ModelFacts, tokens: int, size: int, *, autocast: bool, checkpointing: bool = False) -> float:
+    """What the backward pass of a micro-batch of so many tokens needs, `size` bytes a number.
+
+    A block keeps, per token, about 10 vectors of the hidden size and 4 of the feed-forward's; under autocast about 15, because its norms
+    stay in float32 (counted on Qwen2 blocks, tests/test_placement.py: 5 % less in float32, 1 to 2 % more in bfloat16). With gradient
+    checkpointing only the input of each block is kept, and one block at a time is whole.
+    """
+    block = (15 if autocast else 10) * model.hidden + 4 * model.intermediate
+    return tokens * (model.layers * model.hidden + block if checkpointing else model.layers * block) * size / GIB
+
+
+def logits_gib(model: ModelFacts, tokens: int) -> float:
+    """Logits, their gradient and the entropy's probabilities of the tokens that learning/step.py treats at once."""
+    from longshort.learning.step import LOGITS_HELD
+
+    return 3 * BYTES["float32"] * min(LOGITS_HELD, tokens * model.vocabulary) / GIB
+
+
+def torch_state(parameters: int, size: int) -> dict[str, float]:
+    """Bytes of backends/torch_learner.py: float32 weights, gradients, AdamW; in bfloat16 also autocast's copy of the weights."""
+    state = {"weights": 4 * parameters, "gradients": 4 * parameters, "optimizer": 8 * parameters}
+    return state | ({"bfloat16 copy": 2 * parameters} if size == 2 else {})
+
+
+def zero_state(parameters: int, stage: int, ranks: int, size: int, *, offload: bool = False) -> dict[str, float]:
+    """Bytes per rank under ZeRO: stage 1 shards the optimizer, 2 also the gradients, 3 also the weights.
+
+    bfloat16: weights 2, gradients 2, optimizer 12 (float32 weights and two moments) per parameter; float32: 4, 4, 8. `offload` keeps the
+    optimizer in the CPU's memory.
+    """
+    shard = [ranks if stage >= needed else 1 for needed in (3, 2, 1)]
+    return {
+        "weights": size * parameters / shard[0],
+        "gradients": size * parameters / shard[1],
+        "optimizer": 0.0 if offload else optimizer_bytes(size) * parameters / shard[2],
+        "buffers": 2 * size * min(BUCKET, parameters),
+    }
+
+
+def optimizer_bytes(size: int) -> int:
+    """Per parameter: AdamW's two float32 moments, and a float32 copy of weights of another type."""
+    return 8 if size == 4 else 12
 
 
 def free_gib(processes: Sequence[Actor]) -> dict[str, float | None]:
