@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from longshort.sections import (
     Amount,
@@ -61,6 +61,10 @@ class LongShortConfig(Section):
     top_k: Natural = 0
     schedule: Literal["joint"] | list[Literal["long", "short"]] = "joint"
     """`joint` updates both roles every step; a list is the paper's alternation: rounds of equal length over max_steps."""
+    staleness: Natural = 0
+    """Steps that a rollout begins early, beside the updates of those before: so many updates old may its tokens be. 0: none is."""
+    refill: Natural = 0
+    """Problems per step, at most, that are rolled out in place of those whose episodes all scored the same."""
 
     reward: RewardConfig = RewardConfig()
     advantage: str = "team"
@@ -97,6 +101,16 @@ class LongShortConfig(Section):
     coldstart: ColdStartConfig | None = None
     mixture: MixtureConfig | None = None
     miniature: MiniatureConfig | None = None
+
+    @field_validator("staleness")
+    @classmethod
+    def _repeatable(cls, staleness: int, info: ValidationInfo) -> int:
+        if staleness and info.data.get("deterministic"):
+            raise ValueError(
+                "deterministic needs staleness 0: how much of a turn is written when new weights arrive depends on the clock, and stale "
+                "tokens need the correction by the engine's log-probs, which deterministic leaves out"
+            )
+        return staleness
 
     def role(self, role: str) -> RoleConfig:
         return {LONG: self.long, SHORT: self.short}[role]

@@ -5,6 +5,7 @@
 
 `context_ids` are the prompt's ids that the role had not seen or written before this turn. Rendering is append-only, so prompts can be put
 together again exactly, and a line is as long as its dialogue, not as long as all its prompts. Log-probs are kept to four decimals.
+A turn during which new weights arrived also has "updates": how many of its tokens stood at each arrival; `version` began it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def episode_row(episode: Episode) -> dict[str, Any]:
                 "logprobs": [round(value, DECIMALS) for value in completion.logprobs],
             }
         )
+        if completion.updates:
+            turns[-1]["updates"] = completion.updates
         seen[turn.role] = turn.prompt_ids + completion.token_ids
     return {"problem": asdict(episode.problem), "stop": episode.stop, "turns": turns}
 
@@ -56,6 +59,7 @@ def episode_of(row: Mapping[str, Any]) -> Episode:
             text=turn["text"],
             stop=turn["stop"],
             version=turn["version"],
+            updates=tuple(turn.get("updates", ())),
         )
         turns.append(Turn(role=turn["role"], prompt_ids=prompt_ids, completion=completion))
         seen[turn["role"]] = prompt_ids + completion.token_ids

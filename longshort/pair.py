@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from itertools import compress
+from statistics import fmean
 
 from longshort import console
 from longshort.backends import ray_cluster
@@ -32,18 +34,30 @@ class LivePolicy:
     def __init__(self, role: str, engine: RemoteEngine, learner: ray_cluster.RemoteLearner | None, config: LongShortConfig):
         self.role, self.engine, self.learner, self.config = role, engine, learner, config
         self.tokenizer, self.context, self.version = engine.tokenizer, engine.context, 0
+        self._fresh: list[bool] = []
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         return await self.engine.generate(prompt_ids, sampling)
 
     async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Learn from the samples, then publish. An update without an optimizer step (nothing to learn, not finite) publishes nothing."""
+        """Learn from the samples, then publish. An update without an optimizer step (nothing to learn, not finite) publishes nothing.
+
+        Samples with a token more than `staleness` updates older than the learner are dropped and counted.
+        """
         began = time.perf_counter()
-        metrics = await self.learner.update(samples)
+        ages = [self.version - sample.version for sample in samples]
+        self._fresh = [age <= self.config.staleness for age in ages]
+        metrics = await self.learner.update(list(compress(samples, self._fresh)))
+        metrics |= {"stale_dropped": self._fresh.count(False), "staleness/mean": fmean(ages or [0]), "staleness/max": max(ages, default=0)}
         learned = time.perf_counter()
         if metrics["optimizer_steps"]:
             metrics["weight_sync/canary_gap"] = await self.publish()
         return metrics | {"perf/learn_s": learned - began, "perf/weight_sync_s": time.perf_counter() - learned}
+
+    async def gaps(self) -> list[list[float] | None]:
+        """The learner's gaps (TorchLearner.gaps), one entry per sample given to the last update; None also for those that were dropped."""
+        learned = iter(await self.learner.call("gaps"))
+        return [next(learned) if fresh else None for fresh in self._fresh]
 
     async def publish(self) -> float:
         """Push the learner's weights and prove that the engine samples from them; returns the canary's gap in nats.

@@ -34,6 +34,7 @@ class Progress:
         self._log = open_trackers(self.config)
         self._began, self._started_at = time.monotonic(), None
         self._engines: dict[str, dict[str, float]] = {}
+        self._measured = time.monotonic()
         self._benchmarks: list[Prepared] = []
 
     def continue_from(self, step: int) -> None:
@@ -62,7 +63,9 @@ class Progress:
             await self.save()
 
     async def _metrics(self, step: Step) -> dict[str, float]:
-        metrics = group_metrics(step.groups, self.trainer.protocol, self.config.prices)
+        metrics = group_metrics([*step.groups, *step.replaced], self.trainer.protocol, self.config.prices)
+        metrics["team/refilled_groups"] = len(step.replaced)
+        since, self._measured = self._measured, time.monotonic()
         for role, update in step.updates.items():
             metrics |= {f"{role}/{name}": value for name, value in update.items()}
             metrics[f"{role}/zero_variance_groups"] = sum(zero_variance(group, role, self.config.advantage) for group in step.groups)
@@ -73,7 +76,7 @@ class Progress:
             delta = {name: value - before.get(name, 0) for name, value in stats.items()}
             self._engines[role] = stats
             policy.engine.step_finished()
-            metrics[f"rollout/idle_frac/{role}"] = max(0.0, 1 - delta["busy_s"] / step.rollout_s) if before else 0.0
+            metrics[f"rollout/idle_frac/{role}"] = max(0.0, 1 - delta["busy_s"] / (self._measured - since)) if before else 0.0
             metrics[f"rollout/prefix_cache_hits/{role}"] = delta["cached_tokens"] / max(1, delta["prompt_tokens"])
             metrics[f"rollout/engine_restarts/{role}"] = policy.engine.restarts
         metrics |= {f"grading/{reason}": count for reason, count in self.pair.pool.counts.items()}
@@ -112,25 +115,28 @@ class Progress:
 
     async def _gaps(self, step: Step) -> dict[str, list[list[float] | None]]:
         """By role updated in this step: how far its learner and its engine disagreed on each token, one entry per training sample."""
-        gaps = await asyncio.gather(*(self.pair.policies[role].learner.call("gaps") for role in step.updates))
+        gaps = await asyncio.gather(*(self.pair.policies[role].gaps() for role in step.updates))
         return dict(zip(step.updates, gaps, strict=True))
 
     def _write_episodes(self, step: Step, gaps: Mapping[str, Sequence[list[float] | None]]) -> None:
         """All episodes of the step with rewards, advantages and, for roles that were trained on them, the gaps (TorchLearner.gaps).
 
-        "gaps" lacks a role that was frozen, said nothing, had advantage 0, or whose update was skipped as not finite; a line without any
-        has no "gaps". The file gets its name when it is complete, so a reader never sees half of it.
+        "gaps" lacks a role that was frozen, said nothing, had advantage 0, was dropped as stale, or whose update was skipped as not
+        finite; a line without any has no "gaps". Groups whose places were refilled come last: they trained nobody.
+        The file gets its name when it is complete, so a reader never sees half of it.
         """
-        values = {role: self.trainer.advantage(step.groups, role) for role in self.trainer.protocol.roles}
-        extra = [[{} for _ in group.episodes] for group in step.groups]
+        sets = (step.groups, step.replaced)
+        groups = [group for part in sets for group in part]
+        values = {role: [row for part in sets for row in self.trainer.advantage(part, role)] for role in self.trainer.protocol.roles}
+        extra = [[{} for _ in group.episodes] for group in groups]
         for role, of_role in gaps.items():
-            for (_, row), gap in zip(spoken(step.groups, role, extra), of_role, strict=True):
+            for (_, row), gap in zip(spoken(step.groups, role, extra[: len(step.groups)]), of_role, strict=True):
                 if gap is not None:
                     row.setdefault("gaps", {})[role] = gap
         path = self.trainer.output_dir / "episodes" / f"step-{self.done:06d}.jsonl"
         partial = path.with_suffix(".tmp")
         with partial.open("w", encoding="utf-8") as stream:
-            for i, group in enumerate(step.groups):
+            for i, group in enumerate(groups):
                 for j in range(len(group.episodes)):
                     advantages = {role: value[i][j] for role, value in values.items()}
                     row = _episode_row(self.done, group, j) | {"advantages": advantages} | extra[i][j]

@@ -9,21 +9,22 @@ The command line's `longshort train recipe.yaml` and a Ray job make exactly this
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longshort import checkpoint, console, interruption
 from longshort.config import LongShortConfig, dump, parse
 from longshort.interruption import Interrupted
-from longshort.learning.advantages import advantages
-from longshort.learning.loop import role_schedule, train_loop
+from longshort.learning.advantages import advantages, zero_variance
+from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
 from longshort.pair import Pair, make_protocol
 from longshort.progress import Progress
 from longshort.team.rewards import SynergyReward
-from longshort.team.rollout import Decoding, RewardFunction
+from longshort.team.rollout import Admission, Decoding, RewardFunction
 from longshort.types import Group, LongShortError, Problem
 
 MAY_CHANGE = (
@@ -115,29 +116,24 @@ class LongShortTrainer:
         return Pair(self.config, models, learner_models=learner_models, total_updates=updates, protocol=self.protocol)
 
     async def run(self, pair: Pair, folder: Path | None = None) -> dict[str, float]:
-        """Train with a live pair (`folder`: from this checkpoint); on a signal, drop the rollout under way, save, raise Interrupted."""
+        """Train with a live pair (`folder`: from this checkpoint); on a signal, drop the rollouts under way, save, raise Interrupted."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         (self.output_dir / "episodes").mkdir(exist_ok=True)
         (self.output_dir / "recipe.yaml").write_text(dump(self.config))
         progress = Progress(self, pair)
         if folder:
             await self._restore(pair, folder, progress)
-        reward = self.reward or SynergyReward(self.config.reward, self.config.prices, self.protocol, pair.pool)
         stop = asyncio.Event()
         with interruption.graceful(stop) as received:
             async with console.heartbeat(progress.status):
                 await train_loop(
                     start=progress.done,
                     steps=self.steps,
-                    problems=self.step_problems,
+                    roll_out=self.rollouts(pair),
                     policies=pair.policies,
-                    protocol=self.protocol,
-                    reward=reward,
                     advantage=self.advantage,
                     schedule=self.schedule,
-                    group_size=self.config.num_generations,
-                    decoding=Decoding(temperature=self.config.temperature, top_p=self.config.top_p, top_k=self.config.top_k),
-                    seed=self.config.seed,
+                    staleness=self.config.staleness,
                     after=progress.after,
                     stop=stop,
                 )
@@ -147,6 +143,24 @@ class LongShortTrainer:
                 )
         await progress.save_once()
         return progress.metrics
+
+    def rollouts(self, pair: Pair) -> Callable[[int], Awaitable[Rollout]]:
+        """What rolls out a step with a live pair: as many episodes at once as its engines decode together."""
+        config, engines = self.config, [self.config.role(role).engine for role in self.protocol.roles]
+        return functools.partial(
+            roll_out,
+            steps=self.steps,
+            problems=self.step_problems,
+            spares=self.spare_problems,
+            dull=lambda step, group: all(zero_variance(group, role, config.advantage) for role in self.schedule(step)),
+            policies=pair.policies,
+            protocol=self.protocol,
+            reward=self.reward or SynergyReward(config.reward, config.prices, self.protocol, pair.pool),
+            group_size=config.num_generations,
+            decoding=Decoding(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k),
+            seed=config.seed,
+            admission=Admission(live=sum(engine.max_num_seqs for engine in engines), starting=config.num_problems * config.num_generations),
+        )
 
     async def _restore(self, pair: Pair, folder: Path, progress: Progress) -> None:
         """Learners continue from the checkpoint (their weights are theirs already); engines get those weights, proven."""
@@ -166,6 +180,14 @@ class LongShortTrainer:
             epoch, offset = divmod(position, size)
             picked.append(self.problems[self._order(epoch)[offset]])
         return picked
+
+    def spare_problems(self, step: int) -> list[Problem]:
+        """At most `refill` problems that are not in the step, drawn by a dice of its own: nobody else's order depends on who needs them."""
+        if not self.config.refill:
+            return []
+        taken = {problem.id for problem in self.step_problems(step)}
+        others = [problem for problem in self.problems if problem.id not in taken]
+        return random.Random(f"{self.config.seed}/refill/{step}").sample(others, min(self.config.refill, len(others)))
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_cached_epoch", None) != epoch:

@@ -57,9 +57,11 @@ class Completion:
 
     `token_ids` are exactly the ids sampled, the closing tag's included; `logprobs` has one entry per id, with the temperature inside;
     `text` is the decoded turn cut before the closing tag; `stop` is that tag, or "eos", "length", "abort";
-    `version` counts the weight updates of the policy that wrote it.
+    `version` counts the weight updates of the policy that began it; `updates` holds, for each update that came while it was being
+    written, how many of its tokens stood by then.
 
-    Completion(token_ids=(31, 9, 4), logprobs=(-0.1, -0.7, -0.0), text="9 ok.", stop="</think>", version=12)
+    Completion(token_ids=(31, 9, 4), logprobs=(-0.1, -0.7, -0.0), text="9 ok.", stop="</think>", version=12, updates=(2,))
+    -> versions (12, 12, 13)
     """
 
     token_ids: tuple[int, ...]
@@ -67,10 +69,16 @@ class Completion:
     text: str
     stop: str
     version: int
+    updates: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.logprobs):
             raise ValueError(f"a completion has {len(self.token_ids)} token ids but {len(self.logprobs)} log-probs")
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The weights that wrote each token."""
+        return tuple(self.version + sum(position >= update for update in self.updates) for position in range(len(self.token_ids)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +139,7 @@ class Sample:
     """One training sequence: one role's view of one episode. Four aligned sequences.
 
     `mask` is 1 on the ids this role sampled and 0 on the prompt and on the partner's text; `logprobs` (the engine's) and
-    `advantages` are 0 where `mask` is 0.
+    `advantages` are 0 where `mask` is 0. `version` is that of the oldest weights that wrote any of it.
 
     Sample(role="long", token_ids=(5, 6, 31, 9), mask=(0, 0, 1, 1), logprobs=(0.0, 0.0, -0.1, -0.7), advantages=(0.0, 0.0, 0.5, 0.5))
     """
@@ -141,6 +149,7 @@ class Sample:
     mask: tuple[int, ...]
     logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
+    version: int = 0
 
     def __post_init__(self) -> None:
         lengths = {len(self.token_ids), len(self.mask), len(self.logprobs), len(self.advantages)}

@@ -11,6 +11,7 @@ from longshort.miniature.tokenizer import build_tokenizer
 from longshort.pair import Pair
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests import tiny_models
+from tests.test_engines import check_authors, inflated, load, written_across_an_update
 
 pytestmark = pytest.mark.engine
 PROMPTS = [tuple(range(40, 60)), tuple(range(41, 75)), (270, 65, 66)]
@@ -67,6 +68,21 @@ def test_a_pair_of_vllm_engines_agrees_with_its_learners_before_and_after_update
             return max(gaps)
 
     assert asyncio.run(go()) < 1e-4
+
+
+def test_vllm_takes_new_weights_while_turns_are_being_written(cluster, models):
+    """In a process of its own with an engine's environment, step by step, so that it is known how many tokens the old weights wrote."""
+    import ray
+
+    from longshort.backends.vllm_engine import VllmCore, environment
+
+    config = cluster.long.engine
+
+    def across(model):
+        return written_across_an_update(VllmCore(model, config), inflated(load(model)))
+
+    run = ray.remote(across).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": environment(config)})
+    check_authors(ray.get(run.remote(models[LONG]), timeout=120), models[LONG])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

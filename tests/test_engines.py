@@ -59,8 +59,9 @@ def test_a_request_gets_the_same_tokens_alone_and_in_company(models):
     core = TransformersCore(models[LONG], CONFIG)
     together = sample(core, PROMPTS)
     core.add("alone", PROMPTS[1], Sampling(max_tokens=20, stop=(), seed=1))
-    ((_, alone),) = core.step()
-    assert alone.token_ids == together[1].token_ids
+    while not (finished := core.step()):
+        pass
+    assert finished[0][1].token_ids == together[1].token_ids
 
 
 def test_a_stop_string_cuts_the_text_but_never_the_ids(models):
@@ -108,6 +109,57 @@ def test_new_weights_change_the_engine_and_refused_ones_do_not(models):
     core.load_weights({name: tensor * 1.5 for name, tensor in weights.items()}, 1)
     after = sample(core, PROMPTS)
     assert after[0].version == 1 and after[0].logprobs != before[0].logprobs
+
+
+def written_across_an_update(core, weights):
+    """Three turns, of which one ends before the new weights arrive and two have ten tokens by then; and one asked for afterwards."""
+    for i, prompt in enumerate(PROMPTS):
+        core.add(str(i), prompt, Sampling(max_tokens=24 if i else 6, stop=(), seed=i))
+    finished = {}
+    for _ in range(10):
+        finished |= dict(core.step())
+    core.load_weights(weights, 1)
+    core.add("late", PROMPTS[1], Sampling(max_tokens=24, stop=(), seed=1))
+    while core.busy:
+        finished |= dict(core.step())
+    return finished
+
+
+def check_authors(finished, model):
+    """Each token has exactly the log-prob that the weights named as its author give it: no key or value of older ones is left."""
+    old, new = load(model), load(model)
+    new.load_state_dict(inflated(old))
+    assert (finished["0"].versions, finished["late"].versions) == ((0,) * 6, (1,) * 24)
+    assert finished["1"].updates == finished["2"].updates == (10,)
+    assert finished["2"].versions == (0,) * 10 + (1,) * 14 and finished["2"].version == 0
+    for name, prompt in zip(("0", "1", "2", "late"), [*PROMPTS, PROMPTS[1]], strict=True):
+        ids, versions, logprobs = finished[name].token_ids, finished[name].versions, finished[name].logprobs
+        scores = [reference(old, prompt, ids, 1.0), reference(new, prompt, ids, 1.0)]
+        assert logprobs == pytest.approx([scores[version][i] for i, version in enumerate(versions)], abs=1e-4)
+        assert max(abs(scores[0][i] - scores[1][i]) for i in range(len(ids))) > 0.1, "the two are far apart"
+
+
+def inflated(model):
+    return {name: tensor * 1.2 for name, tensor in model.state_dict().items()}
+
+
+def test_new_weights_arrive_while_turns_are_being_written(models):
+    core = TransformersCore(models[LONG], CONFIG)
+    check_authors(written_across_an_update(core, inflated(load(models[LONG]))), models[LONG])
+
+
+def test_a_turn_given_up_leaves_the_others_as_they_are(models):
+    core = TransformersCore(models[LONG], CONFIG)
+    free = sample(core, PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        core.add(str(i), prompt, Sampling(max_tokens=20, stop=(), seed=i))
+    for _ in range(5):
+        core.step()
+    core.abort(["1"])
+    finished = {}
+    while core.busy:
+        finished |= dict(core.step())
+    assert {name: completion.token_ids for name, completion in finished.items()} == {"0": free[0].token_ids, "2": free[2].token_ids}
 
 
 def test_a_tied_head_is_expected_by_its_own_name(models):

@@ -29,6 +29,14 @@ def test_an_episode_survives_its_line():
     assert episode_of(json.loads(json.dumps(episode_row(EPISODE)))) == EPISODE
 
 
+def test_a_line_says_when_new_weights_arrived_and_old_lines_have_nothing_to_say():
+    completion = Completion(token_ids=(8, 9, 7), logprobs=(-0.25,) * 3, text="", stop="eos", version=7, updates=(1, 2))
+    episode = dialogue(turn(LONG, (1, 2), (31,), "</think>"), Turn(role=SHORT, prompt_ids=(5,), completion=completion))
+    line = json.loads(json.dumps(episode_row(episode)))
+    assert [written.get("updates") for written in line["turns"]] == [None, [1, 2]]
+    assert episode_of(line) == episode and episode_of(line).turns[1].completion.versions == (7, 8, 9)
+
+
 def test_a_line_holds_each_id_of_the_dialogue_once():
     assert [turn["context_ids"] for turn in episode_row(EPISODE)["turns"]] == [(1, 2), (5, 6), (40,), (41, 42)]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from longshort.learning.losses import IMPORTANCE_CORRECTIONS, LOSSES, check, k3, token_weights
+from longshort.learning.step import token_loss
 from longshort.sections import LossConfig
-from longshort.types import LongShortError
+from longshort.types import Batch, LongShortError
 from tests.learning_cases import sample_like
 
 # Two samples: three tokens of advantage 1, then two of advantage -2. Ratios: 2, 1, 0.5 and 2, 0.5.
@@ -78,3 +79,29 @@ def test_a_cispo_cap_below_one_is_refused():
     with pytest.raises(LongShortError, match=r"0\.28.*cap on the ratio"):
         check(LossConfig(name="cispo"))
     assert check(LossConfig(name="cispo", epsilon_high=5.0)) is None
+
+
+def test_stale_tokens_give_the_gradient_of_the_policy_that_learns():
+    """Every token of a vocabulary of four, weighted by how often its author samples it: two authors, older and newer weights, whose tokens
+    both get the learner's exact policy gradient; uncorrected they get their authors', and the cap takes the excess of a ratio away."""
+    learner = torch.tensor([0.1, 0.7, -0.3, 0.2], requires_grad=True)
+    authors = torch.tensor([[0.4, 0.3, -0.3, 0.0], [0.1, 0.6, -0.1, 0.2]]).log_softmax(-1)
+    advantage = torch.tensor([1.0, -0.5, 2.0, 0.25])
+    everything = torch.ones(1, 8, dtype=torch.bool)
+    batch = Batch(
+        role="long", input_ids=torch.arange(8)[None], position_ids=torch.arange(8)[None], sequence=torch.zeros(1, 8, dtype=torch.long),
+        mask=everything, logprobs=authors.reshape(1, 8), advantages=advantage.repeat(2)[None], weights=authors.exp().reshape(1, 8),
+    )  # fmt: skip
+
+    def gradient(**settings):
+        logp = learner.log_softmax(-1).repeat(2)
+        per_token, values = token_loss(logp, logp.detach(), None, batch, LossConfig(**settings))
+        (found,) = torch.autograd.grad((per_token * batch.weights[0]).sum(), learner)
+        return found, values["sampling/importance_sampling_ratio"]
+
+    (expected,) = torch.autograd.grad(-2 * (learner.softmax(-1) * advantage).sum(), learner)
+    corrected, ratio = gradient(importance_cap=100.0)
+    assert corrected.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert ratio.tolist() == pytest.approx((learner.log_softmax(-1).repeat(2) - authors.flatten()).exp().tolist())
+    assert (gradient(importance_correction="none")[0] - expected).abs().max() > 0.05
+    assert gradient(importance_cap=1.1)[1].max() == pytest.approx(1.1) and ratio.max() > 1.2

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from longshort.learning.loop import role_schedule, spoken, train_loop, training_samples
+from longshort.learning.loop import spoken, training_samples
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.team.protocols import LongShort
-from longshort.team.rollout import Decoding, run_episode, run_group, stable_seed
+from longshort.team.rollout import Admission, Decoding, run_episode, run_group, stable_seed
 from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Turn
 
 PROBLEM = Problem(id="p", question="Last digit of a: 7+b: 6?", answer="3")
@@ -91,7 +91,9 @@ def score(problem, episodes, progress):
 def test_a_group_has_its_own_seeds_and_a_reward_per_episode():
     long, short = Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))
     policies = {LONG: long, SHORT: short}
-    group = asyncio.run(run_group(PROBLEM, policies, PROTOCOL, score, 3, Decoding(), seed=5, progress=0.0))
+    group = asyncio.run(
+        run_group(PROBLEM, policies, PROTOCOL, score, 3, Decoding(), seed=5, progress=0.0, admission=Admission(live=9, starting=9))
+    )
     assert [reward.totals[LONG] for reward in group.rewards] == [0.0, 1.0, 2.0]
     assert len({sampling.seed for _, sampling in long.asked}) == 3
 
@@ -100,70 +102,12 @@ def test_seeds_are_the_same_in_every_process():
     assert stable_seed(0, "mini-1", 2) == 135786975 and stable_seed(0, "mini-1", 2) != stable_seed(0, "mini-1", 3)
 
 
-def loop(steps, stop_at=None, **changes):
-    """Run the loop with scripted policies; returns (steps seen, samples per update)."""
-    seen, updates = [], []
-
-    class Policy(Scripted):
-        async def update(self, samples):
-            updates.append((samples[0].role, len(samples)))
-            return {"loss": 0.0}
-
-    async def go():
-        stop = asyncio.Event()
-
-        async def after(step):
-            seen.append(step.index)
-            if step.index == stop_at:
-                stop.set()
-
-        settings = dict(
-            start=0, steps=steps, problems=lambda index: [PROBLEM, replace(PROBLEM, id="q")],
-            policies={LONG: Policy(LONG, ("a", "</think>")), SHORT: Policy(SHORT, ("b", "</answer>"))},
-            protocol=PROTOCOL, reward=score, advantage=lambda groups, role: [[1.0] * len(group.episodes) for group in groups],
-            schedule=role_schedule("joint", steps, (LONG, SHORT)), group_size=2, decoding=Decoding(), seed=0, after=after, stop=stop,
-        )  # fmt: skip
-        await train_loop(**settings | changes)
-
-    asyncio.run(go())
-    return seen, updates
-
-
-def test_both_roles_learn_from_the_same_episodes_every_step():
-    assert loop(2) == ([0, 1], [(LONG, 4), (SHORT, 4), (LONG, 4), (SHORT, 4)])
-
-
-def test_a_list_of_rounds_trains_one_role_at_a_time():
-    rounds = role_schedule(["long", "long", "short"], 6, (LONG, SHORT))
-    assert [rounds(index) for index in range(6)] == [("long",), ("long",), ("long",), ("long",), ("short",), ("short",)]
-    assert loop(3, schedule=role_schedule(["long", "short", "long"], 3, (LONG, SHORT)))[1] == [(LONG, 4), (SHORT, 4), (LONG, 4)]
-
-
-def test_a_stop_ends_the_loop_between_updates():
-    assert loop(50, stop_at=1)[0] == [0, 1]
-
-
-def test_a_stop_during_a_rollout_drops_the_rollout():
-    stopping = Scripted(LONG, ("a", "</think>"), delay=60.0)
-    seen = []
-
-    async def go():
-        stop = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.05, stop.set)
-        await train_loop(
-            start=0, steps=3, problems=lambda index: [PROBLEM], policies={LONG: stopping, SHORT: stopping}, protocol=PROTOCOL, reward=score,
-            advantage=lambda groups, role: [], schedule=lambda index: (LONG,), group_size=2, decoding=Decoding(), seed=0,
-            after=seen.append, stop=stop,
-        )  # fmt: skip
-
-    asyncio.run(asyncio.wait_for(go(), timeout=10))
-    assert seen == []
-
-
 def test_a_role_that_never_spoke_trains_nothing():
     long = Scripted(LONG, ("a", "length"))
     policies = {LONG: long, SHORT: Scripted(SHORT, ("b", "</answer>"))}
-    group = asyncio.run(run_group(PROBLEM, policies, PROTOCOL, score, 2, Decoding(), seed=5, progress=0.0))
+    group = asyncio.run(
+        run_group(PROBLEM, policies, PROTOCOL, score, 2, Decoding(), seed=5, progress=0.0, admission=Admission(live=9, starting=9))
+    )
     assert training_samples([group], SHORT, lambda groups, role: [[1.0, 1.0]]) == []
     assert len(training_samples([group], LONG, lambda groups, role: [[1.0, 1.0]])) == 2
 

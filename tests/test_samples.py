@@ -1,5 +1,7 @@
 """One sequence per (episode, role): each role's masked tokens are exactly what it sampled."""
 
+from dataclasses import replace
+
 import pytest
 
 from longshort.learning.samples import sample_of
@@ -31,6 +33,14 @@ def test_the_long_view_masks_the_partners_text():
     assert sample.mask == (0, 0, 1, 1, 0, 0, 1)
     assert sample.logprobs == (0.0, 0.0, -0.1, -0.1, 0.0, 0.0, -0.3)
     assert sample.advantages == (0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5)
+
+
+def test_a_sample_is_as_old_as_its_oldest_token():
+    parts = ((5, (2,)), (6, ()))  # the first turn was begun by version 5 and finished by 6
+    written = [replace(turn.completion, version=v, updates=u) for turn, (v, u) in zip(DIALOGUE.turns[1::2], parts, strict=True)]
+    turns = [replace(turn, completion=completion) for turn, completion in zip(DIALOGUE.turns[1::2], written, strict=True)]
+    episode = replace(DIALOGUE, turns=(DIALOGUE.turns[0], turns[0], DIALOGUE.turns[2], turns[1]))
+    assert (sample_of(episode, SHORT, 1.0).version, sample_of(episode, LONG, 1.0).version) == (5, 0)
 
 
 @pytest.mark.parametrize("role", [LONG, SHORT])

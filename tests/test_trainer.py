@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,11 +100,10 @@ def progress_with(run, gaps):
     """Its learners are doubles that only know the gaps of their last update."""
 
     def policy(role):
-        async def call(method):
-            assert method == "gaps"
+        async def of_last_update():
             return gaps[role]
 
-        return SimpleNamespace(learner=SimpleNamespace(call=call))
+        return SimpleNamespace(gaps=of_last_update)
 
     (run.output_dir / "episodes").mkdir(parents=True)
     return Progress(run, SimpleNamespace(policies={role: policy(role) for role in (LONG, SHORT)}))
@@ -129,6 +129,19 @@ def test_gaps_stand_on_the_lines_of_the_episodes_that_a_role_was_trained_on(tmp_
     assert [row.get("gaps") for row in rows] == [{LONG: [0.01]}, None, {LONG: [0.1, 0.2, -0.3], SHORT: [0.4]}]
     assert [row["advantages"] for row in rows] == [{LONG: value, SHORT: value} for value in (-1.0, 0.0, 1.0)]
     assert (rows[2]["step"], rows[2]["reward"], len(rows[2]["turns"])) == (1, {LONG: 2.0, SHORT: 2.0}, 3)
+
+
+def test_groups_whose_places_were_refilled_stand_last_and_trained_nobody(tmp_path, untrained):
+    def one(ids):
+        return (turn(LONG, (1,), ids),)
+
+    step, other = step_of(one((7,)), one((8,))), step_of(one((9,)), one((9,)))
+    even = replace(other.groups[0], rewards=other.groups[0].rewards[:1] * 2)
+    run = trainer(tmp_path, untrained)
+    write_episodes(progress_with(run, {LONG: [[0.1], [0.2]], SHORT: []}), replace(step, replaced=(even,)))
+    rows = [json.loads(line) for line in (run.output_dir / "episodes" / "step-000001.jsonl").read_text().splitlines()]
+    assert [row["turns"][0]["token_ids"] for row in rows] == [[7], [8], [9], [9]]
+    assert [row["advantages"][LONG] for row in rows] == [-0.5, 0.5, 0.0, 0.0] and "gaps" not in rows[2] and rows[1]["gaps"] == {LONG: [0.2]}
 
 
 def test_gaps_of_other_samples_than_the_steps_are_refused(tmp_path, untrained):
@@ -181,13 +194,19 @@ def spoke(row, role):
     return sum(len(turn["token_ids"]) for turn in row["turns"] if turn["role"] == role)
 
 
+def episodes(run):
+    """The lines of each step."""
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted((run.output_dir / "episodes").iterdir())]
+
+
 @pytest.mark.engine
 def test_groups_without_variance_train_nothing_and_say_so(tmp_path, models, capsys):
     def constant(problem, episodes, progress):
         return [Reward(totals={LONG: 1.0, SHORT: 1.0}, terms={"correct": 1.0}) for _ in episodes]
 
-    run = trainer(tmp_path, models, reward=constant, max_steps=1)
+    run = trainer(tmp_path, models, reward=constant, max_steps=1, refill=6)
     last = run.train()
+    assert last["team/refilled_groups"] == 6 and len(episodes(run)[0]) == (4 + 6) * 4
     assert last["long/skipped_empty"] == last["short/skipped_empty"] == 1 and last["long/zero_variance_groups"] == 4
     assert "every group scored the same: nothing to learn" in capsys.readouterr().out
 

@@ -33,14 +33,14 @@ def make_core(backend: str, model: str, config, seed: int):
 
 
 class EngineLoop:
-    """`submit` requests without waiting, `collect` what has finished since; `between_steps` runs a function when nothing is decoding."""
+    """`submit` requests without waiting, `collect` what has finished since; `load_weights` between two steps, whatever is being decoded."""
 
     def __init__(self, make: Callable[[], Any], stuck_s: float = math.inf):
         self._stuck_s, self._pulse = stuck_s, (0, time.monotonic())
         self._changed = threading.Condition()
         self._inbox: list[Request] = []
         self._aborts: list[str] = []
-        self._calls: list[tuple[Callable[[Any], Any], Future]] = []
+        self._loads: list[tuple[Mapping[str, Any], int, Future]] = []
         self._done: list[tuple[str, Completion]] = []
         self._failure: BaseException | None = None
         self._closing = False
@@ -81,18 +81,15 @@ class EngineLoop:
             raise RuntimeError(f"the engine has decoded nothing for {self._stuck_s:g} s")
         return done
 
-    def between_steps(self, function: Callable[[Any], Any]) -> Any:
-        """Run `function(core)` in the engine's thread once no request is decoding; returns its result or raises its error."""
+    def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
+        """Replace the weights before the next step; requests under way go on with them. Raises what the core's `load_weights` raises."""
         future: Future = Future()
         with self._changed:
             if self._failure:
                 raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
-            self._calls.append((function, future))
+            self._loads.append((weights, version, future))
             self._changed.notify_all()
-        return future.result()
-
-    def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        self.between_steps(lambda core: core.load_weights(weights, version))
+        future.result()
 
     def stats(self) -> dict[str, float]:
         core = self.core
@@ -122,22 +119,20 @@ class EngineLoop:
         except BaseException as error:  # noqa: BLE001 - handed to whoever collects
             with self._changed:
                 self._failure = error
-                for _, future in self._calls:
+                for *_, future in self._loads:
                     future.set_exception(error)
                 self._changed.notify_all()
 
     def _turn(self, core) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._calls or self._aborts or core.busy or self._closing)
+            self._changed.wait_for(lambda: self._inbox or self._loads or self._aborts or core.busy or self._closing)
             if self._closing:
                 return False
             inbox, self._inbox = self._inbox, []
             aborts, self._aborts = self._aborts, []
-            calls: list[tuple[Callable[[Any], Any], Future]] = []
-            if not core.busy and not inbox:
-                calls, self._calls = self._calls, []
-        for function, future in calls:
-            _settle(function, core, future)
+            loads, self._loads = self._loads, []
+        for load in loads:
+            _load(core, *load)
         for request in inbox:
             core.add(*request)
         if aborts:
@@ -157,9 +152,9 @@ class EngineLoop:
                 self._changed.notify_all()
 
 
-def _settle(function: Callable[[Any], Any], core, future: Future) -> None:
+def _load(core, weights: Mapping[str, Any], version: int, future: Future) -> None:
     try:
-        future.set_result(function(core))
+        future.set_result(core.load_weights(weights, version))
     except LongShortError as error:  # refused before the engine was touched: the engine lives on
         future.set_exception(error)
     except BaseException as error:

@@ -91,15 +91,15 @@ class RemoteEngine:
 
     async def load_weights(self, weights: Any, version: int) -> None:
         """Give the engine the weights behind a reference. A refusal (LongShortError) leaves it as it was; a crash restarts it with them."""
-        generation = self._generation
+        generation, before = self._generation, self._weights
+        self._weights = (weights, version)  # now, since whoever waits for a turn may notice a crash first and restart the engine
         try:
             await self._in_time(self._actor.load_weights.remote(weights, version))
-            self._weights = (weights, version)
         except self._failures as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, LongShortError):
+                self._weights = before
                 raise cause from None
-            self._weights = (weights, version)
             await self.restart(error, generation)
 
     async def stats(self) -> dict[str, float]:

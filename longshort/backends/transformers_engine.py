@@ -20,7 +20,7 @@ TAIL = 32  # tokens re-read for a stop string at every step; a role tag is far s
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    """A request in the current wave."""
+    """A request, waiting or in the current wave."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
@@ -28,12 +28,13 @@ class _Running:
     generator: torch.Generator
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    updates: list[int] = field(default_factory=list)
     stop: str = ""
     text: str = ""
 
 
 class TransformersCore:
-    """A steppable engine: `add` requests, `step` runs all waiting ones to their end, `load_weights` between steps."""
+    """A steppable engine: `add` requests, `step` until they finish, `load_weights` between any two steps."""
 
     name = "transformers"
 
@@ -48,53 +49,59 @@ class TransformersCore:
         self.context, self.version, self.max_num_seqs = config.max_model_len, 0, config.max_num_seqs
         self._expected = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
         self._waiting: list[_Running] = []
-        self._running = False
+        self._wave: list[_Running] = []
+        self._cache = self._inputs = self._mask = None
         self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._wave)
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         generator = torch.Generator().manual_seed(sampling.seed)
         self._waiting.append(_Running(request_id=request_id, prompt_ids=tuple(prompt_ids), sampling=sampling, generator=generator))
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        self._waiting = [request for request in self._waiting if request.request_id not in request_ids]
-
-    def step(self) -> list[tuple[str, Completion]]:
-        """Decode the waiting requests (at most `max_num_seqs`) together until the last one has finished."""
-        wave, self._waiting = self._waiting[: self.max_num_seqs], self._waiting[self.max_num_seqs :]
-        self._running = True
-        try:
-            self._decode_wave(wave)
-        finally:
-            self._running = False
-        return [(row.request_id, self._completion(row)) for row in wave]
+        self._waiting = [row for row in self._waiting if row.request_id not in request_ids]
+        self._wave = [row for row in self._wave if row.request_id not in request_ids]
+        self._cache = None
 
     @torch.inference_mode()
-    def _decode_wave(self, wave: list[_Running]) -> None:
-        self.prompt_tokens += sum(len(row.prompt_ids) for row in wave)
-        longest = max(len(row.prompt_ids) for row in wave)
-        pad = [longest - len(row.prompt_ids) for row in wave]
-        inputs = torch.tensor([[0] * p + list(row.prompt_ids) for p, row in zip(pad, wave, strict=True)], device=self.device)
-        mask = torch.tensor([[0] * p + [1] * len(row.prompt_ids) for p, row in zip(pad, wave, strict=True)], device=self.device)
-        cache, rows = None, list(wave)
-        while rows:
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
-            output = self._model(
-                inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-            cache = output.past_key_values
-            self.decoded += 1
-            tokens = [self._sample(row, logits) for row, logits in zip(rows, output.logits[:, -1].float().cpu(), strict=True)]
-            alive = [i for i, row in enumerate(rows) if not row.stop]
-            if len(alive) < len(rows):
-                index = torch.tensor(alive, dtype=torch.long, device=self.device)
-                cache.batch_select_indices(index)
-                mask, rows, tokens = mask[index], [rows[i] for i in alive], [tokens[i] for i in alive]
-            inputs = torch.tensor(tokens, device=self.device).view(-1, 1)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    def step(self) -> list[tuple[str, Completion]]:
+        """Decode one token for every request of the wave; returns those that finished. After the last of them the next wave starts."""
+        if not self._wave:
+            self._wave, self._waiting = self._waiting[: self.max_num_seqs], self._waiting[self.max_num_seqs :]
+            self.prompt_tokens += sum(len(row.prompt_ids) for row in self._wave)
+            self._cache = None
+        if self._cache is None:
+            self._inputs, self._mask = self._whole_sequences()
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._inputs.shape[1] :]
+        output = self._model(
+            self._inputs, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
+        self._cache = output.past_key_values
+        self.decoded += 1
+        tokens = [self._sample(row, logits) for row, logits in zip(self._wave, output.logits[:, -1].float().cpu(), strict=True)]
+        finished = [(row.request_id, self._completion(row)) for row in self._wave if row.stop]
+        self._go_on_with([i for i, row in enumerate(self._wave) if not row.stop], tokens)
+        return finished
+
+    def _whole_sequences(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The wave's ids so far, padded on the left, and their mask, int64 [B, T]: the input when there is no cache."""
+        sequences = [[*row.prompt_ids, *row.ids] for row in self._wave]
+        pad = [max(map(len, sequences)) - len(ids) for ids in sequences]
+        inputs = [[0] * p + ids for p, ids in zip(pad, sequences, strict=True)]
+        mask = [[0] * p + [1] * len(ids) for p, ids in zip(pad, sequences, strict=True)]
+        return torch.tensor(inputs, device=self.device), torch.tensor(mask, device=self.device)
+
+    def _go_on_with(self, alive: list[int], tokens: list[int]) -> None:
+        """Prepare the next step: these rows of the wave, and the token that each of them has just got."""
+        if len(alive) < len(self._wave):
+            index = torch.tensor(alive, dtype=torch.long, device=self.device)
+            self._cache.batch_select_indices(index)
+            self._wave, self._mask, tokens = [self._wave[i] for i in alive], self._mask[index], [tokens[i] for i in alive]
+        self._inputs = torch.tensor(tokens, device=self.device).view(-1, 1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
 
     def _sample(self, row: _Running, logits: torch.Tensor) -> int:
         logprobs = processed_logprobs(logits, row.sampling)
@@ -124,12 +131,25 @@ class TransformersCore:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def _completion(self, row: _Running) -> Completion:
-        return Completion(token_ids=tuple(row.ids), logprobs=tuple(row.logprobs), text=row.text, stop=row.stop, version=self.version)
+        return Completion(
+            token_ids=tuple(row.ids),
+            logprobs=tuple(row.logprobs),
+            text=row.text,
+            stop=row.stop,
+            version=self.version - len(row.updates),
+            updates=tuple(row.updates),
+        )
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        """Replace the weights in place, after checking that they are complete, of the right shapes and finite."""
+        """Replace the weights in place, after checking that they are complete, of the right shapes and finite.
+
+        Requests under way keep their tokens and go on: the new weights read them again, since the old ones' keys and values are dropped.
+        """
         check_weights(weights, self._expected)
         self._model.load_state_dict(weights)
+        self._cache = None
+        for row in self._wave:
+            row.updates += [len(row.ids)] * (version - self.version)
         self.version = version
 
 

@@ -28,7 +28,7 @@ def environment(config: EngineConfig, threads: int = 1) -> dict[str, str]:
 
 
 class VllmCore:
-    """A steppable engine: `add` requests, `step` until they finish, `load_weights` between steps."""
+    """A steppable engine: `add` requests, `step` until they finish, `load_weights` between any two steps."""
 
     name = "vllm"
 
@@ -61,6 +61,7 @@ class VllmCore:
         self.context, self.version = config.max_model_len, 0
         self._expected = expected_weights(model)
         self._sampling: dict[str, Sampling] = {}
+        self._updates: dict[str, list[int]] = {}
         self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
@@ -86,12 +87,13 @@ class VllmCore:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params)
-        self._sampling[request_id] = sampling
+        self._sampling[request_id], self._updates[request_id] = sampling, []
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._engine.abort_request(list(request_ids))
         for request_id in request_ids:
             self._sampling.pop(request_id, None)
+            self._updates.pop(request_id, None)
 
     def step(self) -> list[tuple[str, Completion]]:
         """Decode one token for every running request; returns those that finished."""
@@ -100,7 +102,7 @@ class VllmCore:
         return finished
 
     def _completion(self, output) -> Completion:
-        sampling, answer = self._sampling.pop(output.request_id), output.outputs[0]
+        sampling, updates, answer = self._sampling.pop(output.request_id), self._updates.pop(output.request_id), output.outputs[0]
         self.prompt_tokens += len(output.prompt_token_ids)
         self.cached_tokens += output.num_cached_tokens or 0
         ids = tuple(answer.token_ids)
@@ -113,15 +115,23 @@ class VllmCore:
             stop, text = "eos", self._decode(ids[:-1])
         else:
             stop, text = answer.finish_reason, self._decode(ids)
-        return Completion(token_ids=ids, logprobs=logprobs, text=text, stop=stop, version=self.version)
+        began = self.version - len(updates)
+        return Completion(token_ids=ids, logprobs=logprobs, text=text, stop=stop, version=began, updates=tuple(updates))
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        """Replace the weights in place and forget every cached prefix; nothing is touched if `check_weights` refuses them."""
+        """Replace the weights in place and forget every key and value made by the old ones; nothing is touched if they are refused.
+
+        Requests under way keep their tokens and go on: vLLM takes their blocks away and reads their ids again with the new weights.
+        """
         check_weights(weights, self._expected)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        if not self._engine.reset_prefix_cache():
-            raise RuntimeError("vLLM refused to reset its prefix cache after a weight update: requests were still running")
+        # Without `reset_running_requests` a reset is refused while anything runs, and new requests would hit blocks of the old weights.
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM refused to reset its prefix cache after a weight update")
+        for state in self._engine.output_processor.request_states.values():  # vLLM tells of a request only when it is finished
+            if written := state.detokenizer.num_output_tokens():
+                self._updates[state.external_req_id] += [written] * (version - self.version)
         self.version = version

@@ -32,4 +32,11 @@ def sample_of(episode: Episode, role: str, advantage: float) -> Sample | None:
         mask[start:end] = [1] * (end - start)
         logprobs[start:end] = turn.completion.logprobs
         advantages[start:end] = [advantage] * (end - start)
-    return Sample(role=role, token_ids=token_ids, mask=tuple(mask), logprobs=tuple(logprobs), advantages=tuple(advantages))
+    return Sample(
+        role=role,
+        token_ids=token_ids,
+        mask=tuple(mask),
+        logprobs=tuple(logprobs),
+        advantages=tuple(advantages),
+        version=min(turn.completion.version for turn in turns if turn.completion.token_ids),
+    )

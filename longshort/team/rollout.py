@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,8 +35,30 @@ class Decoding:
     top_k: int = 0
 
 
-async def run_episode(problem: Problem, policies: Mapping[str, Engine], protocol, decoding: Decoding, seed: int) -> Episode:
-    """Let the policies alternate until the protocol names a reason to stop."""
+AT_ONCE = contextlib.nullcontext()
+
+
+class Admission:
+    """How many episodes go on at once, so that both engines work and neither has to hold more dialogues than they can decode.
+
+    `live` bounds all of them: what both engines decode together. `starting` bounds those in their first turn: with one step's episodes
+    there at most, the next step's begin when these have moved on to the partner, so the two sets take opposite turns. Begun together they
+    would swing together, everyone at one engine and then everyone at the other (tests/test_loop.py measures both).
+    """
+
+    def __init__(self, *, live: int, starting: int):
+        self.live, self.starting = asyncio.Semaphore(live), asyncio.Semaphore(starting)
+
+
+async def run_episode(
+    problem: Problem,
+    policies: Mapping[str, Engine],
+    protocol,
+    decoding: Decoding,
+    seed: int,
+    first_turn: contextlib.AbstractAsyncContextManager = AT_ONCE,
+) -> Episode:
+    """Let the policies alternate until the protocol names a reason to stop; the first turn is sampled inside `first_turn`."""
     turns: list[Turn] = []
     while (speaker := protocol.next(turns)) in policies:
         policy = policies[speaker]
@@ -53,7 +76,8 @@ async def run_episode(problem: Problem, policies: Mapping[str, Engine], protocol
             top_k=decoding.top_k,
             seed=stable_seed(seed, len(turns)),
         )
-        completion = await policy.generate(prompt, sampling)
+        async with AT_ONCE if turns else first_turn:
+            completion = await policy.generate(prompt, sampling)
         if completion.stop == "length":
             completion = replace(completion, stop=limit)
         turns.append(Turn(role=speaker, prompt_ids=prompt, completion=completion))
@@ -69,11 +93,15 @@ async def run_group(
     decoding: Decoding,
     seed: int,
     progress: float,
+    admission: Admission,
 ) -> Group:
     """`group_size` independent episodes of one problem, scored together (length rewards compare the episodes of a problem)."""
-    episodes = await asyncio.gather(
-        *(run_episode(problem, policies, protocol, decoding, stable_seed(seed, problem.id, i)) for i in range(group_size))
-    )
+
+    async def admitted(number: int) -> Episode:
+        async with admission.live:
+            return await run_episode(problem, policies, protocol, decoding, stable_seed(seed, problem.id, number), admission.starting)
+
+    episodes = await asyncio.gather(*map(admitted, range(group_size)))
     rewards = reward(problem, episodes, progress)
     if inspect.isawaitable(rewards):
         rewards = await rewards
