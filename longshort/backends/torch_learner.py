@@ -279,10 +279,7 @@ def load_model(folder: str | Path):
 
 
 def recompute_layers(model) -> None:
-    """Keep only the input of each of the model's layers for the backward pass.
-
-    Not transformers' own switch: that one needs training mode, which brings dropout back.
-    """
+    """Keep only each layer's input for the backward pass; transformers' own switch needs training mode, which brings dropout back."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise LongShortError(
