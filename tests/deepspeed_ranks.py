@@ -16,8 +16,9 @@ import torch
 
 from longshort.backends.torch_learner import TorchLearner
 from longshort.config import LongShortConfig
+from longshort.learning import step as step_module
 from longshort.types import LONG, Sample
-from tests.learning_cases import sample_like
+from tests.learning_cases import VOCABULARY, sample_like
 
 SAMPLES = [sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3]) for seed in range(6)]
 LONGEST = max(len(sample.token_ids) for sample in SAMPLES)
@@ -107,6 +108,7 @@ def variants(folder: str, tied: str) -> dict:
     results = {}
     for name, stage, model, changes in VARIANTS:
         chosen = recipe(learner=settings_of(stage, **changes.get("learner", {})), **{k: v for k, v in changes.items() if k != "learner"})
+        step_module.LOGITS_HELD = 5 * VOCABULARY if "chunks" in name else 2**26
         results[name] = two_updates(learner_of({"untied": folder, "tied": tied}[model], chosen), gradient_of)
     return results
 
@@ -116,11 +118,14 @@ VARIANTS = [
     *((f"gspo, two passes, KL, ZeRO-{stage}", stage, "untied", SEVERAL) for stage in (2, 3)),
     *((f"tied head, layers recomputed, ZeRO-{stage}", stage, "tied", {"learner": {"gradient_checkpointing": True}}) for stage in (2, 3)),
     *((f"offload, ZeRO-{stage}", stage, "untied", {"learner": {"offload": True}}) for stage in (1, 2, 3)),
+    ("logits in chunks of five tokens, ZeRO-3", 3, "untied", {}),
+    ("bfloat16, ZeRO-2", 2, "untied", {"dtype": "bfloat16"}),
+    ("bfloat16, ZeRO-3", 3, "untied", {"dtype": "bfloat16"}),
 ]
 
 
-def life(folder: str, state: str, stage: str) -> dict:
-    """A learner's days, good and bad: what each leaves behind."""
+def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
+    """A learner's days, good and bad: what each leaves behind. `torch_state` was saved by a torch learner."""
     from longshort.backends.deepspeed_learner import empty_batch
 
     learner = learner_of(folder, recipe(learner=settings_of(int(stage)), max_skipped_steps=3))
@@ -135,9 +140,7 @@ def life(folder: str, state: str, stage: str) -> dict:
         bad = dataclasses.replace(good, advantages=tuple(value * m for m in good.mask))
         seen[name] = learner.update([*SAMPLES, bad]), learner.gaps(), same(learner.weights(), before)
     batch = dataclasses.replace(empty_batch(LONG, learner.device), mask=torch.tensor([[False, True]]))
-    endless = learner.process.descend(
-        learner.policy, learner.optimizer, [batch], lambda b: learner.policy(b, 1.0, False)[0].sum() + math.inf, 1
-    )
+    endless = learner.process.descend(learner.policy, learner.optimizer, [batch], lambda b: learner.policy(b, 1.0)[0].sum() + math.inf, 1)
     seen["infinite loss"] = endless, same(learner.weights(), before)
     seen["score"] = learner.score((3, 4), (5, 6), 0.7)
     seen["supervised"] = learner.supervise(SAMPLES)
@@ -148,6 +151,10 @@ def life(folder: str, state: str, stage: str) -> dict:
     seen["loaded"] = resumed.weights()
     seen["supervised, resumed"], seen["good again, resumed"] = resumed.supervise(SAMPLES), resumed.update(SAMPLES)
     seen["end, resumed"] = resumed.weights()
+    heir = learner_of(f"{torch_state}/model", recipe(learner=settings_of(int(stage))))
+    heir.load(f"{torch_state}/state")
+    heir.supervise(SAMPLES)
+    seen["torch's, resumed"] = heir.weights()
     return seen
 
 
@@ -155,15 +162,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def go_on(model: str, state: str, stage: str) -> dict:
-    learner = learner_of(model, recipe(learner=settings_of(int(stage))))
-    learner.load(state)
-    learner.supervise(SAMPLES)
-    return learner.weights()
-
-
-def launch(ranks: int, function: str, *arguments: str, folder: Path, timeout: float = 280.0, kill: int | None = None):
-    """Run `function` on so many ranks; returns rank 0's result, or fails with what the ranks wrote. `kill`: not that rank's status."""
+def launch(ranks: int, function: str, *arguments: str, folder: Path, timeout: float = 280.0):
+    """Run `function` on so many ranks; returns rank 0's result, or fails with what the ranks wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "tests.deepspeed_ranks", str(folder)]

@@ -58,7 +58,9 @@ class Rank(Alone):
         return batches + [empty_batch(role, device)] * (int(most) - len(batches))
 
     def statistics(self, model, batch: Batch, temperature: float, *, with_entropy: bool = False):
-        return model(batch, temperature, with_entropy)
+        most_tokens = batch.mask.sum()
+        dist.all_reduce(most_tokens, dist.ReduceOp.MAX)
+        return model(batch, temperature, with_entropy, int(most_tokens))
 
     def descend(self, model, optimizer, work: Sequence, loss_of: Callable, max_grad_norm: float) -> tuple[float, float]:
         """As Alone's; DeepSpeed clips (at the `max_grad_norm` that it was made with) and skips the step on all ranks or on none."""
@@ -111,10 +113,10 @@ class Statistics(torch.nn.Module):
         super().__init__()
         self.model, self._device, self._bfloat16 = model, device.type, dtype == "bfloat16"
 
-    def forward(self, batch: Batch, temperature: float, with_entropy: bool):
+    def forward(self, batch: Batch, temperature: float, with_entropy: bool = False, most_tokens: int = 0):
         # Without autocast's cache, which would hold every weight that ZeRO-3 lets go.
         with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
-            return token_statistics(self.model, batch, temperature, with_entropy=with_entropy)
+            return token_statistics(self.model, batch, temperature, with_entropy=with_entropy, most_tokens=most_tokens)
 
 
 class DeepSpeedLearner(TorchLearner):
@@ -182,7 +184,7 @@ class DeepSpeedLearner(TorchLearner):
         # DeepSpeed lays out its parts of the state in the first step: make one on nothing, at learning rate 0, which changes no weight.
         set_learning_rate(self.optimizer, 0.0)
         nothing = [empty_batch(self.role, self.device)]
-        self.process.descend(self.policy, self.optimizer, nothing, lambda batch: self.policy(batch, 1.0, False)[0].sum(), 1.0)
+        self.process.descend(self.policy, self.optimizer, nothing, lambda batch: self.policy(batch, 1.0)[0].sum(), 1.0)
         for name, parameter in self._parameters().items():
             for key in ("exp_avg", "exp_avg_sq"):
                 self._set_moment(parameter, states[name][key].to(self.device), key)

@@ -32,9 +32,13 @@ def token_logprobs(model, batch: Batch, temperature: float = 1.0) -> torch.Tenso
 
 
 def token_statistics(
-    model, batch: Batch, temperature: float = 1.0, *, with_entropy: bool = False
+    model, batch: Batch, temperature: float = 1.0, *, with_entropy: bool = False, most_tokens: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probs of the sampled tokens and, if asked, the entropy of the distribution they came from (detached, nats); float32 [N]."""
+    """Log-probs of the sampled tokens and, if asked, the entropy of the distribution they came from (detached, nats); float32 [N].
+
+    The head is called as often as `most_tokens` sampled tokens need, should those of this batch need less: with ZeRO-3 each call is a
+    collective, in which every rank must take part.
+    """
     hidden = model.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state
     sampled = batch.mask[:, 1:]  # no sample begins with a sampled token (types.Sample), so t-1 always lies in the same sample
     hidden, targets = hidden[:, :-1][sampled], batch.input_ids[:, 1:][sampled]
@@ -50,9 +54,10 @@ def token_statistics(
         return -F.cross_entropy(logits, targets, reduction="none"), _entropy(logits.detach()) if with_entropy else None
 
     chunk = max(1, LOGITS_HELD // head.out_features)
-    if len(targets) <= chunk:
+    parts = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
+    parts += [(hidden[:0], targets[:0])] * (math.ceil(most_tokens / chunk) - len(parts))
+    if len(parts) == 1:
         return head_statistics(hidden, targets)
-    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     logps, entropies = zip(*(checkpoint(head_statistics, *part, use_reentrant=False) for part in parts), strict=True)
     return torch.cat(logps), torch.cat(entropies) if with_entropy else None
 
