@@ -64,19 +64,21 @@ class RemoteLearner:
                 task.cancel()
         errors = {rank: _told(task.exception()) for rank, task in enumerate(tasks) if task.done() and task.exception()}
         if errors:
-            raise self._failure(errors, len(tasks))
+            raise self._failure(errors, [rank for rank, task in enumerate(tasks) if not task.done()])
         return tasks[0].result()
 
-    def _failure(self, errors: Mapping[int, BaseException], ranks: int) -> BaseException:
+    def _failure(self, errors: Mapping[int, BaseException], silent: Sequence[int]) -> BaseException:
         """What to raise; unless all ranks refuse for the same reason, they are of no use any more."""
+        ranks = len(self._actors)
         dead = {rank: error for rank, error in errors.items() if isinstance(error, self._death)}
         agreed = len(errors) == ranks and all(isinstance(error, LongShortError) for error in errors.values())
         if agreed or (ranks == 1 and not dead):
             return errors[0]
         self.close()
         told = [f"rank {rank} of {ranks}: {reason_of(error)}" for rank, error in (dead or errors).items()]
-        silent = [] if dead else [f"rank {rank} of {ranks} gives no sign of life" for rank in range(ranks) if rank not in errors]
-        reasons = "; ".join(silent + told) if ranks > 1 else reason_of(dead[0])
+        if not dead:
+            told = [f"rank {rank} of {ranks} gives no sign of life" for rank in silent] + told
+        reasons = "; ".join(told) if ranks > 1 else reason_of(dead[0])
         return LongShortError(f"the {self.role} learner {'died' if dead else 'failed'}: {reasons}; resume from the last checkpoint")
 
 
