@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from longshort.sections import (
     Amount,
     Count,
     EvalConfig,
     GradingConfig,
+    LearnerConfig,
     LossConfig,
     MiniatureConfig,
     Natural,
@@ -82,7 +83,9 @@ class LongShortConfig(Section):
     batch_tokens: Count = 8192
     """Rows are stacked into micro-batches of at most this many tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    learner: LearnerConfig = LearnerConfig()
     learner_gpus: Amount = 0.0
+    """GPUs of each rank of a learner; 0: it learns on the CPU."""
     max_skipped_steps: Count = 3
     """Consecutive non-finite steps after which the run stops."""
     max_engine_restarts: Natural = 3
@@ -111,6 +114,12 @@ class LongShortConfig(Section):
                 "tokens need the correction by the engine's log-probs, which deterministic leaves out"
             )
         return staleness
+
+    @model_validator(mode="after")
+    def _one_gpu_per_rank(self) -> LongShortConfig:
+        if self.learner.ranks > 1 and self.learner_gpus not in (0, 1):
+            raise ValueError(f"learner_gpus is {self.learner_gpus:g} but each of {self.learner.ranks} learner.ranks takes one GPU, or none")
+        return self
 
     def role(self, role: str) -> RoleConfig:
         return {LONG: self.long, SHORT: self.short}[role]

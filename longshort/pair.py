@@ -16,6 +16,7 @@ from statistics import fmean
 from longshort import console
 from longshort.backends import ray_cluster
 from longshort.backends.remote_engine import RemoteEngine
+from longshort.backends.remote_learner import RemoteLearner
 from longshort.backends.weight_sync import check_canary
 from longshort.config import LongShortConfig
 from longshort.evaluation.runner import Evaluation, evaluate
@@ -31,7 +32,7 @@ CANARY_QUESTION = "What is 1+1?"
 class LivePolicy:
     """One role's engine and learner. After every update the engine holds the learner's weights, proven by a canary."""
 
-    def __init__(self, role: str, engine: RemoteEngine, learner: ray_cluster.RemoteLearner | None, config: LongShortConfig):
+    def __init__(self, role: str, engine: RemoteEngine, learner: RemoteLearner | None, config: LongShortConfig):
         self.role, self.engine, self.learner, self.config = role, engine, learner, config
         self.tokenizer, self.context, self.version = engine.tokenizer, engine.context, 0
         self._fresh: list[bool] = []

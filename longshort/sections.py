@@ -186,6 +186,33 @@ class SystemConfig(Section):
     """The model that answers alone is stopped after so many thoughts and made to answer (`eval.ending`)."""
 
 
+class LearnerConfig(Section):
+    """How each role's learner is spread over processes; `learner_gpus` are the GPUs of each of them."""
+
+    backend: Literal["torch", "deepspeed"] = "torch"
+    """`torch`: one process on one device; `deepspeed`: `ranks` of them that share a policy's state. The gradient is the same."""
+    ranks: Count = 1
+    zero_stage: Literal[1, 2, 3] = 2
+    """What DeepSpeed cuts into `ranks` parts: 1 the optimizer's state, 2 also the gradients, 3 also the weights (and the reference's)."""
+    offload: bool = False
+    """Keep the optimizer's state, with ZeRO-3 also the weights not in use, in host memory."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the layer again there: less memory, a third more time."""
+    timeout_s: Rate = 600.0
+    """A rank that lets the others wait for so long is given up, and with it the update."""
+    extra: dict[str, Any] = {}
+    """Laid over DeepSpeed's `zero_optimization` unchanged, e.g. {overlap_comm: true}."""
+
+    @model_validator(mode="after")
+    def _torch_is_one_process(self) -> LearnerConfig:
+        if self.backend == "torch" and (self.ranks > 1 or self.offload or self.extra):
+            raise ValueError(
+                f"ranks ({self.ranks}), offload ({str(self.offload).lower()}) and extra ({self.extra}) are for backend deepspeed; "
+                "the torch learner is one process on one device"
+            )
+        return self
+
+
 class EvalConfig(Section):
     """What `longshort eval` measures, on what, and against what."""
 

@@ -79,6 +79,9 @@ def test_an_unknown_override_is_refused_the_same_way(recipe):
     [
         ("max_steps: ten", "x.yaml: max_steps: Input should be a valid integer, unable to parse string as an integer (got 'ten')"),
         ("max_steps: yes", "x.yaml: max_steps: true/false stands where another kind of value is expected (got True)"),
+        ("learner: {zero_stage: 4}", "x.yaml: learner.zero_stage: Input should be 1, 2 or 3 (got 4)"),
+        ("learner: {ranks: 2}", "ranks (2), offload (false) and extra ({}) are for backend deepspeed"),
+        ("{learner: {backend: deepspeed, ranks: 4}, learner_gpus: 0.5}", "learner_gpus is 0.5 but each of 4 learner.ranks takes one GPU"),
         ("max_steps: 0", "x.yaml: max_steps: Input should be greater than or equal to 1 (got 0)"),
         ("num_generations: 1", "x.yaml: num_generations: Input should be greater than or equal to 2 (got 1)"),
         ("learning_rate: .nan", "x.yaml: learning_rate: Input should be a finite number (got nan)"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longshort.backends.torch_learner import TorchLearner, step_settings
+from longshort.backends.torch_learner import TorchLearner, recompute_layers, step_settings
 from longshort.config import LongShortConfig
 from longshort.learning.supervised import endless_order, fit
 from longshort.types import LONG, SHORT, LongShortError, Sample
@@ -225,6 +225,22 @@ def test_the_reference_stays_where_it_was_and_costs_nothing_without_beta(folder)
     assert learner.update(samples(1))["kl"] > 0.0
     assert same(dict(learner.reference.state_dict()), dict(tiny_model().state_dict()))
     assert TorchLearner(LONG, folder, config(), total_updates=9).reference is None
+
+
+def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(folder):
+    runs, calls = [], []
+    for chosen in (config(), config(learner={"gradient_checkpointing": True})):
+        learner = TorchLearner(LONG, folder, chosen, total_updates=1)
+        learner.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        report = learner.update(samples(0))
+        runs.append((report, learner.weights(), len(calls)))
+        calls.clear()
+    (plain_report, plain_weights, once), (report, weights, twice) = runs
+    assert (once, twice) == (1, 2) and report == plain_report and same(weights, plain_weights)
+    assert not learner.model.training
+    with pytest.raises(LongShortError, match="gradient_checkpointing: model type 'qwen2' has no layers"):
+        learner.model.model.layers = torch.nn.ModuleList()
+        recompute_layers(learner.model)
 
 
 def test_deterministic_mode_keeps_the_engines_log_probs_out_of_the_loss(folder):

@@ -2,6 +2,7 @@
 
     driver (asyncio) --submit/collect--> EngineActor  (one per policy: vLLM or transformers, its own process)
                      --update----------> LearnerActor (one per policy: torch)   --weights (object store)--> EngineActor
+                                      or RankActors   (learner.ranks per policy: DeepSpeed)
 
 An engine that dies or gives no sign of life is replaced, given the current weights, and asked again for every turn it owed.
 """
@@ -13,9 +14,11 @@ import math
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 if "ray" not in sys.modules and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
@@ -25,12 +28,15 @@ if "ray" not in sys.modules and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.enviro
 import psutil
 import ray
 from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from longshort.backends.engine_loop import EngineLoop, make_core
 from longshort.backends.remote_engine import RemoteEngine, reason_of
+from longshort.backends.remote_learner import RemoteLearner
 from longshort.config import LongShortConfig
 from longshort.sections import EngineConfig
-from longshort.types import LongShortError, Sample
+from longshort.types import LONG, ROLES, LongShortError
 
 
 def start(config: LongShortConfig) -> Callable[[], None]:
@@ -88,9 +94,38 @@ class LearnerActor:
         return None if method == "ready" else getattr(self._learner, method)(*arguments)
 
 
-def cpu_share() -> float:
-    """CPUs to reserve per actor: one each where the cluster has them, else an equal part (a laptop still runs all of them)."""
-    return math.floor(min(1.0, ray.cluster_resources().get("CPU", 1) / 5) * 100) / 100
+class RankActor(LearnerActor):
+    """Hosts one rank of a DeepSpeedLearner in its own process."""
+
+    def __init__(self, rank: int, *arguments: Any):
+        self._rank, self._arguments = rank, arguments
+
+    def listen(self) -> tuple[str, int]:
+        """Where rank 0 awaits the others: on loopback in a cluster of our own."""
+        self._socket = socket.create_server((ray.util.get_node_ip_address(), 0))
+        return self._socket.getsockname()[:2]
+
+    def join(self, address: tuple[str, int]) -> None:
+        """Meet the other ranks, then load the model."""
+        import torch
+
+        from longshort.backends.deepspeed_learner import DeepSpeedLearner, join
+
+        role, model, config, total_updates, threads = self._arguments
+        torch.set_num_threads(threads)
+        ranks, timeout_s = config.learner.ranks, config.learner.timeout_s
+        listening = {} if self._rank else {"master_listen_fd": self._socket.detach()}
+        store = torch.distributed.TCPStore(
+            *address, ranks, self._rank == 0, timedelta(seconds=timeout_s), wait_for_workers=False, **listening
+        )
+        join(store, self._rank, ranks, timeout_s, gpu=bool(config.learner_gpus))
+        self._learner = DeepSpeedLearner(role, model, config, total_updates, reference_folder=config.role(role).model)
+
+
+def cpu_share(ranks: int = 1) -> float:
+    """CPUs to reserve per actor: one each where the cluster has them, else an equal part (a laptop still runs all of them); `ranks`
+    actors that work as one share its part."""
+    return math.floor(min(1.0, ray.cluster_resources().get("CPU", 1) / 5 / ranks) * 100) / 100
 
 
 def room() -> int:
@@ -112,10 +147,64 @@ def engine_backend(config: EngineConfig) -> str:
     return "vllm" if find_spec("vllm") else "transformers"
 
 
-def make_learner(role: str, model: str, config: LongShortConfig, total_updates: int, threads: int = 1):
+def make_learner(role: str, model: str, config: LongShortConfig, total_updates: int, threads: int = 1) -> RemoteLearner:
+    """The role's learner: one process, or with DeepSpeed `learner.ranks` of them. LongShortError where the cluster lacks devices."""
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    arguments = (role, model, config, total_updates, threads)
+    if config.learner.backend == "deepspeed":
+        return _make_ranks(role, config, arguments, environment)
     options = {"num_cpus": cpu_share(), "num_gpus": config.learner_gpus, "runtime_env": {"env_vars": environment}}
-    return RemoteLearner(role, ray.remote(LearnerActor).options(**options).remote(role, model, config, total_updates, threads))
+    return RemoteLearner(role, [ray.remote(LearnerActor).options(**options).remote(*arguments)], kill=_kill, death=RayActorError)
+
+
+def _make_ranks(role: str, config: LongShortConfig, arguments: tuple, environment: dict[str, str]) -> RemoteLearner:
+    """All ranks or none get their place, side by side where the cluster has one for them."""
+    ranks, gpus_each = config.learner.ranks, config.learner_gpus
+    check_devices(config, ray.cluster_resources())
+    if not gpus_each:
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if ray.util.get_node_ip_address().startswith("127."):
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    place = placement_group([{"CPU": cpu_share(ranks)} | ({"GPU": gpus_each} if gpus_each else {})] * ranks, strategy="PACK")
+    actors = [
+        ray.remote(RankActor)
+        .options(
+            num_cpus=cpu_share(ranks),
+            num_gpus=gpus_each,
+            runtime_env={"env_vars": environment},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
+        )
+        .remote(rank, *arguments)
+        for rank in range(ranks)
+    ]
+    address = actors[0].listen.remote()
+
+    def kill(actor, pid: int | None) -> None:
+        _kill(actor, pid)
+        remove_placement_group(place)
+
+    return RemoteLearner(role, actors, kill=kill, death=RayActorError, joined=[actor.join.remote(address) for actor in actors])
+
+
+def check_devices(config: LongShortConfig, resources: Mapping[str, float]) -> None:
+    """Refuse more ranks than devices, which would wait for ever for their place."""
+    from importlib.util import find_spec
+
+    if not find_spec("deepspeed"):
+        raise LongShortError("learner.backend is deepspeed, which is not installed; pip install -e '.[gpu]', or set learner.backend: torch")
+    ranks, there = config.learner.ranks, resources.get("GPU" if config.learner_gpus else "CPU", 0.0)
+    if not config.learner_gpus:
+        if ranks > there:
+            raise LongShortError(f"learner.ranks is {ranks} but the cluster has {there:g} CPUs; lower it")
+        return
+    roles = [LONG] if config.protocol.name == "solo" else ROLES
+    engines = sum(config.role(role).engine.num_gpus for role in roles)
+    wanted = len(roles) * ranks * config.learner_gpus + engines
+    if wanted > there:
+        raise LongShortError(
+            f"{len(roles)} learners of {ranks} ranks with {config.learner_gpus:g} GPU each and engines with {engines:g} take {wanted:g} "
+            f"GPUs but the cluster has {there:g}; lower learner.ranks or engine.num_gpus, or add GPUs"
+        )
 
 
 async def in_process(function: Callable[..., Any], *arguments: Any, threads: int = 1, gpus: float = 0.0) -> Any:
@@ -138,29 +227,6 @@ async def _unwrap(reference) -> Any:
     except RayError as error:
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, LongShortError) else error from None
-
-
-class RemoteLearner:
-    """The driver's handle on a LearnerActor: every method of TorchLearner, awaited. A learner that dies is a LongShortError."""
-
-    def __init__(self, role: str, actor):
-        self.role, self._actor = role, actor
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        try:
-            return await _unwrap(self._actor.call.remote(method, *arguments))
-        except RayActorError as error:
-            raise LongShortError(f"the {self.role} learner died: {reason_of(error)}; resume from the last checkpoint") from error
-
-    async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
-        return await self.call("update", list(samples))
-
-    def weights(self):
-        """A reference to the weights in the object store, not the weights."""
-        return self._actor.call.remote("weights")
-
-    def close(self) -> None:
-        _kill(self._actor, None)
 
 
 def make_engine(

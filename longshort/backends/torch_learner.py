@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import compress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longshort.config import LongShortConfig
 from longshort.episodes import DECIMALS
 from longshort.learning import losses
 from longshort.learning.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from longshort.learning.packing import pack
-from longshort.learning.step import StepSettings, Tally, policy_gradient_step, token_logprobs
+from longshort.learning.step import Alone, StepSettings, Tally, policy_gradient_step
 from longshort.learning.supervised import nll_step
 from longshort.types import LongShortError, Sample
 
@@ -39,11 +42,17 @@ class TorchLearner:
     """
 
     def __init__(
-        self, role: str, model_folder: str | Path, config: LongShortConfig, total_updates: int, reference_folder: str | Path | None = None
+        self,
+        role: str,
+        model_folder: str | Path,
+        config: LongShortConfig,
+        total_updates: int,
+        reference_folder: str | Path | None = None,
+        device: torch.device | None = None,
     ):
         losses.check(config.loss)
         self.role, self.config, self.total_updates = role, config, total_updates
-        self.device = _device(config)
+        self.device = device or device_of(config)
         self.updates = self.consecutive_skips = 0
         self._gaps: list[torch.Tensor | None] = []
         self.model = load_model(model_folder).to(self.device)
@@ -52,6 +61,10 @@ class TorchLearner:
         self.peak_learning_rate = config.learning_rate_of(role)
         self.optimizer = build_optimizer(self.model, learning_rate=self.peak_learning_rate, weight_decay=config.weight_decay)
         self.settings = step_settings(config, role)
+        self.policy, self.process = self.model, Alone()
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters().items()}
+        if config.learner.gradient_checkpointing:
+            recompute_layers(self.model)
         self._check_head()
 
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
@@ -63,7 +76,7 @@ class TorchLearner:
         self._begin(samples)
         tally = Tally()
         with self._arithmetic():
-            report = policy_gradient_step(self.model, self.reference, self.optimizer, samples, self.settings, tally)
+            report = policy_gradient_step(self.policy, self.reference, self.optimizer, samples, self.settings, tally, self.process)
         learned = {} if report["skipped"] else tally.old_logprobs
         self._gaps = [learned[i] - _engine_logprobs(sample) if i in learned else None for i, sample in enumerate(samples)]
         return self._end(report)
@@ -83,12 +96,13 @@ class TorchLearner:
         config = self.config
         with self._arithmetic():
             loss, norm = nll_step(
-                self.model,
+                self.policy,
                 self.optimizer,
                 samples,
                 max_grad_norm=config.max_grad_norm,
                 row_tokens=config.row_tokens,
                 batch_tokens=config.batch_tokens,
+                process=self.process,
             )
         finite = float(math.isfinite(loss) and math.isfinite(norm))
         rate = self.optimizer.param_groups[0]["lr"]
@@ -122,7 +136,7 @@ class TorchLearner:
     def weights(self) -> dict[str, torch.Tensor]:
         """A copy of all weights on the CPU in `dtype`, by their checkpoint names; `lm_head.weight` is there even when it is tied."""
         dtype = getattr(torch, self.config.dtype)
-        return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in self._full_state().items()}
 
     @torch.no_grad()
     def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]:
@@ -132,19 +146,19 @@ class TorchLearner:
         sample = Sample(role=self.role, token_ids=(*prompt_ids, *token_ids), mask=mask, logprobs=zeros, advantages=zeros)
         (batch,) = pack([sample], [0.0], 0, len(zeros), self.device)
         with self._arithmetic():
-            return token_logprobs(self.model, batch, temperature).tolist()
+            return self.process.statistics(self.policy, batch, temperature)[0].tolist()
 
     def save(self, model_folder: str | Path, state_folder: str | Path) -> None:
         """Write the model and tokenizer (loadable with `from_pretrained`) and everything else that the next update depends on."""
-        self.model.save_pretrained(model_folder)
+        weights, tensors = self._full_state(), {"rng/cpu": torch.get_rng_state()} | self._optimizer_tensors()
+        if not self.process.writes:
+            return
+        self.model.save_pretrained(model_folder, state_dict=weights)
         self.tokenizer.save_pretrained(model_folder)
         state_folder = Path(state_folder)
         state_folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
-        for name, parameter in self._parameters().items():
-            tensors |= {f"{key}/{name}": value.contiguous() for key, value in self.optimizer.state[parameter].items()}
         save_file(tensors, state_folder / OPTIMIZER_FILE)
         progress = {"role": self.role, "updates": self.updates, "consecutive_skips": self.consecutive_skips}
         (state_folder / PROGRESS_FILE).write_text(json.dumps(progress) + "\n", encoding="utf-8")
@@ -157,39 +171,52 @@ class TorchLearner:
         state_folder = Path(state_folder)
         try:
             progress = json.loads((state_folder / PROGRESS_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(state_folder / OPTIMIZER_FILE, device=str(self.device))
+            tensors = load_file(state_folder / OPTIMIZER_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise LongShortError(f"learner state {state_folder} cannot be read ({error}); resume from another checkpoint") from error
         if progress["role"] != self.role:
             raise LongShortError(f"learner state {state_folder} is of role {progress['role']!r}, not {self.role!r}")
         self._restore_optimizer(tensors, state_folder)
         self.updates, self.consecutive_skips = progress["updates"], progress["consecutive_skips"]
-        torch.set_rng_state(tensors["rng/cpu"].cpu())
+        torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng/cuda"].cpu())
+            torch.cuda.set_rng_state(tensors["rng/cuda"])
 
     def _restore_optimizer(self, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
-        parameters = self._parameters()
+        shapes = self.shapes
         states: dict[str, dict[str, torch.Tensor]] = {}
         for path, tensor in tensors.items():
             key, _, name = path.partition("/")
             if key == "rng":
                 continue
-            if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
-                expected = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            if name not in shapes or (tensor.ndim and tensor.shape != shapes[name]):
+                expected = shapes.get(name, "no such parameter")
                 raise LongShortError(
                     f"learner state {source} belongs to another model: {name} is {tuple(tensor.shape)} there, here: {expected}; "
                     "resume with the model that it was saved with"
                 )
             states.setdefault(name, {})[key] = tensor
-        if states and (missing := parameters.keys() - states.keys()):
+        if states and (missing := shapes.keys() - states.keys()):
             raise LongShortError(
-                f"learner state {source} belongs to another model: it has nothing for {len(missing)} of {len(parameters)} parameters "
+                f"learner state {source} belongs to another model: it has nothing for {len(missing)} of {len(shapes)} parameters "
                 f"({', '.join(sorted(missing)[:3])}); resume with the model that it was saved with"
             )
+        self._set_optimizer_state(states)
+
+    def _full_state(self) -> dict[str, torch.Tensor]:
+        """Every weight by its checkpoint name, not copied."""
+        return self.model.state_dict()
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """AdamW's state as `<key>/<parameter>`; empty before the first optimizer step."""
+        states = ((name, self.optimizer.state[parameter]) for name, parameter in self._parameters().items())
+        return {f"{key}/{name}": value.contiguous() for name, state in states for key, value in state.items()}
+
+    def _set_optimizer_state(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         self.optimizer.state.clear()
+        parameters = self._parameters()
         for name, state in states.items():
-            self.optimizer.state[parameters[name]] = state
+            self.optimizer.state[parameters[name]] = {key: value.to(self.device) for key, value in state.items()}
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -251,7 +278,19 @@ def load_model(folder: str | Path):
         ) from error
 
 
-def _device(config: LongShortConfig) -> torch.device:
+def recompute_layers(model) -> None:
+    """Keep only each layer's input for the backward pass; transformers' own switch needs training mode, which brings dropout back."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise LongShortError(
+            f"learner.gradient_checkpointing: model type {model.config.model_type!r} has no layers that transformers marks as fit for it; "
+            "set it to false"
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def device_of(config: LongShortConfig) -> torch.device:
     if config.learner_gpus and not torch.cuda.is_available():
         raise LongShortError(
             f"learner_gpus is {config.learner_gpus:g} but torch {torch.__version__} sees no GPU; set learner_gpus: 0 to learn on the CPU"

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from longshort.learning.optim import build_optimizer, learning_rate_factor, set_learning_rate
-from longshort.learning.packing import pack
-from longshort.learning.step import token_logprobs
-from longshort.types import LongShortError, Sample
+from longshort.learning.step import Alone, shared_batches
+from longshort.types import Batch, LongShortError, Sample
 
 
 def fit(
@@ -57,23 +56,27 @@ def fit(
 
 
 def nll_step(
-    model, optimizer: torch.optim.Optimizer, samples: Sequence[Sample], *, max_grad_norm: float, row_tokens: int, batch_tokens: int
+    model,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[Sample],
+    *,
+    max_grad_norm: float,
+    row_tokens: int,
+    batch_tokens: int,
+    process: Alone | None = None,
 ) -> tuple[float, float]:
     """One optimizer step on the mean NLL per masked token of the whole batch, in nats; returns (loss, gradient norm before clipping).
 
-    If either is not finite, parameters and optimizer stay as they were.
+    If either is not finite, parameters and optimizer stay as they were. With several processes each is given all samples.
     """
-    weight = 1 / sum(sum(sample.mask) for sample in samples)
-    loss = 0.0
-    for batch in pack(samples, [weight] * len(samples), row_tokens, batch_tokens, model.device):
-        batch_loss = -(token_logprobs(model, batch) * batch.weights[batch.mask]).sum()
-        batch_loss.backward()
-        loss += batch_loss.item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item()
-    if math.isfinite(loss) and math.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    process = process or Alone()
+    weights = [1 / sum(sum(sample.mask) for sample in samples)] * len(samples)
+    batches = shared_batches(samples, weights, range(len(samples)), row_tokens, batch_tokens, model.device, process)
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        return -(process.statistics(model, batch, 1.0)[0] * batch.weights[batch.mask]).sum()
+
+    return process.descend(model, optimizer, batches, loss_of, max_grad_norm)
 
 
 def endless_order(count: int, seed: int) -> Iterator[int]:
