@@ -119,6 +119,14 @@ def test_weights_are_a_copy_that_names_the_head(tmp_path, tied):
     assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"]) == tied
 
 
+def test_a_second_pass_in_bfloat16_computes_with_the_weights_of_the_first(folder):
+    """Autocast keeps its bfloat16 copies of the weights for as long as its context is open: an optimizer step must make them anew."""
+    settings = {"dtype": "bfloat16", "num_iterations": 2, "loss": {"importance_correction": "none"}}
+    one, two = (TorchLearner(LONG, folder, config(**(settings | {"num_iterations": n})), total_updates=1) for n in (1, 2))
+    first, second = one.update(samples(0))["loss"], two.update(samples(0))["loss"]
+    assert second < first - 1e-3  # the last pass's loss: with the old weights its ratios would be 1, and the loss the first one's
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_small_updates(folder):
     learner = TorchLearner(LONG, folder, config(dtype="bfloat16", learning_rate=1e-6), total_updates=50)
     start = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
