@@ -224,13 +224,16 @@ def descendants(pid):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_no_process_behind(tmp_path, models, number):
+@pytest.mark.parametrize(("number", "staleness"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+def test_a_signal_saves_and_leaves_no_process_behind(tmp_path, models, number, staleness):
     import psutil
 
     quick = {role: tiny_models.role(models[role], backend="transformers") for role in (LONG, SHORT)}
     process = subprocess.Popen(
-        start_command(tmp_path, models, max_steps=100_000, **quick), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        start_command(tmp_path, models, max_steps=100_000, staleness=staleness, **quick),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for line in process.stdout:
         if line.startswith("step"):
