@@ -70,7 +70,7 @@ def test_other_settings_do_what_they_do_on_one_device(models, tmp_path):
     assert torch.equal(tied["lm_head.weight"], tied["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_good_days_and_bad_days_on_three_ranks(models, tmp_path, stage):
     teacher = TorchLearner(LONG, models["untied"], plain(recipe()), 4)
     teacher.update(SAMPLES)
@@ -119,7 +119,9 @@ def cluster(models):
     ("number", "message"),
     [
         (signal.SIGKILL, r"the long learner died: rank 1 of 2: .*; resume from the last checkpoint"),
-        (signal.SIGSTOP, r"the long learner failed: rank 1 of 2 gives no sign of life; rank 0 of 2: .*Timed out"),
+        pytest.param(
+            signal.SIGSTOP, r"the long learner failed: rank 1 of 2 gives no sign of life; rank 0 of 2: .*Timed out", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_rank_that_dies_or_falls_silent_ends_the_update_and_is_named(cluster, models, number, message):
