@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from longshort.backends import ray_cluster
 from longshort.backends.torch_learner import TorchLearner
-from longshort.types import LONG, LongShortError
+from longshort.types import LONG, LongShortError, Reward
 from tests import tiny_models
 from tests.deepspeed_ranks import CUTS, SAMPLES, VARIANTS, launch, plain, recipe, same, settings_of, torch_gradient_of, two_updates
 from tests.learning_cases import sample_like, save_tiny
@@ -167,7 +167,12 @@ def test_a_pair_trains_with_two_ranks_each(tmp_path):
     models = tiny_models.make(tmp_path / "models", tied_short=True)
     roles = {role: tiny_models.role(models[role], backend="transformers") for role in models}
     config = tiny_models.config(tmp_path, models, **roles, max_steps=1, learner={"backend": "deepspeed", "ranks": 2, "zero_stage": 3})
-    metrics = LongShortTrainer(args=config).train()
+
+    def by_position(problem, episodes, progress):
+        totals = [dict.fromkeys(models, i % 2) for i in range(len(episodes))]  # untrained models earn nothing, so nothing to compare
+        return [Reward(totals=total, terms={"correct": 0.0, "format/long": 0.0, "format/short": 0.0}) for total in totals]
+
+    metrics = LongShortTrainer(args=config, reward=by_position).train()
     assert metrics["long/optimizer_steps"] == 1.0 and metrics["long/weight_sync/canary_gap"] < 1e-4
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint-1/long")
     start = AutoModelForCausalLM.from_pretrained(models[LONG])
