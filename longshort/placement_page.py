@@ -186,9 +186,9 @@ def realise(setup: Setup, placement: Placement) -> list[str]:
         missing.append("an engine and its learner on the same of several GPUs")
     if any(len(names) > 1 for group in placement.groups for names in (group.engines, group.learners)) and not together:
         missing.append("both roles on the same of several GPUs")
-    if setup.stages is not None or setup.checkpointing:
-        missing.append("learners of several ranks, ZeRO, gradient checkpointing")
     lines = [f"  settings: {' '.join(settings)}"]
+    if setup.stages is not None or setup.checkpointing:
+        lines.append("  ranks, ZeRO stage and gradient checkpointing of the learners go under `learner:` (docs/operations.md)")
     return lines + ([f"  this version does not carry out: {'; '.join(missing)}"] if missing else [])
 
 
