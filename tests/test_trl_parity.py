@@ -131,22 +131,34 @@ def by_trl(trainer, samples: list[Sample], loss: LossConfig) -> tuple[float, tor
     return value.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+class FromOld(step_module.Alone):
+    """Takes the old policy's log-probs from a model of its own, as TRL's batch does, and leaves the gradients where they are."""
+
+    def descend(self, model, optimizer, work, loss_of, max_grad_norm):
+        total = 0.0
+        for batch, _ in work:
+            with torch.no_grad():
+                old = token_logprobs(OLD, batch, TEMPERATURE)
+            loss = loss_of((batch, old))
+            loss.backward()
+            total += loss.item()
+        return total, 0.0
+
+
 def by_ours(samples: list[Sample], loss: LossConfig) -> tuple[float, torch.Tensor]:
-    model, tally, total = tiny_model(), step_module.Tally(), 0.0
+    model = tiny_model()
     settings = step_module.StepSettings(
         loss=loss,
         temperature=TEMPERATURE,
         max_completion_tokens=MAX_COMPLETION,
         max_grad_norm=1.0,
-        num_iterations=2,
+        num_iterations=1,
         row_tokens=24,
         batch_tokens=48,
     )
-    for batch in step_module.micro_batches(samples, settings, "cpu"):
-        with torch.no_grad():
-            old = token_logprobs(OLD, batch, TEMPERATURE)
-        total += step_module._backward(model, REFERENCE, batch, old, settings, tally)
-    return total, torch.cat([p.grad.flatten() for p in model.parameters()])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    report = step_module.policy_gradient_step(model, REFERENCE, optimizer, samples, settings, process=FromOld())
+    return report["loss"], torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
