@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from longshort import __version__, checkpoint, console
 from longshort.episodes import episode_row
-from longshort.evaluation.command import TRAINING, measure
+from longshort.evaluation.command import measure
+from longshort.evaluation.names import TRAINING
 from longshort.evaluation.tasks import Prepared, prepare_benchmarks
 from longshort.learning.advantages import zero_variance
 from longshort.learning.loop import Step, spoken

@@ -23,8 +23,9 @@ from longshort.evaluation.tables import results_table
 from longshort.jobs import side_by_side
 from longshort.pair import Pair
 from longshort.plan import check
+from longshort.strict_yaml import leaves
 from longshort.team.protocols import Solo
-from longshort.trainer import LongShortTrainer, leaves, may_change
+from longshort.trainer import LongShortTrainer, may_change
 from longshort.types import LONG, ROLES, LongShortError
 
 

@@ -68,7 +68,7 @@ def override(tree: dict[str, Any], text: str) -> None:
 
 def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str:
     """The mistakes of a recipe, a line each: where, what, the value, and for an unknown key the nearest known one."""
-    lines = [line for item in error.errors() for line in _explain_one(item, list(_leaves(schema)), source)]
+    lines = [line for item in error.errors() for line in _explain_one(item, list(_keys(schema)), source)]
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -103,10 +103,19 @@ def _expand(path: str, value: Any) -> Iterator[str]:
         yield path
 
 
-def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _leaves(kind, f"{prefix}{name}.")
+                yield from _keys(kind, f"{prefix}{name}.")
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting in a nested dict."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from longshort.learning.advantages import advantages, zero_variance
 from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
 from longshort.pair import Pair, make_protocol
 from longshort.progress import Progress
+from longshort.strict_yaml import leaves
 from longshort.team.rewards import SynergyReward
 from longshort.team.rollout import Admission, Decoding, RewardFunction
 from longshort.types import Group, LongShortError, Problem
@@ -211,15 +212,6 @@ def _problems(dataset, config: LongShortConfig) -> list[Problem]:
     if not problems:
         raise LongShortError(f"the training set {config.dataset or 'train_dataset'} is empty")
     return problems
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting in a nested dict."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def may_change(key: str) -> bool:

@@ -13,18 +13,16 @@ from typing import Any
 
 from longshort import checkpoint, console, interruption
 from longshort.config import LongShortConfig, parse
+from longshort.evaluation.names import ALL, STAGES, TRAINING
 from longshort.evaluation.results import Results, add_aes, add_overall, compared, measured, with_greedy
 from longshort.evaluation.systems import Model, System, in_order, systems_of
-from longshort.evaluation.tables import ALL, results_table, titles
+from longshort.evaluation.tables import results_table, titles
 from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
 from longshort.ledger import set_aside
 from longshort.model_files import read_facts
 from longshort.pair import Pair
 from longshort.team.grading import GradingPool
 from longshort.types import LONG, SHORT, LongShortError
-
-STAGES, TRAINING = "stages", "training"
-"""The evaluations that `longshort run` makes of its stages, and training every `eval_steps`."""
 
 
 def evaluate_recipe(

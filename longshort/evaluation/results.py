@@ -17,8 +17,9 @@ from typing import Any
 
 from longshort import __version__
 from longshort.evaluation.measures import COMPARED, aes, compare, overall, summarise
+from longshort.evaluation.names import ALL, GREEDY, SAMPLED
 from longshort.evaluation.runner import Evaluation
-from longshort.evaluation.tables import ALL, markdown
+from longshort.evaluation.tables import markdown
 from longshort.types import LongShortError
 
 LENGTHS = {"aes": "tokens", "aes_characters": "characters", "aes_cost": "cost"}
@@ -143,9 +144,7 @@ def versions() -> dict[str, str]:
 def with_greedy(rows: Sequence[Mapping[str, Any]]) -> Row:
     """One flat block of a system on one benchmark: its sampled row, and the greedy one's main figures with `_greedy` behind their names."""
     by_decoding = {row["decoding"]: row for row in rows}
-    block = {
-        key: value for key, value in (by_decoding.get("sampled") or by_decoding["greedy"]).items() if key not in ("system", "benchmark")
-    }
-    if greedy := by_decoding.get("greedy"):
+    block = {key: value for key, value in (by_decoding.get(SAMPLED) or by_decoding[GREEDY]).items() if key not in ("system", "benchmark")}
+    if greedy := by_decoding.get(GREEDY):
         block |= {f"{key}_greedy": greedy[key] for key in ("accuracy", "interval", "tokens", "cost", "format") if key in greedy}
     return block

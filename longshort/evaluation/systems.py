@@ -14,7 +14,6 @@ of checkpoints with every short model of it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from longshort import checkpoint
 from longshort.config import LongShortConfig, lookup
+from longshort.evaluation.names import cross_name, last_part
 from longshort.model_files import find_folder
 from longshort.pair import make_protocol
 from longshort.sections import SystemConfig
@@ -72,7 +72,7 @@ def systems_of(config: LongShortConfig, chosen: Path | None = None) -> list[Syst
     LongShortError for an unknown preset, a name given twice, a base that is not among them, a model that is not there.
     """
     settings = config.eval
-    lasts = [_last(reference) for reference in settings.cross_play]
+    lasts = [last_part(reference) for reference in settings.cross_play]
     if twice := {last for last in lasts if lasts.count(last) > 1}:
         raise LongShortError(
             f"eval.cross_play: {', '.join(sorted(twice))} is the last part of more than one entry, and the matrix tells them by that; "
@@ -102,16 +102,6 @@ def preset(name: str) -> SystemConfig:
         raise LongShortError(f"eval.systems: {name!r} should be single_long or single_short, @ and a number of thoughts (single_long@3)")
     title = f"{found.title}, stopped after {thoughts} thought{'s' if thoughts != '1' else ''}"
     return found.model_copy(update={"name": name, "title": title, "thoughts": int(thoughts)})
-
-
-def cross_name(long: str, short: str) -> str:
-    """The name of a cell of the cross-play matrix: checkpoints are told by their last folder."""
-    return f"long@{_last(long)}+short@{_last(short)}"
-
-
-def _last(reference: str) -> str:
-    """`runs/x/checkpoint-40` -> "checkpoint-40", with nothing in it that a file's name must not have."""
-    return re.sub(r"[^\w@+.-]+", "-", Path(reference).name)
 
 
 def make_system(config: LongShortConfig, entry: SystemConfig, chosen: Path | None = None) -> System:

@@ -9,9 +9,8 @@ from typing import Any
 from tabulate import tabulate
 
 from longshort import console
+from longshort.evaluation.names import ALL, cross_name
 
-ALL = "all"
-"""Stands in place of a benchmark's name in the rows that average over benchmarks."""
 Row = Mapping[str, Any]
 HEAD = ("system", "accuracy ± s.e. [95 %]", "tokens", "long + short", "characters", "cost", "messages", "hand-back", "format", "rethinking")
 
@@ -71,8 +70,6 @@ def _comparisons(rows: Sequence[Row]) -> str:
 
 def _cross_play(content: Mapping[str, Any]) -> str:
     """Long models down, short models across, per benchmark (sampled where it was)."""
-    from longshort.evaluation.systems import cross_name
-
     tables = []
     for benchmark in content["benchmarks"]:
         found = {row["system"]: row for row in reversed(content["results"]) if row["benchmark"] == benchmark}

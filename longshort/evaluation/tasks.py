@@ -18,6 +18,7 @@ from typing import Any
 from longshort import console
 from longshort.config import LongShortConfig
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark, check_golds, load_benchmark
+from longshort.evaluation.names import GREEDY, SAMPLED
 from longshort.evaluation.runner import Evaluation, attempt_key, evaluate, evaluation_of, write_to
 from longshort.evaluation.systems import System
 from longshort.ledger import Ledger, read, text_digest
@@ -27,7 +28,6 @@ from longshort.team.grading import GradingPool
 from longshort.team.rollout import Decoding
 from longshort.types import LongShortError
 
-SAMPLED, GREEDY = "sampled", "greedy"
 LONGEST_PART = 100
 """Characters of a benchmark's path that its files are called by: the last ones, for no file's name may have more than 255."""
 

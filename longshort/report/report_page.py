@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from longshort.evaluation import names
 from longshort.report import page, pareto, run_files
 from longshort.report.panels import TRAINING, colour, draw_groups, window_of
 from longshort.report.plots import RUNS
-from longshort.report.run_files import RunFiles, flat
-from longshort.report.tables import SAMPLED, Entry, benchmark_tables, benchmark_title, benchmarks, entries
+from longshort.report.run_files import RunFiles
+from longshort.report.tables import Entry, benchmark_tables, benchmark_title, benchmarks, entries
 from longshort.report.viewer import viewer_parts
+from longshort.strict_yaml import leaves
 from longshort.types import ROLES, LongShortError
 
 FEW = 6
@@ -66,7 +68,7 @@ def write_report(
 
 def _differing(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
     """The settings that are not the same in all recipes that can be read, by dotted name: one value per run, None where it has none."""
-    each = [dict(flat(run.recipe)) for run in runs]
+    each = [dict(leaves(run.recipe)) for run in runs]
     names = dict.fromkeys(name for settings in each for name in settings if name != "output_dir")
     return {name: [settings.get(name) for settings in each] for name in names if len({repr(s.get(name)) for s in each if s}) > 1}
 
@@ -109,10 +111,10 @@ def _told_settings(of: Callable[[str], Any]) -> dict[str, str]:
 def _all_settings(runs: Sequence[RunFiles]) -> dict[str, list[tuple[str, Any]]]:
     """Recipes, and what evaluations were made with, by the heading they are folded under."""
     of = " of {}" if len(runs) > 1 else ""
-    made = {f"All settings{of.format(run.name)}": list(flat(run.recipe)) for run in runs if run.recipe}
+    made = {f"All settings{of.format(run.name)}": list(leaves(run.recipe)) for run in runs if run.recipe}
     for run in runs:
         for results in run.evaluations:
-            settings = [*flat(results.settings), *((f"{package} version", version) for package, version in results.versions.items())]
+            settings = [*leaves(results.settings), *((f"{package} version", version) for package, version in results.versions.items())]
             made[
                 ", ".join(
                     filter(
@@ -125,7 +127,7 @@ def _all_settings(runs: Sequence[RunFiles]) -> dict[str, list[tuple[str, Any]]]:
 
 def _scatter(number: int, benchmark: str, found: Sequence[Entry], runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     """The plot of a benchmark's sampled dialogues, drawn twice; [] where nothing can be placed."""
-    here = [entry for entry in found if entry.row.benchmark == benchmark and entry.row.decoding == SAMPLED]
+    here = [entry for entry in found if entry.row.benchmark == benchmark and entry.row.decoding == names.SAMPLED]
     measure = "cost" if all(entry.row.get("cost") is not None for entry in here) else "tokens"
     points = [_point(entry, here, measure, len(runs)) for entry in here if entry.row.get(measure) is not None]
     if not points:
@@ -153,8 +155,8 @@ def _point(entry: Entry, here: Sequence[Entry], measure: str, runs: int) -> pare
         low=low,
         high=high,
         title=f"{name}{f' of {entry.run_name}' if runs > 1 else ''}: {accuracy:.3f}{interval} at {x:,.1f}",
-        label=name if not entry.kind or (entry.kind == "training" and entry is same[-1]) else "",
+        label=name if not entry.kind or (entry.kind == names.TRAINING and entry is same[-1]) else "",
         colour=colour(entry.run, TRAINING, runs),
         baseline=entry.baseline,
-        chain=f"{entry.run} {entry.evaluation}" if entry.kind == "training" else "",
+        chain=f"{entry.run} {entry.evaluation}" if entry.kind == names.TRAINING else "",
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from longshort.strict_yaml import read_yaml
+from longshort.report.reading import reason
+from longshort.strict_yaml import leaves, read_yaml
 from longshort.types import LongShortError
 
 PARTS = ("recipe.yaml", "metrics.jsonl", "episodes", "eval")
@@ -120,7 +121,7 @@ class RunFiles:
 
     def setting(self, name: str) -> Any:
         """The recipe's `long.model` or `loss.beta`; None where it has none."""
-        return next((value for key, value in flat(self.recipe) if key == name), None)
+        return next((value for key, value in leaves(self.recipe) if key == name), None)
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """The steps at which the metric was logged, in order, and its values."""
@@ -155,15 +156,6 @@ def load(folders: Sequence[Path]) -> list[RunFiles]:
     return [_load(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)]
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a recipe under its dotted name: {"loss": {"beta": 0.0}} -> ("loss.beta", 0.0)."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' last parts, with those before where two are the same: a/run, b/run."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
@@ -194,7 +186,7 @@ def _read_recipe(run: RunFiles) -> None:
         if not isinstance(tree, dict):
             raise LongShortError("it is no mapping of settings")
         run.recipe = {name: value for name, value in tree.items() if isinstance(name, str)}
-        list(flat(run.recipe))
+        list(leaves(run.recipe))
     except (LongShortError, ValueError, RecursionError) as error:  # a number of 5,000 digits, an alias that holds itself
         run.recipe = {}
         run.remarks.append(f"{where} cannot be read ({str(error).removeprefix(where).lstrip(':, ')}), so its settings are not shown.")
@@ -251,7 +243,7 @@ def _read_evaluations(run: RunFiles) -> None:
                 continue
             results = Results.model_validate(content).model_copy(update={"name": path.stem})
         except (ValueError, RecursionError) as error:
-            run.remarks.append(f"{where} cannot be read ({_reason(error)}), so its results are not shown.")
+            run.remarks.append(f"{where} cannot be read ({reason(error)}), so its results are not shown.")
             continue
         run.evaluations.append(results)
         run.remarks += [f"{where}: {fault.rstrip('.')}." for fault in results.faults]
@@ -277,11 +269,3 @@ def _ranges(noun: str, numbers: Sequence[int]) -> str:
     parts = [f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
     more = f" and {sum(map(len, runs[FEW:]))} more" if len(runs) > FEW else ""
     return f"{noun}{'s' if len(numbers) > 1 else ''} {', '.join(parts[:FEW])}{more}"
-
-
-def _reason(error: Exception) -> str:
-    """The first fault in a few words."""
-    if not isinstance(error, ValidationError):
-        return str(error)[:120]
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from longshort.evaluation.names import ALL, SAMPLED, TRAINING, cross_name
 from longshort.report.cells import COLUMNS, Cell, plain, signed
 from longshort.report.run_files import Benchmark, CrossPlay, Difference, Results, Row, RunFiles
 
-SAMPLED = "sampled"
-TRAINING = "training"
-"""The name of the evaluation that a training makes of its own checkpoints."""
-KINDS = {"": "", "training": "Checkpoints during training", "cross": "Checkpoints playing with each other"}
+KINDS = {"": "", TRAINING: "Checkpoints during training", "cross": "Checkpoints playing with each other"}
 """Which rows stand together, folded but for the first: a page is read for a few systems, not for all."""
 
 
@@ -69,7 +67,7 @@ def entries(runs: Sequence[RunFiles]) -> list[Entry]:
             for row in results.results:
                 system = results.systems.get(row.system)
                 models = set(system.models.values()) if system else set()
-                kind = "training" if results.name == TRAINING else "cross" if row.system in crossed else ""
+                kind = TRAINING if results.name == TRAINING else "cross" if row.system in crossed else ""
                 found.append(
                     Entry(
                         run=number,
@@ -111,11 +109,11 @@ def benchmark_tables(runs: Sequence[RunFiles]) -> list[BenchmarkTables]:
 def benchmarks(found: Iterable[Entry]) -> list[str]:
     """The benchmarks' names, `all` first."""
     names = dict.fromkeys(entry.row.benchmark for entry in found)
-    return sorted(names, key=lambda name: name != "all")
+    return sorted(names, key=lambda name: name != ALL)
 
 
 def benchmark_title(name: str, known: Sequence[Benchmark]) -> str:
-    return "Mean over benchmarks" if name == "all" else next((one.title for one in known if one.title), name)
+    return "Mean over benchmarks" if name == ALL else next((one.title for one in known if one.title), name)
 
 
 def _facts(benchmark: Benchmark) -> str:
@@ -182,8 +180,6 @@ def _differences(ours: Sequence[tuple[str, Results, Difference]], *, several: bo
 
 def _crossed(results: Results) -> dict[tuple[str, str], str]:
     """The systems of the cross-play matrix by (long, short) model."""
-    from longshort.evaluation.systems import cross_name  # imports the models' side, which a report without cross-play need not wait for
-
     if not results.cross_play:
         return {}
     return {(long, short): cross_name(long, short) for long in results.cross_play.long for short in results.cross_play.short}

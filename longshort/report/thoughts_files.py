@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longshort.ledger import read
+from longshort.report.reading import reason
 from longshort.thoughts.pipeline import CONTINUE, DROPPED_BEFORE, STEPS
 from longshort.types import ROLES, LongShortError
 
@@ -223,7 +224,7 @@ def _manifest(path: Path, shape: type[Made], remarks: list[str]) -> Made | None:
     try:
         return shape.model_validate(json.loads(path.read_bytes()))
     except ValueError as error:
-        remarks.append(f"{_short(path)} cannot be read ({_reason(error)}), so its counts and settings are not shown.")
+        remarks.append(f"{_short(path)} cannot be read ({reason(error)}), so its counts and settings are not shown.")
         return None
 
 
@@ -245,7 +246,7 @@ def _lines(path: Path, shape: type[Line], unfinished: bool, remarks: list[str]) 
             line = shape.model_validate(row)
             lines[line.id] = line
         except ValidationError as error:
-            wrong.append(_reason(error))
+            wrong.append(reason(error))
     if wrong:
         remarks.append(f"{len(wrong)} of {len(rows)} lines of {path.name} are left out, as the step does not write such ({wrong[0]}).")
     return lines
@@ -273,14 +274,6 @@ def _missing(files: Files) -> Iterator[str]:
     for role, sft in files.sft.items():
         if not sft.complete:
             yield f"Fine-tuning of the {role} model is not finished."
-
-
-def _reason(error: ValueError) -> str:
-    """The first fault in a few words."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
 
 
 def _short(path: Path) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from longshort.report.viewer_files import EVALUATION, TRAINING, Found, Line, Place, reason, reread
+from longshort.report.reading import reason
+from longshort.report.viewer_files import EVALUATION, TRAINING, Found, Line, Place, reread
 
 BLOCK = 64
 """Episodes per block (viewer.js knows it from the index)."""

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longshort.report.reading import reason
+
 TRAINING, EVALUATION = "training", "evaluation"
 
 
@@ -189,11 +191,3 @@ def reread(place: Place) -> Line:
     with place.path.open("rb") as stream:
         stream.seek(place.offset)
         return read_line(stream.read(place.size))
-
-
-def reason(error: Exception) -> str:
-    """The first fault in a few words."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"

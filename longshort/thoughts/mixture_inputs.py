@@ -13,12 +13,12 @@ from longshort.data import load_problems
 from longshort.learning.samples import sample_of
 from longshort.model_files import read_facts
 from longshort.plan import check_contexts, check_output, check_prompts, load_tokenizer
+from longshort.strict_yaml import leaves
 from longshort.team.grading import GradingPool
 from longshort.team.protocols import Solo, demonstration
 from longshort.thoughts.records import OK, Trace
 from longshort.thoughts.settings import MixtureConfig
 from longshort.thoughts.traces import load_traces
-from longshort.trainer import leaves
 from longshort.types import LongShortError, Problem, Sample
 
 SOURCES = ("short_data", "long_data")
