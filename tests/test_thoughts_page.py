@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longshort.ledger import Ledger
-from longshort.report.curves import Point, by_position, by_thoughts_kept, draw, means, shares, ticks
+from longshort.report.curves import Point, by_position, by_thoughts_kept, draw, means, shares
 from longshort.report.page import embed, told
 from longshort.report.thoughts_page import write_page
 from longshort.thoughts.importance import score
@@ -108,11 +108,12 @@ def test_groups_and_points_by_hand():
 
 
 def test_drawing():
-    assert ticks(64, 9) == [0, 10, 20, 30, 40, 50, 60] and ticks(1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert ticks(3, 9) == [0, 0.5, 1, 1.5, 2, 2.5, 3]
-    drawing = draw({"plain": [Point(0, 0.5, 0.25, 0.75, 8), Point(2, 1, 1, 1, 2)]}, title="T", x_label="<k>", y_label="P", x_top=2, y_top=1)
-    assert "&lt;k&gt;" in drawing and "<title>0: 0.5 (0.25 to 0.75), 8 traces</title>" in drawing
-    assert 'd="M58.0 161.5V76.5" class="whisker plain"' in drawing and 'class="line plain"' in drawing and drawing.count("whisker") == 1
+    points = [Point(0, 0.5, 0.25, 0.75, 8), Point(2, 1, 1, 1, 2)]
+    drawing = draw("one", {"plain": points}, title="T <t>", x_label="<k>", y_label="P", x_top=2, y_top=1)
+    assert "<title>T &lt;t&gt;</title>" in drawing and "&lt;k&gt;" in drawing and ">8</text>" in drawing  # the highest count of traces
+    assert drawing.count("var(--plain)") >= 2 and "#a1b2" not in drawing
+    alone = draw("two", {"long": [Point(1, 0.5, 0.5, 0.5, 0)]}, title="T", x_label="k", y_label="P", x_top=2)
+    assert "var(--long)" in alone and "var(--plain)" not in alone and 'id="one-' not in alone
 
 
 def test_page_tells_the_numbers(folder):
@@ -139,7 +140,7 @@ def test_page_is_one_file_and_the_same_again(folder):
     first = write_page(folder).read_bytes()
     assert write_page(folder).read_bytes() == first and not list(folder.glob("*.tmp"))
     page = first.decode()
-    assert not re.search(r"(src|href)=[\"']?(https?:|//)|@import|url\(", page)
+    assert not re.search(r"(src|href)=[\"']?(https?:|//)|@import|url\((?!#)", page)
     assert page.count("<script>") == 1 and "window.hacked=1</script>" not in page and "\u2028" not in page and "innerHTML" not in page
     assert embed({"a": "</script>&\u2028"}) == '{"a":"\\u003c/script\\u003e\\u0026\\u2028"}'
     assert [told(value) for value in (0.38, {"a": 4}, True, 23764, 12345.6)] == ["0.38", "a: 4", "yes", "23,764", "12,346"]

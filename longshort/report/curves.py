@@ -1,23 +1,26 @@
-"""Accuracy and length of continuations over the thoughts kept (arXiv 2505.11827, figures 2 and 3), and their drawing as SVG."""
+"""Accuracy and length of continuations over the thoughts kept (arXiv 2505.11827, figures 2 and 3), and their drawing."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+from matplotlib.axes import Axes
 
 from longshort.evaluation.measures import Z95, wilson
+from longshort.report import plots
 
 BINS = 10
 """Of the relative position k / n."""
-WIDTH, LEFT, RIGHT, TOP, BASE = 560, 50, 550, 34, 204
-"""The drawing, the edges of its plot, the plot's top and foot, in units of the SVG."""
-STRIP = 28
-"""Height of the bars that count traces, below the plot."""
+WIDTH, LEFT, RIGHT = 460, 46, 8
+"""Of a drawing, and what its plot leaves free at its sides, in units of the SVG."""
+STRIP = 38
+"""Height of the bars that count traces, with the room above them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,6 @@ class Point:
 
 Groups = Mapping[float, Sequence[float]]
 """One value per trace, by place on the x axis."""
-Scale = Callable[[float], float]
 
 
 def by_thoughts_kept(curves: Sequence[Sequence[float]]) -> Groups:
@@ -78,66 +80,45 @@ def losses(values: Sequence[float], steps: int) -> list[Point]:
     return [Point(steps * number / len(values), value, value, value, 0) for number, value in enumerate(values, 1)]
 
 
-def ticks(top: float, most: int = 6) -> list[float]:
-    """0, a round step, … up to at most `top`; `most` numbers or fewer."""
-    rough = max(top, 1e-9) / (most - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    return [number * step for number in range(math.floor(top / step * (1 + 1e-9)) + 1)]
-
-
 def draw(
-    series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str, x_top: float, y_top: float | None = None
+    name: str, series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str, x_top: float, y_top: float | None = None
 ) -> Markup:
-    """The series (class name -> points) as lines with intervals, over bars that count the first one's traces where it has any."""
+    """The series (colour -> points) as lines with intervals, over bars that count the first one's traces where it has any.
+
+    `name` makes the drawing's ids its own.
+    """
     first = next(iter(series.values()))
-    everything = [point for points in series.values() for point in points]
-    y_top = y_top or 1.04 * max(point.high for point in everything) or 1.0
     counted = max(point.n for point in first)
-    foot = BASE + (STRIP + 18 if counted else 0)
-    inset = 8
-    x_at = lambda x: LEFT + inset + (RIGHT - LEFT - 2 * inset) * x / (x_top or 1)  # noqa: E731
-    y_at = lambda y: BASE - (BASE - TOP) * min(y, y_top) / y_top  # noqa: E731
-    parts = [f'<text x="0" y="14" class="label">{escape(y_label)}</text>']
-    for tick in ticks(y_top):
-        parts.append(f'<path d="M{LEFT} {y_at(tick):.1f}H{RIGHT}" class="grid"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y_at(tick) + 4:.1f}" class="tick end">{tick:.6g}</text>')
-    for tick in ticks(x_top, 9):
-        parts.append(f'<text x="{x_at(tick):.1f}" y="{foot + 20}" class="tick mid">{tick:.6g}</text>')
-    parts.append(f'<text x="{RIGHT}" y="{foot + 42}" class="label end">{escape(x_label)}</text>')
-    if counted:
-        parts += _strip(first, counted, x_at, foot)
-    for name, points in series.items():
-        parts += _line(name, points, x_at, y_at)
-    height = foot + 48
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')
+    strip = STRIP if counted else 0
+    height = 196 + strip
+    with plots.canvas(WIDTH, height, left=LEFT, right=RIGHT, top=26, bottom=42 + strip) as (figure, axes):
+        for colour, points in series.items():
+            _line(axes, plots.COLOURS[colour], points)
+        axes.set_xlim(-0.02 * x_top, 1.02 * x_top)
+        axes.set_ylim(0, y_top or 1.04 * max(point.high for points in series.values() for point in points) or 1.0)
+        plots.dress(axes, whole_x=x_top > 1)
+        axes.annotate(y_label, (0, 1), (-LEFT, 14), xycoords="axes fraction", textcoords="offset points")
+        if counted:
+            axes.tick_params(labelbottom=False)
+            axes = figure.add_axes((LEFT / WIDTH, 42 / height, (WIDTH - LEFT - RIGHT) / WIDTH, (strip - 18) / height), sharex=axes)
+            _count(axes, first, counted)
+        axes.annotate(x_label, (1, 0), (0, -34), xycoords="axes fraction", textcoords="offset points", ha="right")
+        return plots.markup(figure, name, title)
 
 
-def _line(name: str, points: Sequence[Point], x_at: Scale, y_at: Scale) -> list[str]:
-    """Whiskers, the line, and on each point a dot that tells its numbers."""
-    parts = [
-        f'<path d="M{x_at(p.x):.1f} {y_at(max(p.low, 0)):.1f}V{y_at(p.high):.1f}" class="whisker {name}"/>'
-        for p in points
-        if p.high > p.low
-    ]
-    path = "L".join(f"{x_at(p.x):.1f} {y_at(p.y):.1f}" for p in points)
-    parts.append(f'<path d="M{path}" class="line {name}"/>')
-    for p in points:
-        told = f"{p.x:.4g}: {p.y:.3g}" + (f" ({max(p.low, 0):.3g} to {p.high:.3g}), {p.n} traces" if p.n else "")
-        radius = 3 if p.n else 1.8
-        parts.append(f'<circle cx="{x_at(p.x):.1f}" cy="{y_at(p.y):.1f}" r="{radius}" class="dot {name}"><title>{told}</title></circle>')
-    return parts
+def _line(axes: Axes, colour: str, points: Sequence[Point]) -> None:
+    """Intervals, the line, and a dot on each point that stands for traces."""
+    ranged = [point for point in points if point.high > point.low]
+    axes.vlines([p.x for p in ranged], [max(p.low, 0) for p in ranged], [p.high for p in ranged], color=colour, linewidth=1.0, alpha=0.6)
+    marker = {"marker": "o", "markersize": 4, "markeredgewidth": 0} if any(point.n for point in points) else {}
+    axes.plot([p.x for p in points], [p.y for p in points], color=colour, linewidth=1.5, clip_on=False, **marker)
 
 
-def _strip(points: Sequence[Point], counted: int, x_at: Scale, foot: float) -> list[str]:
+def _count(axes: Axes, points: Sequence[Point], counted: int) -> None:
     """Bars as high as there are traces, with the highest number beside them."""
-    width = max(1.5, min(26.0, 0.72 * (x_at(points[1].x) - x_at(points[0].x)))) if len(points) > 1 else 26.0
-    parts = [f'<text x="{LEFT - 8}" y="{foot - STRIP / 2 + 6:.0f}" class="tick end">{counted:,}</text>']
-    parts.append(f'<path d="M{LEFT} {foot}H{RIGHT}" class="grid"/>')
-    for p in points:
-        high = STRIP * p.n / counted
-        parts.append(
-            f'<rect x="{x_at(p.x) - width / 2:.1f}" y="{foot - high:.1f}" width="{width:.1f}" height="{high:.1f}" class="count">'
-            f"<title>{p.x:.4g}: {p.n} traces</title></rect>"
-        )
-    return parts
+    apart = min((after.x - before.x for before, after in pairwise(points)), default=points[0].x or 1.0)
+    axes.bar([p.x for p in points], [p.n for p in points], 0.72 * apart, color=plots.COLOURS["quiet"], alpha=0.35, linewidth=0)
+    axes.patch.set_visible(False)
+    plots.dress(axes)
+    axes.set_yticks([counted], [f"{counted:,}"])
+    axes.tick_params(labelbottom=True)

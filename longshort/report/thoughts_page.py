@@ -124,7 +124,7 @@ def _loss(files: Files) -> Markup | None:
     if not series:
         return None
     longest = max(point.x for points in series.values() for point in points)
-    return curves.draw(series, title="Loss of fine-tuning", x_label="optimizer step", y_label="loss per token", x_top=longest)
+    return curves.draw("loss", series, title="Loss of fine-tuning", x_label="optimizer step", y_label="loss per token", x_top=longest)
 
 
 def _figures(files: Files) -> list[dict[str, Any]]:
@@ -146,7 +146,8 @@ def _figures(files: Files) -> list[dict[str, Any]]:
             ("Length", "tokens generated, mean", curves.means(grouped(length)), None),
         ):
             title = f"{what} over {place}"
-            drawing = curves.draw({"plain": points}, title=title, x_label=x_label, y_label=y_label, x_top=x_top, y_top=y_top)
+            axes = {"x_label": x_label, "y_label": y_label, "x_top": x_top, "y_top": y_top}
+            drawing = curves.draw(f"figure-{len(made)}", {"plain": points}, title=title, **axes)
             made.append({"title": title, "x_label": x_label, "drawing": drawing, "points": points})
     return made
 
