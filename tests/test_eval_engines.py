@@ -52,14 +52,14 @@ def cluster(monkeypatch, tmp_path):
 
 
 def play(config, systems, after=lambda engines: None):
-    """Go through systems with one Engines; returns it, and the engines by role of each."""
+    """Go through systems with one Engines; returns the engines by role of each."""
 
     async def go():
         engines = Engines(config)
         given = [await engines.of(system) for system in systems]
         after(engines)
         engines.close()
-        return engines, given
+        return given
 
     return asyncio.run(go())
 
@@ -67,10 +67,9 @@ def play(config, systems, after=lambda engines: None):
 def test_one_engine_per_model_serves_every_system_and_both_roles(cluster):
     log, _, system, folder = cluster
     shared = System(name="x", title="", models=dict.fromkeys(ROLES, Model(folder=str(folder / "a"), origin=LONG)), protocol=None)
-    engines, (ab, a, both_a, ba) = play(parse({}), [system("a", "b"), system("a"), shared, system("a", "b")])
+    ab, a, both_a, ba = play(parse({}), [system("a", "b"), system("a"), shared, system("a", "b")])
     assert ab[LONG] is a[LONG] is both_a[LONG] is both_a[SHORT] is ba[LONG] and ab[SHORT] is ba[SHORT] is not ab[LONG]
     assert log == ["+a", "+b", "-a", "-b"]
-    assert engines.started == {str(folder / "a"): 1, str(folder / "b"): 1}
 
 
 def test_two_ways_to_write_a_folder_are_one_model(cluster):
@@ -90,17 +89,16 @@ def test_one_model_in_two_roles_with_different_contexts_has_two_engines(cluster)
     same = System(name="x", title="", models={r: Model(folder=model(folder / "a"), origin=r) for r in ROLES}, protocol=None)
     play(parse({}), [same])
     assert log == ["+a", "-a"]
-    _, [given] = play(parse({"short": {"engine": {"max_model_len": 512}}}), [same])
+    [given] = play(parse({"short": {"engine": {"max_model_len": 512}}}), [same])
     assert log[2:] == ["+a", "+a", "-a", "-a"] and (given[LONG].role, given[SHORT].role) == (LONG, SHORT)
 
 
 def test_the_engine_that_waited_longest_gives_way_and_starts_again_where_it_is_needed(cluster):
-    log, _, system, folder = cluster
+    log, _, system, _ = cluster
     order = [system("a", "b"), system("c"), system("a"), system("d"), system("b", "a")]
-    engines, given = play(parse({"eval": {"max_engines": 3}}), order, lambda engines: log.append("end"))
+    given = play(parse({"eval": {"max_engines": 3}}), order, lambda engines: log.append("end"))
     # d comes when b has waited longest, for a was used again after c; b comes when c has
     assert log[:-3] == ["+a", "+b", "+c", "-b", "+d", "-c", "+b", "end"]
-    assert engines.started == {str(folder / name): 1 + (name == "b") for name in "abcd"}
     assert not any(engine.alive for roles in given for engine in roles.values())
 
 

@@ -20,14 +20,12 @@ class Engines:
     """`await engines.of(system)` gives the engine of each role that speaks in it; `close` ends all of them.
 
     Two roles with the same model share one engine, unless the recipe gives them engines that answer differently. At most
-    `eval.max_engines` are alive, fewer where the cluster has too few CPUs or GPUs; the one that has waited longest gives way. `started`
-    counts the starts by folder: 1 each unless one had to give way.
+    `eval.max_engines` are alive, fewer where the cluster has too few CPUs or GPUs; the one that has waited longest gives way.
     """
 
     def __init__(self, config: LongShortConfig):
         self._config = config
         self._alive: dict[Key, RemoteEngine] = {}
-        self.started: dict[str, int] = {}
 
     async def of(self, system: System) -> Mapping[str, RemoteEngine]:
         keys = {role: self._key(model) for role, model in system.models.items()}
@@ -37,9 +35,7 @@ class Engines:
         missing = {key: model for key, model in needed.items() if key not in self._alive}
         self._make_room(needed, missing)
         for key, model in missing.items():
-            folder, _ = key
-            self._alive[key] = self._make(folder, model)
-            self.started[folder] = self.started.get(folder, 0) + 1
+            self._alive[key] = self._make(key[0], model)
         if missing:
             backends = ", ".join(f"{key[0]}: {self._alive[key].backend}" for key in missing)
             async with console.heartbeat(lambda: f"starting engines ({backends})"):
