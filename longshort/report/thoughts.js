@@ -1,20 +1,10 @@
-"use strict";
-// Lists the embedded traces and builds the chosen one. Model text is hostile: it only ever becomes a text node.
+// Lists the embedded traces and builds the chosen one.
 (() => {
-  const byId = (id) => document.getElementById(id);
+  "use strict";
   const index = JSON.parse(byId("index").textContent);
   if (!index.length) return;
   const load = (at) => JSON.parse(byId(`trace-${at}`).textContent);
-  const words = (name) => name.replaceAll("_", " ");
   const SVG = "http://www.w3.org/2000/svg";
-
-  /** An element with a class and children; strings become text nodes. */
-  const el = (tag, className, ...children) => {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    made.append(...children.filter((child) => child !== null && child !== ""));
-    return made;
-  };
 
   const drawn = (tag, attributes, ...children) => {
     const made = document.createElementNS(SVG, tag);

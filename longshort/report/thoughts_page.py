@@ -40,7 +40,7 @@ def write_page(folder: Path, *, limit: int = 300) -> Path:
         folder / "thoughts.html",
         "thoughts.html.j2",
         styles=[page.asset("base.css"), page.asset("thoughts.css")],
-        scripts=[page.asset("thoughts.js")],
+        scripts=[page.asset("base.js") + page.asset("thoughts.js")],
         name=folder.resolve().parent.name,
         made=_made(folder),
         version=next((step.manifest.longshort for step in files.steps.values() if step.manifest), ""),

@@ -1,34 +1,11 @@
-// The viewer of episodes, part 1 of 4: elements, the index, packed blocks, and the state that the address keeps.
-// Everything from a file is hostile: it only ever becomes a text node.
-const byId = (id) => document.getElementById(id);
-
-/** An element with a class and children; strings become text nodes, null and "" are left out. */
-const el = (tag, className, ...children) => {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...children.filter((child) => child !== null && child !== "" && child !== undefined && child !== false));
-  return made;
-};
-
-/** A button that does something; `attributes` such as {"aria-pressed": true}. */
-const button = (className, text, act, attributes = {}) => {
-  const made = el("button", className, text);
-  made.type = "button";
-  made.addEventListener("click", act);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-};
-
+// The viewer of episodes, part 1 of 4: the index, packed blocks, and the state that the address keeps.
 const index = JSON.parse(byId("episode-index").textContent);
 const { rows, runs, sources, problems, stops } = index;
 const [SOURCE, STEP, PROBLEM, ORDINAL, STOP, RIGHT, TURNS, TOKENS, REWARD] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 
-const count = (n) => n.toLocaleString("en");
 const minus = (text) => text.replace("-", "−");
 /** A number with a true minus sign and at most `digits` decimals; "–" for none. */
 const number = (value, digits = 3) => (typeof value === "number" ? minus(String(Number(value.toFixed(digits)))) : "–");
-const words = (name) => name.replaceAll("_", " ");
-const plural = (n, one) => `${count(n)} ${one}${n === 1 ? "" : "s"}`;
 
 /** What a source is called, without its run. */
 const sourceName = (source) =>

@@ -12,7 +12,7 @@ from longshort.report.viewer_data import BLOCK, Packed, choose, pack, squeeze
 from longshort.report.viewer_files import TRAINING, Found, Run, find
 from longshort.report.viewer_vocabulary import vocabularies
 
-SCRIPTS = ("viewer.js", "viewer_tokens.js", "viewer_episode.js", "viewer_list.js")
+SCRIPTS = ("base.js", "viewer.js", "viewer_tokens.js", "viewer_episode.js", "viewer_list.js")
 """Parts of one script, in this order."""
 
 
