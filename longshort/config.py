@@ -30,6 +30,7 @@ from longshort.sections import (
     Section,
     Share,
 )
+from longshort.serving.settings import ServeConfig
 from longshort.strict_yaml import explain, override, read_yaml
 from longshort.thoughts.settings import ColdStartConfig, MixtureConfig
 from longshort.types import LONG, ROLES, SHORT, LongShortError
@@ -104,6 +105,7 @@ class LongShortConfig(Section):
     coldstart: ColdStartConfig | None = None
     mixture: MixtureConfig | None = None
     miniature: MiniatureConfig | None = None
+    serve: ServeConfig = ServeConfig()
 
     @field_validator("staleness")
     @classmethod

@@ -14,7 +14,7 @@ from longshort.types import LongShortError
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
-_stops: list[asyncio.Event] = []
+_stops: list[tuple[asyncio.Event, str]] = []
 
 
 class Interrupted(LongShortError):
@@ -36,9 +36,10 @@ async def _handled(main: Coroutine[Any, Any, Any]) -> Any:
 
     def arrived(number: int) -> None:
         _received.append(number)
-        if _stops and not _stops[-1].is_set():
-            console.say(f"{signal.Signals(number).name}: saving before leaving (again: leave at once) …")
-            _stops[-1].set()
+        if _stops and not _stops[-1][0].is_set():
+            stop, doing = _stops[-1]
+            console.say(f"{signal.Signals(number).name}: {doing} (again: leave at once) …")
+            stop.set()
         else:
             task.cancel()
 
@@ -59,10 +60,10 @@ async def _handled(main: Coroutine[Any, Any, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def graceful(stop: asyncio.Event) -> Iterator[list[int]]:
+def graceful(stop: asyncio.Event, doing: str = "saving before leaving") -> Iterator[list[int]]:
     """While the block runs, the first signal sets `stop` instead of cancelling; the block's value holds the signals that came."""
-    _stops.append(stop)
+    _stops.append((stop, doing))
     try:
         yield _received
     finally:
-        _stops.remove(stop)
+        _stops.remove((stop, doing))

@@ -29,7 +29,7 @@ from longshort.team.rollout import Admission, Decoding, RewardFunction
 from longshort.types import Group, LongShortError, Problem
 
 MAY_CHANGE = (
-    r"output_dir|stages|save_\w+|eval\b.*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
+    r"output_dir|stages|save_\w+|eval\b.*|serve\..*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
     r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate|learner\..*",
     r"(long|short)\.(model|engine\..*)",
 )
