@@ -6,6 +6,8 @@ longshort coldstart recipe.yaml [--redo STEP]              from long traces to t
 longshort mixture recipe.yaml                              SFT of one role on short and long traces, re-weighted as it learns
 longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
 longshort eval   recipe.yaml [--systems A,B]               accuracy and tokens of the pair and of what it is compared with
+longshort serve  team [--port 8000]                        one OpenAI-compatible endpoint in which the pair answers
+longshort chat   team [--once QUESTION]                    the pair's dialogue on your questions, live in the terminal
 longshort report runs/x [runs/y …] [--watch]               one page: curves, tables, every episode
 longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
 longshort plan   recipe.yaml --gpus 8 [--zero 3]           where engines and learners go on 8 GPUs, memory, time, and why
@@ -59,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="longshort", description="Train, evaluate and plan a pair of cooperating reasoning models.", epilog="docs: README.md, docs/"
     )
     parser.add_argument("--version", action="version", version=f"longshort {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="run | coldstart | mixture | train | eval | report | plan | doctor | STEP")
+    verbs = parser.add_subparsers(
+        required=True, metavar="run | coldstart | mixture | train | eval | serve | chat | report | plan | doctor | STEP"
+    )
 
     def verb(name: str, function, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -90,6 +94,27 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the team checkpoint that is evaluated as trained (default: the newest)")
     evaluate.add_argument("--name", default="results", help="of the evaluation's files, eval/<name>.json (default: results)")
     evaluate.add_argument("--redo", action="store_true", help="first set aside what this evaluation has already")
+    endpoint = verb("serve", _serve, "One OpenAI-compatible endpoint in which the pair answers, and a page to chat with it.")
+    endpoint.add_argument("team", metavar="TEAM", help="a team folder, a checkpoint, a run's folder or a recipe")
+    endpoint.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the team's, e.g. serve.max_queue=64")
+    endpoint.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
+    endpoint.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
+    endpoint.add_argument("--name", default="", help="what callers name as the model (default: the team's name)")
+    endpoint.add_argument(
+        "--api-key-file", metavar="FILE", help="holds the key that callers must show (default: LONGSHORT_API_KEY, if set)"
+    )
+    talk = verb("chat", _chat, "Ask a team, and watch its two models work on the answer.")
+    where = "a team folder, a checkpoint, a run's folder, a recipe, or the address of `longshort serve`: http://host:port"
+    talk.add_argument("team", metavar="TEAM", help=where)
+    talk.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the team's, e.g. long.engine.num_gpus=1")
+    talk.add_argument("--once", metavar="QUESTION", help="ask this and leave; a question through a pipe does the same")
+    talk.add_argument("--answer-only", action="store_true", help="print the answer and nothing else")
+    talk.add_argument("--mode", choices=["pair", "long", "short"], help="both models, or one of them alone (default: pair)")
+    talk.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the team's)")
+    talk.add_argument("--max-turns", type=int, metavar="N", help="at most so many exchanges (default: the team's)")
+    talk.add_argument("--max-tokens", type=int, metavar="N", help="of both models together, per question (default: the team's)")
+    talk.add_argument("--seed", type=int, metavar="N", help="the same for every question (default: a new one each)")
+    talk.add_argument("--api-key-file", metavar="FILE", help="holds the key of the address (default: LONGSHORT_API_KEY, if set)")
     page = verb("report", _report, "One page that opens offline: learning curves, accuracy against tokens, tables, every episode.")
     page.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart; several are drawn together")
     page.add_argument("--output", metavar="FILE", help="where the page goes (default: report.html in the first run's folder)")
@@ -165,6 +190,26 @@ def _eval(options: argparse.Namespace) -> int:
     chosen = Path(options.checkpoint) if options.checkpoint else None
     content = evaluate_recipe(config, name=options.name, checkpoint_folder=chosen, redo=options.redo)
     return 1 if content["faults"] else 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from longshort.serving.command import serve
+
+    serve(
+        options.team,
+        host=options.host,
+        port=options.port,
+        name=options.name,
+        key_file=options.api_key_file,
+        overrides=options.overrides,
+    )
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from longshort.serving.chat import chat
+
+    return chat(options)
 
 
 def _report(options: argparse.Namespace) -> int:

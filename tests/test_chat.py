@@ -1,0 +1,246 @@
+"""`longshort chat`: a dialogue on a terminal and in a pipe, and the command against an endpoint that says what it is told."""
+
+import io
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from longshort import cli
+from longshort.serving.api_key import read_key
+from longshort.serving.conversation import Finished, Piece, TurnBegan, TurnEnded
+from longshort.serving.screen import AnswerOnly, Plain, Screen
+from longshort.serving.wire import told
+from longshort.types import Completion, Episode, LongShortError, Problem, Turn
+from tests.chat_server import Scripted, finished, serving, turn
+
+DIALOGUE = [
+    *turn("long", "</think>", "7^6: 9 3 ", "1 7 9", tokens=9),
+    *turn("short", "</rethink>", "9+", "4", tokens=3),
+    *turn("long", "</think>", "13", tokens=1),
+    *turn("short", "</answer>", "\\boxed", "{3}", tokens=5),
+    finished("\\boxed{3}", hand_backs=1),
+]
+PLAIN = """\
+[long, 9 tokens]
+7^6: 9 3 1 7 9
+[short, 3 tokens, ↩ hands back: think again]
+9+4
+[long, 1 token]
+13
+[answer by short, 5 tokens]
+\\boxed{3}
+[long 10 tokens, short 8 tokens, 1 hand-back, 0s]
+"""
+
+
+def shown(events, kind=Plain) -> str:
+    out = io.StringIO()
+    show = kind(out)
+    for event in events:
+        show(event)
+    return out.getvalue()
+
+
+def on_screen(events, width=60, height=25) -> str:
+    """All that is sent to a terminal of that size."""
+    return shown(events, lambda out: Screen(Console(file=out, force_terminal=True, color_system="truecolor", width=width, height=height)))
+
+
+def settled(sent: str) -> str:
+    """What stays of it: without colours, and without the lines that a growing turn had and gave back."""
+    lines = []
+    for part in re.split(r"(\x1b\[1A\x1b\[2K|\n)", re.sub(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\r", "", sent)):
+        if part == "\x1b[1A\x1b[2K":
+            lines.pop()
+        elif part == "\n":
+            lines.append("")
+        else:
+            lines = lines or [""]
+            lines[-1] = part.removeprefix("\x1b[2K") or lines[-1]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def test_events_as_json():
+    completion = Completion(token_ids=(5, 6), logprobs=(-0.1, 0.0), text="9", stop="</rethink>", version=0)
+    said = Turn(role="short", prompt_ids=(1,), completion=completion)
+    episode = Episode(problem=Problem(id="p", question="?", answer=""), turns=(said, said), stop="max_turns")
+    events = [TurnBegan(role="short", number=1), Piece(role="short", text="9"), TurnEnded(turn=said)]
+    assert list(map(told, events)) == [
+        {"event": "turn_began", "role": "short", "turn": 1},
+        {"event": "piece", "role": "short", "text": "9"},
+        {"event": "turn_ended", "role": "short", "tokens": 2, "stop": "</rethink>"},
+    ]
+    assert told(Finished(episode=episode, text="", finish_reason="length")) == finished("", stop="max_turns", hand_backs=2)
+
+
+def test_plain_text_and_the_answer_alone():
+    assert shown(DIALOGUE) == PLAIN
+    assert shown(DIALOGUE, AnswerOnly) == "\\boxed{3}\n"
+    cut = [*turn("long", "episode_length", "7 9", tokens=2), finished("", stop="episode_length")]
+    limit = "[no answer: the dialogue reached its limit of tokens (--max-tokens)]\n"
+    assert shown(cut) == f"[long, 2 tokens]\n7 9\n{limit}[long 2 tokens, 0 hand-backs, 0s]\n"
+    assert shown(cut, AnswerOnly) == ""
+
+
+def test_the_screen_keeps_every_turn_once_and_frames_the_answer():
+    lines = settled(on_screen(DIALOGUE, width=60)).splitlines()
+    assert [line for line in lines if line] == [
+        *["long", "       7^6: 9 3 1 7 9", "       9 tokens"],
+        *["short", "       9+4", "       3 tokens · ↩ hands back: think again"],
+        *["long", "       13", "       1 token"],
+        "╭─ answer · short · 5 tokens ──────────────────────────────╮",
+        "│ \\boxed{3}                                                │",
+        "╰──────────────────────────────────────────────────────────╯",
+        "long 10 tokens · short 8 tokens · 1 hand-back · 0s",
+    ]
+
+
+def test_a_turn_in_the_making_shows_its_end_and_never_more_than_the_terminal_holds():
+    out = io.StringIO()
+    show = Screen(Console(file=out, force_terminal=True, width=30, height=8))
+    show({"event": "turn_began", "role": "long"})
+    show({"event": "piece", "text": "word " * 400 + "end"})
+    show._live.refresh()
+    live = settled(out.getvalue()).splitlines()
+    assert len(live) <= 8 and live[-1].endswith("end ▍") and live[0] == "long"
+    show.broken("stopped")
+    kept = settled(out.getvalue()).splitlines()
+    assert " ".join(kept).count("word") == 400 and kept[-2:] == ["       not finished", "stopped"]
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal():
+    hostile = "a\x1b]0;title\x07\x1b[2Jb\r\x9bc\u202ed\te\x7f"
+    for sent in (
+        on_screen([*turn("long", "</think>", hostile, tokens=1), *turn("short", "</answer>", hostile, tokens=1), finished(hostile)]),
+    ):
+        assert "\x1b]0" not in sent and "\x1b[2J" not in sent and "\x07" not in sent and "\x9b" not in sent and "\u202e" not in sent
+    assert shown([*turn("short", "</answer>", hostile, tokens=1), finished(hostile)], AnswerOnly) == "a␛]0;title␇␛[2Jb␍\ufffdc\ufffdd\te␡\n"
+
+
+# --- the command, against an endpoint
+
+
+@pytest.fixture
+def endpoint():
+    return Scripted()
+
+
+@pytest.fixture
+def address(endpoint):
+    with serving(endpoint.app) as found:
+        yield found
+
+
+def test_one_question_through_a_pipe(endpoint, address, capsys, monkeypatch):
+    endpoint.script = DIALOGUE
+    monkeypatch.setattr("sys.stdin", io.StringIO("Last digit of 7^6+4?\n"))
+    assert cli.main(["chat", address, "--seed", "7", "--max-turns", "2", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == PLAIN
+    assert cli.main(["chat", f"{address}/v1/", "--once", "again?", "--answer-only", "--mode", "short"]) == 0
+    assert capsys.readouterr().out == "\\boxed{3}\n"
+    first, second = endpoint.requests
+    assert first == {
+        "model": "sum-team",
+        "messages": [{"role": "user", "content": "Last digit of 7^6+4?\n"}],
+        "stream": True,
+        "stream_options": {"include_dialogue": True},
+        "temperature": 0.0,
+        "max_turns": 2,
+        "seed": 7,
+    }
+    assert second["mode"] == "short" and second["seed"] >= 0 and "temperature" not in second
+
+
+def test_no_answer_and_errors_are_told_by_the_exit_status(endpoint, address, capsys, monkeypatch):
+    ask = ["chat", address, "--once", "?"]
+    endpoint.script = [*turn("long", "context", "7", tokens=1), finished("", stop="context")]
+    assert cli.main(ask) == 1 and "no answer: the dialogue no longer fits" in capsys.readouterr().out
+    endpoint.script = [*turn("long", "</think>", "7", tokens=1), {"error": {"message": "the long engine died"}}]
+    assert cli.main(ask) == 1 and capsys.readouterr().err == "longshort: the long engine died\n"
+    endpoint.script = [*turn("long", "</think>", "7", tokens=1), "break"]
+    assert cli.main(ask) == 1 and "broke off" in capsys.readouterr().err
+    endpoint.script = {"message": "the queue is full"}
+    assert cli.main(ask) == 1 and capsys.readouterr().err == f"longshort: {address}: the queue is full (status 429)\n"
+    endpoint.key = "s3cret"
+    assert cli.main(ask) == 1 and "no such key (status 401)" in capsys.readouterr().err
+    endpoint.script = DIALOGUE
+    monkeypatch.setenv("LONGSHORT_API_KEY", "s3cret")
+    assert cli.main(ask) == 0 and endpoint.keys[-1] == "Bearer s3cret"
+    assert cli.main([*ask, "seed=1"]) == 1 and "is a setting of engines on this machine" in capsys.readouterr().err
+
+
+def test_nobody_there(capsys):
+    assert cli.main(["chat", "http://127.0.0.1:9", "--once", "?"]) == 1
+    assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err
+    assert cli.main(["chat", "no/such/team", "--once", "?"]) == 1
+    assert "no/such/team" in capsys.readouterr().err
+
+
+def test_a_key_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGSHORT_API_KEY", "other ")
+    (tmp_path / "key").write_text("s3cret\n")
+    assert read_key(str(tmp_path / "key")) == "s3cret" and read_key(None) == "other"
+    (tmp_path / "key").write_text("two words")
+    with pytest.raises(LongShortError, match="holds 2 words"):
+        read_key(str(tmp_path / "key"))
+    with pytest.raises(LongShortError, match="cannot be read as a key"):
+        read_key(str(tmp_path / "none"))
+
+
+class Terminal:
+    """The command on a terminal of its own."""
+
+    def __init__(self, *arguments: str):
+        self.screen, inner = pty.openpty()
+        command = [sys.executable, "-m", "longshort.cli", "chat", *arguments]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+        self.process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, start_new_session=True, env=environment)
+        os.close(inner)
+        self.seen = ""
+
+    def until(self, text: str, seconds: float = 60) -> None:
+        """Read on until the text has come, colours and cursor movements aside."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert select.select([self.screen], [], [], max(0, end - time.monotonic()))[0], self.seen
+            self.seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", os.read(self.screen, 4096).decode("utf-8", "ignore"))
+        self.seen = self.seen.partition(text)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+
+@pytest.mark.engine
+def test_a_conversation_on_a_terminal(endpoint, address):
+    terminal = Terminal(address)
+    terminal.until("Ctrl-D leaves.")
+    terminal.until("question>")
+    endpoint.script = DIALOGUE
+    terminal.type("first?\n")
+    terminal.until("hands back: think again")
+    terminal.until("answer · short · 5 tokens")
+    terminal.until("question>")
+    endpoint.script = [*turn("long", "</think>", "never done", tokens=1)[:2], "pause"]
+    terminal.type("second?\n")
+    terminal.until("never done")
+    os.kill(terminal.process.pid, signal.SIGINT)  # what Ctrl-C does
+    terminal.until("stopped")
+    assert endpoint.left.wait(20)
+    terminal.until("question>")
+    endpoint.script = {"message": "the queue is full"}
+    terminal.type("third?\n")
+    terminal.until("the queue is full (status 429)")
+    terminal.until("question>")
+    os.kill(terminal.process.pid, signal.SIGINT)  # at the prompt: another prompt
+    terminal.until("question>")
+    terminal.type("\x04")
+    assert terminal.process.wait(20) == 0
+    assert [request["messages"][0]["content"] for request in endpoint.requests] == ["first?", "second?", "third?"]
