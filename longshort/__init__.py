@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longshort.config import LongShortConfig
     from longshort.evaluation.command import evaluate_recipe
+    from longshort.serving.team import Team
     from longshort.trainer import LongShortTrainer
     from longshort.types import LongShortError, Problem
 
 __version__ = "0.1.0"
-__all__ = ["LongShortConfig", "LongShortError", "LongShortTrainer", "Problem", "__version__", "evaluate_recipe"]
+__all__ = ["LongShortConfig", "LongShortError", "LongShortTrainer", "Problem", "Team", "__version__", "evaluate_recipe"]
 _HOMES = {
     "LongShortConfig": "config",
     "LongShortError": "types",
     "LongShortTrainer": "trainer",
     "Problem": "types",
+    "Team": "serving.team",
     "evaluate_recipe": "evaluation.command",
 }
 

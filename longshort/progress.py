@@ -76,7 +76,6 @@ class Progress:
                 before = {}
             delta = {name: value - before.get(name, 0) for name, value in stats.items()}
             self._engines[role] = stats
-            policy.engine.step_finished()
             metrics[f"rollout/idle_frac/{role}"] = max(0.0, 1 - delta["busy_s"] / (self._measured - since)) if before else 0.0
             metrics[f"rollout/prefix_cache_hits/{role}"] = delta["cached_tokens"] / max(1, delta["prompt_tokens"])
             metrics[f"rollout/engine_restarts/{role}"] = policy.engine.restarts

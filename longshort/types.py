@@ -37,7 +37,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one turn is sampled. `temperature` 0 is greedy; `top_k` 0 is off; `stop` holds the role tags that end the turn.
+    """How one turn is sampled. `temperature` 0 is greedy; `top_k` 0 is off; `stop` holds the role tags, and other strings, that end it.
+
+    With `stop_token_ids` the first of them are single tokens, of these ids in the same order; the others are found in the text.
 
     Sampling(max_tokens=24, stop=("</think>",), temperature=1.0, top_p=1.0, top_k=0, seed=17, stop_token_ids=())
     """

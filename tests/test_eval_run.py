@@ -26,9 +26,6 @@ class Engine:
     async def start(self):
         self.log.append(f"+{self.name}")
 
-    def step_finished(self):
-        pass
-
     def close(self):
         self.log.append(f"-{self.name}")
 

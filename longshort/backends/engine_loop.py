@@ -16,7 +16,12 @@ from typing import Any
 
 from longshort.types import Completion, LongShortError, Sampling
 
-Request = tuple[str, tuple[int, ...], Sampling]
+Request = tuple[str, tuple[int, ...], Sampling, bool]
+"""Its id, the prompt's ids, the settings, and whether its ids are wanted while it is being written."""
+Watch = Callable[[Sequence[int]], None]
+"""Told a turn's ids so far, every now and then while it is being written."""
+News = tuple[str, Completion | tuple[int, tuple[int, ...]]]
+"""A request's id, and its completion, or (position, ids) that have been written since the last news of it."""
 GATHER_S = 0.02
 """Seconds that a finished turn waits for others to travel with. A message per engine step would cost as much as sampling a tiny model."""
 
@@ -42,6 +47,7 @@ class EngineLoop:
         self._aborts: list[str] = []
         self._loads: list[tuple[Mapping[str, Any], int, Future]] = []
         self._done: list[tuple[str, Completion]] = []
+        self._watched: dict[str, tuple[int, list[int]]] = {}
         self._failure: BaseException | None = None
         self._closing = False
         self.busy_s, self.sampled_tokens = 0.0, 0
@@ -62,24 +68,26 @@ class EngineLoop:
             self._aborts.extend(request_ids)
             self._changed.notify_all()
 
-    def collect(self, timeout: float = 1.0) -> list[tuple[str, Completion]]:
-        """Everything finished so far; waits up to `timeout` seconds for the first.
+    def collect(self, timeout: float = 1.0) -> list[News]:
+        """Everything finished so far, and what has been written of watched requests; waits up to `timeout` seconds for the first.
 
         RuntimeError with what killed the engine, or when it has requests but has not decoded a token for `stuck_s` seconds.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._done or self._failure, timeout)
+            self._changed.wait_for(lambda: self._done or self._failure or any(new for _, new in self._watched.values()), timeout)
         if self.core.busy and not self._failure:
             time.sleep(GATHER_S)
         with self._changed:
             if self._failure:
                 raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
             done, self._done = self._done, []
+            drafts = [(request_id, (start, tuple(new))) for request_id, (start, new) in self._watched.items() if new]
+            self._watched.update((request_id, (start + len(new), [])) for request_id, (start, new) in drafts)
         if done or not self.core.busy or self.core.decoded != self._pulse[0]:
             self._pulse = (self.core.decoded, time.monotonic())
         elif time.monotonic() - self._pulse[1] > self._stuck_s:
             raise RuntimeError(f"the engine has decoded nothing for {self._stuck_s:g} s")
-        return done
+        return [*done, *drafts]
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         """Replace the weights before the next step; requests under way go on with them. Raises what the core's `load_weights` raises."""
@@ -133,10 +141,16 @@ class EngineLoop:
             loads, self._loads = self._loads, []
         for load in loads:
             _load(core, *load)
-        for request in inbox:
-            core.add(*request)
+        for request_id, prompt_ids, sampling, watched in inbox:
+            core.add(request_id, prompt_ids, sampling)
+            if watched:
+                with self._changed:
+                    self._watched[request_id] = (0, [])
         if aborts:
             core.abort(aborts)
+            with self._changed:
+                for request_id in aborts:
+                    self._watched.pop(request_id, None)
         if core.busy:
             self._step(core)
         return True
@@ -145,11 +159,22 @@ class EngineLoop:
         began = time.perf_counter()
         finished = core.step()
         self.busy_s += time.perf_counter() - began
-        if finished:
-            self.sampled_tokens += sum(len(completion.token_ids) for _, completion in finished)
+        self.sampled_tokens += sum(len(completion.token_ids) for _, completion in finished)
+        if finished or self._watched:
             with self._changed:
                 self._done.extend(finished)
+                for request_id, _ in finished:
+                    self._watched.pop(request_id, None)
+                self._note_drafts(core)
                 self._changed.notify_all()
+
+    def _note_drafts(self, core) -> None:
+        """Between two steps, for in the midst of one a turn may hold the tag that closes it already."""
+        if self._watched:
+            for request_id, ids in core.written():
+                if request_id in self._watched:
+                    start, new = self._watched[request_id]
+                    new.extend(ids[start + len(new) :])
 
 
 def _load(core, weights: Mapping[str, Any], version: int, future: Future) -> None:
@@ -168,30 +193,45 @@ class LocalEngine:
     def __init__(self, backend: str, model: str, config, tokenizer, seed: int = 0):
         self.tokenizer, self.context = tokenizer, config.max_model_len
         self.loop = EngineLoop(lambda: make_core(backend, model, config, seed))
-        self._count, self._futures, self._collector = 0, {}, None
+        self._count, self._wanted, self._collector = 0, {}, None
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, watch: Watch | None = None) -> Completion:
+        """Sample one turn; `watch(ids_so_far)` is called while it is written."""
         self._count += 1
         request_id, future = str(self._count), asyncio.get_running_loop().create_future()
-        self._futures[request_id] = future
-        self.loop.submit([(request_id, tuple(prompt_ids), sampling)])
+        self._wanted[request_id] = (future, watch, [])
+        self.loop.submit([(request_id, tuple(prompt_ids), sampling, watch is not None)])
         if self._collector is None or self._collector.done():
             self._collector = asyncio.create_task(self._collect())
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._wanted.pop(request_id, None):
+                self.loop.abort([request_id])
+            raise
 
     async def _collect(self) -> None:
-        while self._futures:
+        while self._wanted:
             try:
-                finished = await asyncio.to_thread(self.loop.collect)
+                found = await asyncio.to_thread(self.loop.collect)
             except RuntimeError as error:
-                for future in self._futures.values():
+                for future, *_ in self._wanted.values():
                     future.set_exception(error)
-                self._futures.clear()
+                self._wanted.clear()
                 return
-            for request_id, completion in finished:
-                future = self._futures.pop(request_id)
-                if not future.done():
-                    future.set_result(completion)
+            for request_id, news in found:
+                if request_id in self._wanted:
+                    self._deliver(request_id, news)
+
+    def _deliver(self, request_id: str, news: Completion | tuple[int, tuple[int, ...]]) -> None:
+        future, watch, written = self._wanted[request_id]
+        if isinstance(news, Completion):
+            del self._wanted[request_id]
+            if not future.done():
+                future.set_result(news)
+        else:
+            written.extend(news[1])
+            watch(written)
 
     def close(self) -> None:
         self.loop.close()

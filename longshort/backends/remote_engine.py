@@ -9,9 +9,11 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from longshort import console
+from longshort.backends.engine_loop import Watch
 from longshort.config import LongShortConfig
 from longshort.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
@@ -20,13 +22,25 @@ START_TIMEOUT_S = 300.0
 """For loading a model on a busy machine."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Wanted:
+    """A turn that has been asked for and not delivered yet; `asked` counts how often the engine has been given it."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    future: asyncio.Future
+    watch: Watch | None
+    written: list[int] = field(default_factory=list)
+    asked: int = 0
+
+
 class RemoteEngine:
     """One policy's engine behind the `Engine` contract of longshort/team/rollout.py.
 
     Requests made in one tick of the event loop travel in one call; finished turns come back in one call per engine step. A process that
     dies, stops answering for `engine_timeout_s` or answers nonsense is replaced, given the current weights and asked again for every turn
-    it owed; with per-request seeds the turns come out the same. More than `max_engine_restarts` failures between two finished training
-    steps are a LongShortError.
+    it owed; with per-request seeds the turns come out the same. LongShortError for a turn during which that has happened more than
+    `max_engine_restarts` times, and for everyone who waits when the engine has failed as often without delivering anything.
     """
 
     def __init__(
@@ -47,9 +61,9 @@ class RemoteEngine:
         self._config, self._engine, self._model = config, engine, model
         self._spawn, self._kill = spawn, kill
         self._failures = (*failures, TimeoutError, RuntimeError)
-        self._generation = self._recent_failures = 0
+        self._generation = self._failures_in_a_row = 0
         self._weights: tuple[Any, int] | None = None
-        self._pending: dict[str, tuple[tuple[int, ...], Sampling, asyncio.Future]] = {}
+        self._pending: dict[str, _Wanted] = {}
         self._outbox: list[str] = []
         self._ids = itertools.count()
         self._collector: asyncio.Task | None = None
@@ -75,10 +89,11 @@ class RemoteEngine:
                 f"{self.role}.engine.kv_cache_gib ({engine.kv_cache_gib}), max_model_len or max_num_seqs"
             ) from error
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, watch: Watch | None = None) -> Completion:
+        """Sample one turn; `watch(ids_so_far)` is called while it is written (from the start again after a replacement)."""
         loop = asyncio.get_running_loop()
         request_id, future = f"{self.role}-{next(self._ids)}", loop.create_future()
-        self._pending[request_id] = (tuple(prompt_ids), sampling, future)
+        self._pending[request_id] = _Wanted(prompt_ids=tuple(prompt_ids), sampling=sampling, future=future, watch=watch)
         if not self._outbox:
             loop.call_soon(self._flush)
         self._outbox.append(request_id)
@@ -111,10 +126,6 @@ class RemoteEngine:
             await self.restart(error, generation)
             return dict.fromkeys(("busy_s", "sampled_tokens", "prompt_tokens", "cached_tokens"), 0.0)
 
-    def step_finished(self) -> None:
-        """A training step is over: failures before it no longer count against the cap."""
-        self._recent_failures = 0
-
     async def restart(self, reason: BaseException, generation: int | None = None) -> None:
         """Replace the process, unless another caller has done so since `generation`; LongShortError beyond the cap."""
         generation = self._generation if generation is None else generation
@@ -122,23 +133,27 @@ class RemoteEngine:
             if generation != self._generation:
                 return
             self._recovering = True
+            cap = self._config.max_engine_restarts
+            for request_id in [request_id for request_id, wanted in self._pending.items() if wanted.asked > cap]:
+                wanted = self._pending.pop(request_id)
+                _fail(wanted, self._too_often(wanted.asked, reason))
             try:
                 while not await self._replaced(reason):
                     reason = self._last_failure
             finally:
                 self._recovering = False
             self._outbox.clear()
-            self._actor.submit.remote([(request_id, *request[:2]) for request_id, request in self._pending.items()])
+            self._submit(list(self._pending))
 
     async def _replaced(self, reason: BaseException) -> bool:
-        self._recent_failures += 1
-        cap = self._config.max_engine_restarts
-        if self._recent_failures > cap:
-            raise LongShortError(
-                f"the {self.role} engine failed {self._recent_failures} times (max_engine_restarts is {cap}); last: {reason_of(reason)}"
-            ) from reason
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row > self._config.max_engine_restarts:
+            times, self._failures_in_a_row = self._failures_in_a_row, 0  # whoever asks next gets as many tries
+            raise self._too_often(times, reason) from reason
         self.restarts += 1
-        console.say(f"! {self.role} engine failed ({reason_of(reason)}); restart {self._recent_failures} of {cap}")
+        console.say(
+            f"! {self.role} engine failed ({reason_of(reason)}); restart {self._failures_in_a_row} of {self._config.max_engine_restarts}"
+        )
         self._kill(self._actor, self._pid)
         self._actor, self._generation = self._spawn(), self._generation + 1
         try:
@@ -155,21 +170,29 @@ class RemoteEngine:
         if self._collector:
             self._collector.cancel()
         waiting, self._pending, self._outbox = list(self._pending.values()), {}, []
-        for _, _, future in waiting:
-            future.cancel()
+        for wanted in waiting:
+            wanted.future.cancel()
         self._kill(self._actor, self._pid)
 
     def _flush(self) -> None:
         if self._recovering:  # `restart` asks for everything pending once the new process is ready
             self._outbox.clear()
             return
-        requests = [(i, *self._pending[i][:2]) for i in self._outbox if i in self._pending]
+        requests = [request_id for request_id in self._outbox if request_id in self._pending]
         self._outbox.clear()
         if requests:
-            self._actor.submit.remote(requests)
+            self._submit(requests)
         if self._pending and (self._collector is None or self._collector.done()):
             self._collector = asyncio.create_task(self._collect())
             self._collector.add_done_callback(self._collector_ended)
+
+    def _submit(self, request_ids: Sequence[str]) -> None:
+        requests = []
+        for request_id in request_ids:
+            wanted = self._pending[request_id]
+            wanted.asked += 1
+            requests.append((request_id, wanted.prompt_ids, wanted.sampling, wanted.watch is not None))
+        self._actor.submit.remote(requests)
 
     def _collector_ended(self, task: asyncio.Task) -> None:
         if not task.cancelled() and task.exception():  # a bug of ours must not leave episodes waiting for ever
@@ -179,9 +202,13 @@ class RemoteEngine:
         while self._pending:
             generation = self._generation
             try:
-                for request_id, completion in await self._in_time(self._actor.collect.remote()):
-                    if request_id in self._pending:
-                        self._deliver(request_id, completion)
+                for request_id, news in await self._in_time(self._actor.collect.remote()):
+                    if request_id not in self._pending:
+                        continue
+                    if isinstance(news, Completion):
+                        self._deliver(request_id, news)
+                    else:
+                        self._show(self._pending[request_id], *news)
             except self._failures as error:
                 try:
                     await self.restart(error, generation)
@@ -189,25 +216,38 @@ class RemoteEngine:
                     self._give_up(final)
 
     def _deliver(self, request_id: str, completion: Completion) -> None:
-        sampling = self._pending[request_id][1]
+        sampling = self._pending[request_id].sampling
         sound = 0 < len(completion.token_ids) <= sampling.max_tokens and all(map(math.isfinite, completion.logprobs))
         if not sound or completion.stop == "abort":
             raise RuntimeError(
                 f"a broken completion: stop {completion.stop!r}, {len(completion.token_ids)} tokens (allowed 1 to {sampling.max_tokens}), "
                 f"log-probs {completion.logprobs[:3]}"
             )
-        future = self._pending.pop(request_id)[2]
+        self._failures_in_a_row = 0
+        future = self._pending.pop(request_id).future
         if not future.done():
             future.set_result(completion)
 
+    def _show(self, wanted: _Wanted, start: int, ids: Sequence[int]) -> None:
+        wanted.written[start:] = ids  # a process that has replaced another one begins at 0 again
+        wanted.watch(wanted.written)
+
+    def _too_often(self, times: int, reason: BaseException) -> LongShortError:
+        cap = self._config.max_engine_restarts
+        return LongShortError(f"the {self.role} engine failed {times} times (max_engine_restarts is {cap}); last: {reason_of(reason)}")
+
     def _give_up(self, error: LongShortError) -> None:
         waiting, self._pending = list(self._pending.values()), {}
-        for _, _, future in waiting:
-            if not future.done():
-                future.set_exception(error)
+        for wanted in waiting:
+            _fail(wanted, error)
 
     async def _in_time(self, reference: Awaitable[Any]) -> Any:
         return await asyncio.wait_for(_result(reference), self._config.engine_timeout_s)
+
+
+def _fail(wanted: _Wanted, error: LongShortError) -> None:
+    if not wanted.future.done():
+        wanted.future.set_exception(error)
 
 
 async def _result(reference: Awaitable[Any]) -> Any:

@@ -5,7 +5,7 @@ Requests are decoded in waves: all that are waiting start together, later ones w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,11 @@ class TransformersCore:
         self._go_on_with([i for i, row in enumerate(self._wave) if not row.stop], tokens)
         return finished
 
+    def written(self) -> Iterator[tuple[str, Sequence[int]]]:
+        """The requests of the wave, each with its ids so far."""
+        for row in self._wave:
+            yield row.request_id, row.ids
+
     def _whole_sequences(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The wave's ids so far, padded on the left, and their mask, int64 [B, T]: the input when there is no cache."""
         sequences = [[*row.prompt_ids, *row.ids] for row in self._wave]
@@ -116,13 +121,14 @@ class TransformersCore:
 
     def _check_stop(self, row: _Running, token: int) -> None:
         sampling = row.sampling
+        strings = sampling.stop[len(sampling.stop_token_ids) :]
         if token in sampling.stop_token_ids:
             row.stop, row.text = sampling.stop[sampling.stop_token_ids.index(token)], self._decode(row.ids[:-1])
         elif token in self._eos:
             row.stop, row.text = "eos", self._decode(row.ids[:-1])
-        elif not sampling.stop_token_ids and any(tag in self._decode(row.ids[-TAIL:]) for tag in sampling.stop):
+        elif strings and any(tag in self._decode(row.ids[-TAIL:]) for tag in strings):
             text = self._decode(row.ids)
-            start, row.stop = min((text.find(tag), tag) for tag in sampling.stop if tag in text)
+            start, row.stop = min((text.find(tag), tag) for tag in strings if tag in text)
             row.text = text[:start]
         elif len(row.ids) >= sampling.max_tokens:
             row.stop, row.text = "length", self._decode(row.ids)

@@ -7,7 +7,7 @@ options that only some versions have are probed by feature.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from longshort.backends.weight_sync import check_weights, expected_weights
@@ -72,17 +72,17 @@ class VllmCore:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        by_id = bool(sampling.stop_token_ids)
+        strings = list(sampling.stop[len(sampling.stop_token_ids) :])
         params = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=sampling.seed,
-            stop=None if by_id else list(sampling.stop) or None,
+            stop=strings or None,
             stop_token_ids=list(sampling.stop_token_ids) or None,
             logprobs=0,
-            detokenize=not by_id and bool(sampling.stop),
+            detokenize=bool(strings),
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -100,6 +100,11 @@ class VllmCore:
         finished = [(output.request_id, self._completion(output)) for output in self._engine.step() if output.finished]
         self.decoded += 1
         return finished
+
+    def written(self) -> Iterator[tuple[str, Sequence[int]]]:
+        """The running requests, each with its ids so far."""
+        for state in self._engine.output_processor.request_states.values():  # vLLM tells of a request only when it is finished
+            yield state.external_req_id, state.detokenizer.output_token_ids
 
     def _completion(self, output) -> Completion:
         sampling, updates, answer = self._sampling.pop(output.request_id), self._updates.pop(output.request_id), output.outputs[0]
@@ -131,7 +136,7 @@ class VllmCore:
         # Without `reset_running_requests` a reset is refused while anything runs, and new requests would hit blocks of the old weights.
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM refused to reset its prefix cache after a weight update")
-        for state in self._engine.output_processor.request_states.values():  # vLLM tells of a request only when it is finished
-            if written := state.detokenizer.num_output_tokens():
-                self._updates[state.external_req_id] += [written] * (version - self.version)
+        for request_id, ids in self.written():
+            if ids:
+                self._updates[request_id] += [len(ids)] * (version - self.version)
         self.version = version

@@ -95,8 +95,6 @@ async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: Grading
             for task in (task for task in todo if task.system.name == system.name):
                 label, began = f"[{number}/{len(systems)}] {system.name} on {task.benchmark.loaded.name}, {task.decoding}", time.monotonic()
                 await run_task(task, policies, pool, ledgers.pop(task.name), config.eval.seed, label)
-                for engine in policies.values():
-                    engine.step_finished()  # failures that it got over do not count against the next task
                 console.say(f"{label}: {len(task.order)} episodes in {console.duration(time.monotonic() - began)}")
 
 

@@ -153,7 +153,6 @@ async def _next(job: Job, bounds: Bounds, pair: Pair, rows: Sequence[Measurement
     drawn, loss = await learn(job, policy.learner, steps, (last.drawn_short, last.drawn_long) if last else (0, 0), ratios)
     async with console.heartbeat(lambda: "publishing the weights to the engine"):
         await policy.publish()
-    policy.engine.step_finished()
     dev = await measure(job, pair)
     now = signals(dev["tokens"], dev["accuracy"], bounds)
     u = smooth((last.u_short, last.u_long), now, settings.ema) if last else now

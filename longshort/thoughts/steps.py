@@ -81,7 +81,6 @@ async def rollouts(work: Work) -> None:
         except CannotRoll as error:
             work.done(trace_id, error.outcome, detail=str(error))
             return
-        engine.step_finished()
         work.done(trace_id, n=settings.num_rollouts, **asdict(found))
 
     async with engines(work.config, "coldstart.rollout", generator, settings.num_engines) as pool_of_engines:

@@ -1,0 +1,1 @@
+"""One trained pair answering questions: from Python, in a terminal, over HTTP."""
