@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from longshort.sections import (
     Amount,
     Count,
+    EngineConfig,
     EvalConfig,
     GradingConfig,
     LearnerConfig,
@@ -85,6 +86,8 @@ class LongShortConfig(Section):
     """Rows are stacked into micro-batches of at most this many tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     learner: LearnerConfig = LearnerConfig()
+    share_engine: bool = False
+    """One engine holds the base that both roles share and samples each role's turns with its adapter (`long.lora`, `short.lora`)."""
     learner_gpus: Amount = 0.0
     """GPUs of each rank of a learner; 0: it learns on the CPU."""
     max_skipped_steps: Count = 3
@@ -122,6 +125,41 @@ class LongShortConfig(Section):
         if self.learner.ranks > 1 and self.learner_gpus not in (0, 1):
             raise ValueError(f"learner_gpus is {self.learner_gpus:g} but each of {self.learner.ranks} learner.ranks takes one GPU, or none")
         return self
+
+    @model_validator(mode="after")
+    def _adapters_have_one_process(self) -> LongShortConfig:
+        if self.learner.backend == "deepspeed" and (adapted := [role for role in ROLES if self.role(role).lora]):
+            raise ValueError(
+                f"{adapted[0]}.lora is set but learner.backend is deepspeed; an adapter is trained in one process: set learner.backend: "
+                "torch, or remove lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_engine_for_both(self) -> LongShortConfig:
+        if not self.share_engine:
+            return self
+        if full := [role for role in ROLES if not self.role(role).lora]:
+            raise ValueError(
+                f"share_engine: {full[0]}.lora is not set, and a model trained whole needs an engine of its own; add lora: {{}}"
+            )
+        if self.long.model and self.short.model and self.long.model != self.short.model:
+            raise ValueError(
+                f"share_engine needs one base model: long.model is {self.long.model!r}, short.model is {self.short.model!r}; name the same "
+                "in both, or remove share_engine"
+            )
+        if made := [stage for stage in ("miniature", "coldstart") if getattr(self, stage)]:
+            raise ValueError(f"share_engine needs one base model, but {made[0]} makes two; remove the one or the other")
+        if self.protocol.name == "solo":
+            raise ValueError("share_engine: protocol solo has one role, so there is nobody to share with; remove it")
+        for key, value in self.long.engine.model_dump().items():
+            if value != (other := getattr(self.short.engine, key)):
+                raise ValueError(f"share_engine: long.engine.{key} is {value!r} and short.engine.{key} {other!r}; give both the same")
+        return self
+
+    def engines(self, roles: Sequence[str]) -> list[EngineConfig]:
+        """The engines that sample the turns of these roles while they train: one each, or one for both."""
+        return [self.role(role).engine for role in (roles[:1] if self.share_engine else roles)]
 
     def role(self, role: str) -> RoleConfig:
         return {LONG: self.long, SHORT: self.short}[role]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longshort.config import LongShortConfig
@@ -44,7 +44,11 @@ def actors(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> list[Act
     """Every process of a training run: driver, engines, learners, graders."""
     found = [Actor(name="driver and ray", cores=1, gpus=0, parts={"process": PROCESS_GIB["driver"] + PROCESS_GIB["ray"]})]
     for role, model in facts.items():
-        found += [_engine(config, role, model), _learner(config, role, model)]
+        if not config.share_engine:
+            found.append(_engine(config, role, model))
+        elif role == LONG:
+            found.append(_shared_engine(config, model))
+        found.append(_learner(config, role, model))
     workers = config.grading.workers
     return [*found, Actor(name=f"graders ({workers})", cores=workers, gpus=0, parts={"process": workers * PROCESS_GIB["grader"]})]
 
@@ -81,17 +85,55 @@ def _engine(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
     return Actor(name=f"{role} engine ({backend})", cores=1, gpus=engine.num_gpus, parts=parts)
 
 
+def _shared_engine(config: LongShortConfig, model: ModelFacts) -> Actor:
+    """The one process that samples for both roles: an engine of the base, and their adapters."""
+    alone, engine = _engine(config, LONG, model), config.long.engine
+    size, rank = BYTES[engine.dtype], max(config.role(role).lora.r for role in ROLES)
+    parts = {"adapters": len(ROLES) * adapter_parameters(model, rank) * size}
+    if "(transformers)" in alone.name:
+        parts["base beside the merged"] = model.parameters * size
+    elif not engine.num_gpus:
+        # vLLM's CPU kernels copy a layer's half of an adapter once per token of a step.
+        parts["adapters per token"] = max(engine.max_model_len, engine.max_num_seqs) * rank * max(model.hidden, model.intermediate) * size
+    extra = {name: amount / GIB for name, amount in parts.items()}
+    return replace(alone, name=alone.name.replace(LONG, "+".join(ROLES)), parts=alone.parts | extra)
+
+
 def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
-    """The process that learns: float32 training state, one micro-batch, and two copies of the weights on their way to the engine."""
+    """The process that learns: float32 training state, one micro-batch, and the weights on their way to the engine."""
     size, tokens = BYTES[config.dtype], config.batch_tokens
-    parts = {
-        "process": PROCESS_GIB["learner"],
-        "weights + gradient + AdamW": sum(torch_state(model.parameters, size).values()) / GIB,
-        "reference": model.parameters * 4 / GIB if config.loss.beta else 0.0,
-        "micro-batch": activations_gib(model, tokens, size, autocast=size == 2) + logits_gib(model, tokens),
-        "publishing": 2 * model.parameters * size / GIB,
-    }
+    state = _adapter_state(config, role, model) if config.role(role).lora else _full_state(config, model)
+    parts = {"process": PROCESS_GIB["learner"]} | {name: amount / GIB for name, amount in state.items()}
+    parts["micro-batch"] = activations_gib(model, tokens, size, autocast=size == 2) + logits_gib(model, tokens)
     return Actor(name=f"{role} learner (torch)", cores=1, gpus=config.learner_gpus, parts=parts)
+
+
+def _full_state(config: LongShortConfig, model: ModelFacts) -> dict[str, float]:
+    """Bytes where all weights are trained; publishing takes two copies of them."""
+    size = BYTES[config.dtype]
+    return {
+        "weights + gradient + AdamW": sum(torch_state(model.parameters, size).values()),
+        "reference": model.parameters * 4 if config.loss.beta else 0.0,
+        "publishing": 2 * model.parameters * size,
+    }
+
+
+def _adapter_state(config: LongShortConfig, role: str, model: ModelFacts) -> dict[str, float]:
+    """Bytes where an adapter is trained: the reference is the base itself; what is published or saved is merged in float32 first."""
+    size = BYTES[config.dtype]
+    adapter = adapter_parameters(model, config.role(role).lora.r)
+    return {
+        "frozen base": 4 * model.parameters,
+        "adapter + gradient + AdamW": sum(torch_state(adapter, size).values()),
+        "merging": 4 * model.parameters,
+        "publishing": 2 * (4 * adapter if config.share_engine else size * model.parameters),
+    }
+
+
+def adapter_parameters(model: ModelFacts, r: int) -> int:
+    """Numbers in an adapter of rank r over all linear layers of a decoder (attention's four, the feed-forward's three); fewer are less."""
+    attention = 2 * (model.hidden + model.hidden) + 2 * (model.hidden + model.kv_width)
+    return r * model.layers * (attention + 3 * (model.hidden + model.intermediate))
 
 
 def activations_gib(model: ModelFacts, tokens: int, size: int, *, autocast: bool, checkpointing: bool = False) -> float:

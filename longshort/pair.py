@@ -15,7 +15,7 @@ from statistics import fmean
 
 from longshort import console
 from longshort.backends import ray_cluster
-from longshort.backends.remote_engine import RemoteEngine
+from longshort.backends.remote_engine import AdapterEngine, RemoteEngine
 from longshort.backends.remote_learner import RemoteLearner
 from longshort.backends.weight_sync import check_canary
 from longshort.config import LongShortConfig
@@ -32,7 +32,7 @@ CANARY_QUESTION = "What is 1+1?"
 class LivePolicy:
     """One role's engine and learner. After every update the engine holds the learner's weights, proven by a canary."""
 
-    def __init__(self, role: str, engine: RemoteEngine, learner: RemoteLearner | None, config: LongShortConfig):
+    def __init__(self, role: str, engine: RemoteEngine | AdapterEngine, learner: RemoteLearner | None, config: LongShortConfig):
         self.role, self.engine, self.learner, self.config = role, engine, learner, config
         self.tokenizer, self.context, self.version = engine.tokenizer, engine.context, 0
         self._fresh: list[bool] = []
@@ -59,6 +59,11 @@ class LivePolicy:
         """The learner's gaps (TorchLearner.gaps), one entry per sample given to the last update; None also for those that were dropped."""
         learned = iter(await self.learner.call("gaps"))
         return [next(learned) if fresh else None for fresh in self._fresh]
+
+    async def begin(self) -> None:
+        """Give an engine that starts with the base alone the adapter of version 0, proven."""
+        self.version = -1
+        await self.publish()
 
     async def publish(self) -> float:
         """Push the learner's weights and prove that the engine samples from them; returns the canary's gap in nats.
@@ -137,13 +142,11 @@ class Pair:
         return self
 
     async def _start(self) -> None:
-        from transformers import AutoTokenizer
-
         self._undo.callback(ray_cluster.start(self.config))
         grading = self.config.grading
         self.pool = self._undo.enter_context(GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb))
-        for role in self.protocol.roles:
-            engine = ray_cluster.make_engine(role, self.models[role], self.config, AutoTokenizer.from_pretrained(self.models[role]))
+        shared = self.config.share_engine and bool(self.total_updates)
+        for role, engine in self._make_engines(shared).items():
             self._undo.callback(engine.close)
             learner = None
             if self.total_updates:
@@ -154,6 +157,17 @@ class Pair:
         async with console.heartbeat(lambda: f"starting engines ({backends})"):
             learners = [policy.learner.call("ready") for policy in self.policies.values() if policy.learner]
             await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()), *learners)
+            if shared:
+                await asyncio.gather(*(policy.begin() for policy in self.policies.values()))
+
+    def _make_engines(self, shared: bool) -> dict[str, RemoteEngine | AdapterEngine]:
+        """An engine for each role, or one for both. Without learners there are no adapters, and each model has its own."""
+        from transformers import AutoTokenizer
+
+        tokenizers = {role: AutoTokenizer.from_pretrained(self.models[role]) for role in self.protocol.roles}
+        if shared:
+            return ray_cluster.make_shared_engine(self.models[self.protocol.roles[0]], self.config, tokenizers)
+        return {role: ray_cluster.make_engine(role, self.models[role], self.config, tokenizers[role]) for role in tokenizers}
 
     async def __aexit__(self, *_: object) -> None:
         self._undo.close()

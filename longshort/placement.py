@@ -133,6 +133,10 @@ def _check(setup: Setup) -> None:
     for option, value in (("--gpus", setup.gpus), ("--nodes", setup.nodes), ("--gpu-memory", setup.gib)):
         if not value > 0:
             raise LongShortError(f"{option} is {value:g}; it must be more than 0")
+    if adapted := [role for role in setup.facts if setup.config.role(role).lora]:
+        raise LongShortError(
+            f"--gpus lays out learners that train whole models, but {adapted[0]}.lora is set; `longshort plan` alone knows adapters"
+        )
     if setup.ranks is not None and not 0 < setup.ranks <= setup.total:
         raise LongShortError(f"--ranks is {setup.ranks} but there are {setup.total} GPUs; a learner has from 1 rank to one per GPU")
     if setup.stages is None and ((setup.ranks or 1) > 1 or setup.offload):

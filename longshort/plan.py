@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longshort import console
+from longshort.backends.adapters import matching
+from longshort.backends.weight_sync import expected_weights
 from longshort.config import LongShortConfig, lookup
 from longshort.doctor import GIB
 from longshort.memory import BYTES, Actor, actors, free_gib, model_facts
 from longshort.model_files import ModelFacts, find_folder
-from longshort.types import LongShortError, Problem
+from longshort.types import ROLES, LongShortError, Problem
 
 CHECKPOINT_BYTES = 12
 """Per parameter on disk: weight 4, AdamW's moments 8."""
@@ -81,6 +83,7 @@ def check(config: LongShortConfig, *, problems: Sequence[Problem] | None = None,
     check_output(config)
     facts = model_facts(config)
     check_contexts(config, facts)
+    check_adapters(config)
     check_memory(plan(config))
     check_disk(config, facts)
     protocol = protocol or make_protocol(config)
@@ -140,6 +143,15 @@ def check_contexts(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> 
                 f"{role}.engine.kv_cache_gib is {engine.kv_cache_gib:g}, but one dialogue of {model.name} at max_model_len "
                 f"({engine.max_model_len:,} tokens) takes {wanted:.2g} GiB; raise the one or lower the other"
             )
+
+
+def check_adapters(config: LongShortConfig) -> None:
+    """Every `lora.target_modules` means layers that the role's model has."""
+    for role in ROLES:
+        if (model := config.role(role).model) and (lora := config.role(role).lora):
+            shapes = expected_weights(str(find_folder(model, f"{role}.model")))
+            layers = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name]
+            matching(layers, lora.target_modules, f"{role}.lora.target_modules")
 
 
 def check_memory(planned: Plan) -> None:

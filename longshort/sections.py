@@ -54,7 +54,9 @@ class LoraSection(Section):
     r: Count = 16
     alpha: Rate = 32.0
     dropout: Share = 0.0
+    """For `sft` only."""
     target_modules: str | list[str] = "all-linear"
+    """Linear layers by their name or the end of it ([q_proj, v_proj]), or a regular expression for whole names."""
 
 
 class SftConfig(Section):
@@ -101,6 +103,18 @@ class RoleConfig(Section):
     """Overrides the protocol's instructions for this role; an empty string sends the problem alone."""
     engine: EngineConfig = EngineConfig()
     sft: SftConfig = SftConfig()
+    lora: LoraSection | None = None
+    """RL trains an adapter over the frozen model; None: all weights. (What `sft` trains, `sft.lora` says.)"""
+
+    @field_validator("lora")
+    @classmethod
+    def _no_dropout(cls, lora: LoraSection | None) -> LoraSection | None:
+        if lora and lora.dropout:
+            raise ValueError(
+                f"lora.dropout is {lora.dropout:g}, but RL has none: the learner's log-probs must be those of the engine, which drops "
+                "nothing; remove it (sft.lora may have it)"
+            )
+        return lora
 
 
 class ProtocolConfig(Section):

@@ -30,7 +30,7 @@ from longshort.types import Group, LongShortError, Problem
 
 MAY_CHANGE = (
     r"output_dir|stages|save_\w+|eval\b.*|serve\..*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
-    r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate|learner\..*",
+    r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate|learner\..*|share_engine",
     r"(long|short)\.(model|engine\..*)",
 )
 """Settings that may differ between a checkpoint and the run that resumes it; any other change would train something else. A model may
@@ -147,7 +147,7 @@ class LongShortTrainer:
 
     def rollouts(self, pair: Pair) -> Callable[[int], Awaitable[Rollout]]:
         """What rolls out a step with a live pair: as many episodes at once as its engines decode together."""
-        config, engines = self.config, [self.config.role(role).engine for role in self.protocol.roles]
+        config, engines = self.config, self.config.engines(self.protocol.roles)
         return functools.partial(
             roll_out,
             steps=self.steps,

@@ -51,6 +51,8 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    adapter: str = ""
+    """Whose LoRA adapter writes the turn, in an engine that several roles share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,6 +240,7 @@ def test_a_cache_that_is_too_large_is_named_with_a_size_that_fits():
     ("options", "says"),
     [
         (dict(gpus=0), "--gpus is 0; it must be more than 0"),
+        (dict(gpus=1, recipe={"short": {"lora": {}}}), "--gpus lays out learners that train whole models, but short.lora is set"),
         (dict(gpus=1, nodes=-1), "--nodes is -1; it must be more than 0"),
         (dict(gpus=1, gib=float("nan")), "--gpu-memory is nan; it must be more than 0"),
         (dict(gpus=2, ranks=3, stages={"long": 1, "short": 1}), "--ranks is 3 but there are 2 GPUs"),

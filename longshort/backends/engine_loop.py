@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from longshort.sections import LoraSection
 from longshort.types import Completion, LongShortError, Sampling
 
 Request = tuple[str, tuple[int, ...], Sampling, bool]
@@ -26,15 +27,15 @@ GATHER_S = 0.02
 """Seconds that a finished turn waits for others to travel with. A message per engine step would cost as much as sampling a tiny model."""
 
 
-def make_core(backend: str, model: str, config, seed: int):
-    """The engine core of that name."""
+def make_core(backend: str, model: str, config, seed: int, adapters: Mapping[str, LoraSection] | None = None):
+    """The engine core of that name; with `adapters`, by role, the one that several roles share."""
     if backend == "vllm":
-        from longshort.backends.vllm_engine import VllmCore
+        from longshort.backends.vllm_engine import VllmCore, VllmLoraCore
 
-        return VllmCore(model, config, seed)
-    from longshort.backends.transformers_engine import TransformersCore
+        return VllmLoraCore(model, config, seed, adapters) if adapters else VllmCore(model, config, seed)
+    from longshort.backends.transformers_engine import TransformersCore, TransformersLoraCore
 
-    return TransformersCore(model, config, seed)
+    return TransformersLoraCore(model, config, seed) if adapters else TransformersCore(model, config, seed)
 
 
 class EngineLoop:

@@ -32,10 +32,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from longshort.backends.engine_loop import EngineLoop, make_core
-from longshort.backends.remote_engine import RemoteEngine, reason_of
+from longshort.backends.remote_engine import AdapterEngine, RemoteEngine, reason_of
 from longshort.backends.remote_learner import RemoteLearner
 from longshort.config import LongShortConfig
-from longshort.sections import EngineConfig
+from longshort.sections import EngineConfig, LoraSection
 from longshort.types import LONG, ROLES, LongShortError
 
 
@@ -71,23 +71,25 @@ def _private_cluster() -> dict[str, Any]:
 class EngineActor(EngineLoop):
     """Hosts one engine in its own process; its methods are called from several threads at once."""
 
-    def __init__(self, backend: str, model: str, config: EngineConfig, seed: int, stuck_s: float):
-        super().__init__(lambda: make_core(backend, model, config, seed), stuck_s)
+    def __init__(
+        self, backend: str, model: str, config: EngineConfig, seed: int, stuck_s: float, adapters: Mapping[str, LoraSection] | None = None
+    ):
+        super().__init__(lambda: make_core(backend, model, config, seed, adapters), stuck_s)
 
     def ready(self) -> int:
         return os.getpid()
 
 
 class LearnerActor:
-    """Hosts one TorchLearner in its own process."""
+    """Hosts one learner in its own process."""
 
     def __init__(self, role: str, model: str, config: LongShortConfig, total_updates: int, threads: int):
         import torch
 
-        from longshort.backends.torch_learner import TorchLearner
+        from longshort.backends.lora_learner import learner_class
 
         torch.set_num_threads(threads)
-        self._learner = TorchLearner(role, model, config, total_updates, reference_folder=config.role(role).model)
+        self._learner = learner_class(config, role)(role, model, config, total_updates, reference_folder=config.role(role).model)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Run a method of the learner; "ready" only proves that it could be made."""
@@ -230,9 +232,18 @@ async def _unwrap(reference) -> Any:
 
 
 def make_engine(
-    name: str, model: str, config: LongShortConfig, tokenizer, threads: int = 1, engine: EngineConfig | None = None
+    name: str,
+    model: str,
+    config: LongShortConfig,
+    tokenizer,
+    threads: int = 1,
+    engine: EngineConfig | None = None,
+    adapters: Mapping[str, LoraSection] | None = None,
 ) -> RemoteEngine:
-    """An engine in a process of its own, supervised from here; `start` it before use. `name` is a role, or whose `engine` this is."""
+    """An engine in a process of its own, supervised from here; `start` it before use. `name` is a role, or whose `engine` this is.
+
+    With `adapters` by role it is one that these roles share (`make_shared_engine`).
+    """
     engine = engine or config.role(name).engine
     backend = engine_backend(engine)
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -249,10 +260,18 @@ def make_engine(
         engine=engine,
         backend=backend,
         model=model,
-        spawn=lambda: actor.remote(backend, model, engine, config.seed, config.engine_timeout_s),
+        spawn=lambda: actor.remote(backend, model, engine, config.seed, config.engine_timeout_s, adapters),
         kill=_kill,
         failures=(RayError,),
     )
+
+
+def make_shared_engine(model: str, config: LongShortConfig, tokenizers: Mapping[str, Any]) -> dict[str, AdapterEngine]:
+    """One engine in a process of its own that holds `model`, and each role's view of it; a role's adapter comes before its first turn."""
+    adapters = {role: config.role(role).lora for role in tokenizers}
+    first = next(iter(tokenizers))
+    engine = make_engine("+".join(tokenizers), model, config, tokenizers[first], engine=config.role(first).engine, adapters=adapters)
+    return {role: AdapterEngine(role, engine) for role in tokenizers}
 
 
 def _kill(actor, pid: int | None) -> None:

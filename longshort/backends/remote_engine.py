@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longshort import console
@@ -62,7 +62,7 @@ class RemoteEngine:
         self._spawn, self._kill = spawn, kill
         self._failures = (*failures, TimeoutError, RuntimeError)
         self._generation = self._failures_in_a_row = 0
-        self._weights: tuple[Any, int] | None = None
+        self._weights: dict[str, tuple[Any, int]] = {}
         self._pending: dict[str, _Wanted] = {}
         self._outbox: list[str] = []
         self._ids = itertools.count()
@@ -104,16 +104,22 @@ class RemoteEngine:
                 self._actor.abort.remote([request_id])
             raise
 
-    async def load_weights(self, weights: Any, version: int) -> None:
-        """Give the engine the weights behind a reference. A refusal (LongShortError) leaves it as it was; a crash restarts it with them."""
-        generation, before = self._generation, self._weights
-        self._weights = (weights, version)  # now, since whoever waits for a turn may notice a crash first and restart the engine
+    async def load_weights(self, weights: Any, version: int, adapter: str = "") -> None:
+        """Give the engine the weights behind a reference. A refusal (LongShortError) leaves it as it was; a crash restarts it with them.
+
+        `adapter`: whose adapter they are, in an engine that roles share; a new process is given the newest of each.
+        """
+        generation, before = self._generation, self._weights.get(adapter)
+        self._weights[adapter] = (weights, version)  # now, since whoever waits for a turn may notice a crash first and restart the engine
         try:
             await self._in_time(self._actor.load_weights.remote(weights, version))
         except self._failures as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, LongShortError):
-                self._weights = before
+                if before:
+                    self._weights[adapter] = before
+                else:
+                    del self._weights[adapter]
                 raise cause from None
             await self.restart(error, generation)
 
@@ -158,8 +164,8 @@ class RemoteEngine:
         self._actor, self._generation = self._spawn(), self._generation + 1
         try:
             await self.start()
-            if self._weights:
-                await self._in_time(self._actor.load_weights.remote(*self._weights))
+            for weights in list(self._weights.values()):
+                await self._in_time(self._actor.load_weights.remote(*weights))
         except (*self._failures, LongShortError) as error:
             self._last_failure = error
             return False
@@ -243,6 +249,33 @@ class RemoteEngine:
 
     async def _in_time(self, reference: Awaitable[Any]) -> Any:
         return await asyncio.wait_for(_result(reference), self._config.engine_timeout_s)
+
+
+class AdapterEngine:
+    """One role's view of an engine that both share: its turns are written with its adapter, its updates replace that adapter alone.
+
+    The process is one: whoever restarts it, it is given both adapters again, and both views tell the same counters.
+    """
+
+    def __init__(self, role: str, engine: RemoteEngine):
+        self.role, self.waiting, self._engine = role, 0, engine
+        self.tokenizer, self.context, self.backend = engine.tokenizer, engine.context, engine.backend
+        self.start, self.restart, self.stats = engine.start, engine.restart, engine.stats
+        self.close = engine.close
+
+    @property
+    def restarts(self) -> int:
+        return self._engine.restarts
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
+        self.waiting += 1
+        try:
+            return await self._engine.generate(prompt_ids, replace(sampling, adapter=self.role))
+        finally:
+            self.waiting -= 1
+
+    async def load_weights(self, weights: Any, version: int) -> None:
+        await self._engine.load_weights(weights, version, self.role)
 
 
 def _fail(wanted: _Wanted, error: LongShortError) -> None:

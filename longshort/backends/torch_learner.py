@@ -55,9 +55,9 @@ class TorchLearner:
         self.device = device or device_of(config)
         self.updates = self.consecutive_skips = 0
         self._gaps: list[torch.Tensor | None] = []
-        self.model = load_model(model_folder).to(self.device)
+        self.model = self._policy_model(model_folder).to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        self.reference = load_model(reference_folder or model_folder).to(self.device).requires_grad_(False) if config.loss.beta else None
+        self.reference = self._reference_model(reference_folder or model_folder) if config.loss.beta else None
         self.peak_learning_rate = config.learning_rate_of(role)
         self.optimizer = build_optimizer(self.model, learning_rate=self.peak_learning_rate, weight_decay=config.weight_decay)
         self.settings = step_settings(config, role)
@@ -66,6 +66,12 @@ class TorchLearner:
         if config.learner.gradient_checkpointing:
             recompute_layers(self.model)
         self._check_head()
+
+    def _policy_model(self, folder: str | Path):
+        return load_model(folder)
+
+    def _reference_model(self, folder: str | Path):
+        return load_model(folder).to(self.device).requires_grad_(False)
 
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Train on one step's samples of this role; returns the metrics of `policy_gradient_step`.
@@ -78,7 +84,8 @@ class TorchLearner:
         with self._arithmetic():
             report = policy_gradient_step(self.policy, self.reference, self.optimizer, samples, self.settings, tally, self.process)
         learned = {} if report["skipped"] else tally.old_logprobs
-        self._gaps = [learned[i] - _engine_logprobs(sample) if i in learned else None for i, sample in enumerate(samples)]
+        told = [torch.tensor(list(compress(sample.logprobs, sample.mask)), dtype=torch.float32) for sample in samples]
+        self._gaps = [learned[i] - logprobs if i in learned else None for i, logprobs in enumerate(told)]
         return self._end(report)
 
     def gaps(self) -> list[list[float] | None]:
@@ -253,11 +260,6 @@ def step_settings(config: LongShortConfig, role: str) -> StepSettings:
         row_tokens=config.row_tokens,
         batch_tokens=config.batch_tokens,
     )
-
-
-def _engine_logprobs(sample: Sample) -> torch.Tensor:
-    """The engine's log-probs of the sampled tokens, float32 [N]."""
-    return torch.tensor(list(compress(sample.logprobs, sample.mask)), dtype=torch.float32)
 
 
 def load_model(folder: str | Path):

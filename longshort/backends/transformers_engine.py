@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from longshort.backends.adapters import Adapter, check_adapter, merged
 from longshort.backends.weight_sync import check_weights
 from longshort.sections import EngineConfig
 from longshort.types import Completion, Sampling
@@ -70,7 +71,7 @@ class TransformersCore:
     def step(self) -> list[tuple[str, Completion]]:
         """Decode one token for every request of the wave; returns those that finished. After the last of them the next wave starts."""
         if not self._wave:
-            self._wave, self._waiting = self._waiting[: self.max_num_seqs], self._waiting[self.max_num_seqs :]
+            self._begin_wave()
             self.prompt_tokens += sum(len(row.prompt_ids) for row in self._wave)
             self._cache = None
         if self._cache is None:
@@ -85,6 +86,12 @@ class TransformersCore:
         finished = [(row.request_id, self._completion(row)) for row in self._wave if row.stop]
         self._go_on_with([i for i, row in enumerate(self._wave) if not row.stop], tokens)
         return finished
+
+    def _begin_wave(self) -> None:
+        self._wave, self._waiting = self._waiting[: self.max_num_seqs], self._waiting[self.max_num_seqs :]
+
+    def _version_of(self, row: _Running) -> int:
+        return self.version
 
     def written(self) -> Iterator[tuple[str, Sequence[int]]]:
         """The requests of the wave, each with its ids so far."""
@@ -142,7 +149,7 @@ class TransformersCore:
             logprobs=tuple(row.logprobs),
             text=row.text,
             stop=row.stop,
-            version=self.version - len(row.updates),
+            version=self._version_of(row) - len(row.updates),
             updates=tuple(row.updates),
         )
 
@@ -157,6 +164,43 @@ class TransformersCore:
         for row in self._wave:
             row.updates += [len(row.ids)] * (version - self.version)
         self.version = version
+
+
+class TransformersLoraCore(TransformersCore):
+    """One model for several roles: a wave holds turns of one role, and the model that role's adapter while it lasts.
+
+    The other role's turns wait for its end: correct, not fast, as the rest of this engine.
+    """
+
+    def __init__(self, model: str, config: EngineConfig, seed: int = 0):
+        super().__init__(model, config, seed)
+        self._base = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self._adapters: dict[str, Adapter] = {}
+        self._versions: dict[str, int] = {}
+
+    def _begin_wave(self) -> None:
+        role = self._waiting[0].sampling.adapter
+        if role not in self._adapters:
+            raise RuntimeError(f"a turn for the adapter {role!r}, but the engine holds {sorted(self._adapters)}")
+        self._wave = [row for row in self._waiting if row.sampling.adapter == role][: self.max_num_seqs]
+        begun = {row.request_id for row in self._wave}
+        self._waiting = [row for row in self._waiting if row.request_id not in begun]
+        self._model.load_state_dict(merged(self._base, self._adapters[role]))
+
+    def _version_of(self, row: _Running) -> int:
+        return self._versions[row.sampling.adapter]
+
+    def load_weights(self, adapter: Adapter, version: int) -> None:
+        """Replace one role's adapter after checking it; turns of that role under way go on with the new one, which reads them again."""
+        role = adapter.role
+        held = self._adapters[role].tensors if role in self._adapters else ()
+        check_adapter(adapter, self._expected, held)
+        before, self._adapters[role], self._versions[role] = self._versions.get(role, version), adapter, version
+        if self._wave and self._wave[0].sampling.adapter == role:
+            self._model.load_state_dict(merged(self._base, adapter))
+            self._cache = None
+            for row in self._wave:
+                row.updates += [len(row.ids)] * (version - before)
 
 
 def processed_logprobs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

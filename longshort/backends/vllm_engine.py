@@ -7,11 +7,15 @@ options that only some versions have are probed by feature.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
+from longshort.backends.adapters import Adapter, check_adapter, write
 from longshort.backends.weight_sync import check_weights, expected_weights
-from longshort.sections import EngineConfig
+from longshort.sections import EngineConfig, LoraSection
 from longshort.types import Completion, LongShortError, Sampling
 
 
@@ -32,7 +36,7 @@ class VllmCore:
 
     name = "vllm"
 
-    def __init__(self, model: str, config: EngineConfig, seed: int = 0):
+    def __init__(self, model: str, config: EngineConfig, seed: int = 0, **changes: Any):
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -56,7 +60,7 @@ class VllmCore:
             seed=seed,
             generation_config="vllm",  # sampling defaults of the model's folder must not override the recipe's
         )
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**options | dict(config.extra)))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**options | changes | dict(config.extra)))
         self._tokenizer = self._engine.get_tokenizer()
         self.context, self.version = config.max_model_len, 0
         self._expected = expected_weights(model)
@@ -86,8 +90,15 @@ class VllmCore:
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params)
+        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params, lora_request=self._adapter_of(sampling))
         self._sampling[request_id], self._updates[request_id] = sampling, []
+
+    def _adapter_of(self, sampling: Sampling) -> Any:
+        """vLLM's name of the adapter that writes the turn; None: the model itself does."""
+        return None
+
+    def _version_of(self, sampling: Sampling) -> int:
+        return self.version
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._engine.abort_request(list(request_ids))
@@ -120,7 +131,7 @@ class VllmCore:
             stop, text = "eos", self._decode(ids[:-1])
         else:
             stop, text = answer.finish_reason, self._decode(ids)
-        began = self.version - len(updates)
+        began = self._version_of(sampling) - len(updates)
         return Completion(token_ids=ids, logprobs=logprobs, text=text, stop=stop, version=began, updates=tuple(updates))
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -133,10 +144,75 @@ class VllmCore:
         """
         check_weights(weights, self._expected)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        self._forget_keys_and_values()
+        self._count_updates(self._sampling, version - self.version)
+        self.version = version
+
+    def _count_updates(self, request_ids: Collection[str], updates: int) -> None:
+        """Note for these requests how many of their tokens stood when their weights were updated."""
+        for request_id, ids in self.written():
+            if ids and request_id in request_ids:
+                self._updates[request_id] += [len(ids)] * updates
+
+    def _forget_keys_and_values(self) -> None:
         # Without `reset_running_requests` a reset is refused while anything runs, and new requests would hit blocks of the old weights.
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM refused to reset its prefix cache after a weight update")
-        for request_id, ids in self.written():
-            if ids:
-                self._updates[request_id] += [len(ids)] * (version - self.version)
-        self.version = version
+
+
+class VllmLoraCore(VllmCore):
+    """One model for several roles: each turn is written with its role's adapter (`Sampling.adapter`), each update replaces one adapter.
+
+    A role must have been given its adapter before its first turn: vLLM's CPU kernels (0.31) lay the last adapter on requests without one.
+    """
+
+    def __init__(self, model: str, config: EngineConfig, seed: int, adapters: Mapping[str, LoraSection]):
+        options: dict[str, Any] = {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": _max_rank(adapters)}
+        if not config.num_gpus:
+            # The CPU kernels copy the adapter of a layer once per token of a step: keep the steps that read prompts small.
+            options["max_num_batched_tokens"] = max(config.max_model_len, config.max_num_seqs)
+        super().__init__(model, config, seed, **options)
+        self._ids = {role: number for number, role in enumerate(adapters, 1)}
+        self._requests: dict[str, Any] = {}
+        self._versions: dict[str, int] = {}
+        self._held: dict[str, frozenset[str]] = {}
+        memory = Path("/dev/shm")
+        self._folder = tempfile.TemporaryDirectory(prefix="longshort-adapters-", dir=memory if os.access(memory, os.W_OK) else None)
+
+    def _adapter_of(self, sampling: Sampling) -> Any:
+        if sampling.adapter not in self._requests:
+            raise RuntimeError(f"a turn for the adapter {sampling.adapter!r}, but the engine holds {sorted(self._requests)}")
+        return self._requests[sampling.adapter]
+
+    def _version_of(self, sampling: Sampling) -> int:
+        return self._versions[sampling.adapter]
+
+    def load_weights(self, adapter: Adapter, version: int) -> None:
+        """Replace one role's adapter; nothing is touched if it is refused. The other role's turns go on with theirs.
+
+        Turns of this role that are under way keep their tokens and are read again with the new adapter. vLLM files keys and values under
+        the adapter's name (0.31: and path), so one per version keeps new turns from those of the old; only turns under way need a reset.
+        """
+        from vllm.lora.request import LoRARequest
+
+        role = adapter.role
+        check_adapter(adapter, self._expected, self._held.get(role, ()))
+        with tempfile.TemporaryDirectory(prefix=f"{role}-{version}-", dir=self._folder.name) as folder:
+            write(adapter, Path(folder))
+            self._engine.add_lora(LoRARequest(folder, self._ids[role], folder, load_inplace=True))
+        under_way = {request_id for request_id, sampling in self._sampling.items() if sampling.adapter == role}
+        if under_way:
+            self._forget_keys_and_values()
+            self._count_updates(under_way, version - self._versions[role])
+        self._requests[role], self._versions[role] = LoRARequest(folder, self._ids[role], folder), version
+        self._held[role] = frozenset(adapter.tensors)
+
+
+def _max_rank(adapters: Mapping[str, LoraSection]) -> int:
+    """The smallest of the ranks that vLLM has kernels for which holds every adapter's."""
+    from vllm.config.lora import MaxLoRARanks
+
+    wanted, known = max(lora.r for lora in adapters.values()), sorted(get_args(MaxLoRARanks))
+    if wanted > known[-1]:
+        raise LongShortError(f"lora.r is {wanted}, vLLM's largest is {known[-1]}; lower it, or remove share_engine")
+    return next(rank for rank in known if rank >= wanted)

@@ -164,17 +164,9 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
 
 def _lora(settings: SftConfig):
     """peft's configuration of the recipe's adapters; None for full fine-tuning."""
-    from peft import LoraConfig
+    from longshort.backends.lora_learner import lora_config
 
-    if settings.lora is None:
-        return None
-    return LoraConfig(
-        r=settings.lora.r,
-        lora_alpha=settings.lora.alpha,
-        lora_dropout=settings.lora.dropout,
-        target_modules=settings.lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
+    return lora_config(settings.lora) if settings.lora else None
 
 
 def labels_of(row: Row) -> list[int]:
