@@ -66,7 +66,7 @@ def test_two_learners_and_one_engine_agree_before_and_after_updates_and_a_restar
         """The largest difference between engine and learner over turns of both roles that are asked for at once."""
         asked = [(role, i) for i in range(3) for role in ROLES]
         wanted = (pair.policies[role].generate(PROMPTS[i], Sampling(max_tokens=24, stop=(), seed=i)) for role, i in asked)
-        found = {role: 0.0 for role in ROLES}
+        found = dict.fromkeys(ROLES, 0.0)
         turns = await asyncio.gather(*wanted)
         for (role, i), turn in zip(asked, turns, strict=True):
             assert turn.versions == (pair.policies[role].version,) * len(turn.token_ids)
