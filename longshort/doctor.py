@@ -122,7 +122,7 @@ def python_row(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
 def package_rows(versions: Mapping[str, str]) -> list[Finding]:
     """The base packages (needed), then those that only some recipes use."""
     rows = [_package_row(item, versions, MISSING, SETUP) for item in requirements() if item.name != "torch"]
-    for extra, purpose in (("tracking", "report_to"), ("gpu", "GPU machines")):
+    for extra, purpose in (("tracking", "report_to"), ("serve", "longshort serve"), ("gpu", "GPU machines")):
         remedy = f"for {purpose}: pip install -e '.[{extra}]'"
         rows += [_package_row(item, versions, NOTE, remedy) for item in requirements(extra) if item.name not in VLLM]
     return rows

@@ -32,13 +32,12 @@ def seal(partial: Path, final: Path, kind: str, facts: Mapping[str, Any], parts:
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps({"format": format_of(kind), **facts, "files": files}, indent=1))
     _flush(manifest)
-    if final.exists():  # the older one stays whole until the new one is in its place
-        old = final.with_name(f".{final.name}-old")
+    old = final.with_name(f".{final.name}-old")
+    if final.exists():  # it stays whole until the new one is in its place
+        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old)
-    else:
-        partial.rename(final)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
     _flush(final.parent)
     return final
 

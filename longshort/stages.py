@@ -66,8 +66,11 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
         from longshort.report.report_page import write_report
 
         await asyncio.to_thread(write_report, [Path(config.output_dir)])
+        from longshort.serving.folder import save_team
+
+        await asyncio.to_thread(save_team, Path(config.output_dir) / "team", config, checkpoint.latest(Path(config.output_dir)))
     console.say(
-        f"\nwritten to {config.output_dir}: report.html, summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/   "
+        f"\nwritten to {config.output_dir}: report.html, summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/, team/   "
         f"({console.duration(time.monotonic() - began)})"
     )
     return summary

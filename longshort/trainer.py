@@ -81,6 +81,23 @@ class LongShortTrainer:
         async with self.pair(folder) as pair:
             return await self.run(pair, folder)
 
+    def save_model(self, folder: str | Path | None = None) -> Path:
+        """Write the pair as it was last saved (`train` saves at its end) as a team folder; returns it, by default `output_dir`/team.
+
+        It holds both models, their tokenizers, the protocol and a card; `Team.from_pretrained` and `longshort serve` take it
+        (longshort/serving/folder.py). Raises LongShortError where nothing was saved yet, or the protocol is not the recipe's.
+        """
+        from longshort.serving.folder import save_team
+
+        if type(self.protocol) is not type(make_protocol(self.config)):
+            raise LongShortError(
+                f"a team folder holds a protocol that a recipe can name, not {type(self.protocol).__name__}; the models are in "
+                f"{checkpoint.latest(self.output_dir)}"
+            )
+        if not checkpoint.steps(self.output_dir):
+            raise LongShortError(f"nothing to save: {self.output_dir} holds no checkpoint yet; train first")
+        return save_team(folder or self.output_dir / "team", self.config, checkpoint.latest(self.output_dir))
+
     def check(self) -> None:
         """Refuse, before anything starts, what cannot work (LongShortError): see longshort/plan.py."""
         from longshort.plan import check

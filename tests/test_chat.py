@@ -177,6 +177,61 @@ def test_no_answer_and_errors_are_told_by_the_exit_status(endpoint, address, cap
     assert cli.main([*ask, "seed=1"]) == 1 and "is a setting of engines on this machine" in capsys.readouterr().err
 
 
+class Team:
+    """One on this machine, as far as the command knows it: it writes one piece and then waits for `rest`."""
+
+    name = "here"
+
+    def __init__(self, *rest):
+        self.rest, self.asked, self.log = rest, [], []
+
+    def from_pretrained(self, team, overrides):
+        self.log.append((team, overrides))
+        return self
+
+    def __enter__(self):
+        print("starting engines")
+        return self
+
+    def __exit__(self, *_):
+        self.log.append("engines ended")
+
+    def stream(self, question, **settings):
+        self.asked.append((question, settings))
+        try:
+            yield TurnBegan(role="short", number=0)
+            yield Piece(role="short", text="4")
+            for each in self.rest:
+                if isinstance(each, type):
+                    raise each
+                yield each
+        finally:
+            self.log.append("freed")
+
+
+def test_a_team_on_this_machine(monkeypatch, capsys):
+    completion = Completion(token_ids=(5,), logprobs=(0.0,), text="4", stop="</answer>", version=0)
+    said = Turn(role="short", prompt_ids=(1,), completion=completion)
+    end = Finished(
+        episode=Episode(problem=Problem(id="p", question="?", answer=""), turns=(said,), stop="answered"), text="4", finish_reason="stop"
+    )
+    team = Team(TurnEnded(turn=said), end)
+    monkeypatch.setattr("longshort.serving.team.Team", team)
+    assert (
+        cli.main(["chat", "runs/x/team", "long.engine.num_gpus=1", "--once", "2+2?", "--mode", "short", "--seed", "5", "--max-tokens", "9"])
+        == 0
+    )
+    told_apart = capsys.readouterr()
+    assert told_apart.out == "[answer by short, 1 token]\n4\n[short 1 token, 0 hand-backs, 0s]\n" and told_apart.err == "starting engines\n"
+    assert team.asked == [("2+2?", {"mode": "short", "max_tokens": 9, "seed": 5})]
+    assert team.log == [("runs/x/team", ["long.engine.num_gpus=1"]), "freed", "engines ended"]
+    for interruption, status in ((KeyboardInterrupt, 130), (LongShortError, 1)):
+        team = Team(interruption)
+        monkeypatch.setattr("longshort.serving.team.Team", team)
+        assert cli.main(["chat", "runs/x/team", "--once", "2+2?"]) == status and team.log[1:] == ["freed", "engines ended"]
+    assert capsys.readouterr().out == "[short, not finished]\n4\n[stopped]\n"
+
+
 def test_nobody_there(capsys):
     assert cli.main(["chat", "http://127.0.0.1:9", "--once", "?"]) == 1
     assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def test_the_dialogue_is_shown_while_it_is_written(endpoint, page):
     page.until("document.getElementById('talk').getAttribute('aria-busy')", "true")
     assert page.js("[document.getElementById('send').hidden, document.getElementById('stop').hidden]") == [True, False]
     endpoint.go.set()
-    page.until(CARDS, [*half, "turn short answer | short 5 tokens \\boxed{3}"])
+    page.until(CARDS, [*half, "turn short answer | Answer short 5 tokens \\boxed{3}"])
     page.until(STATUS, "Answer: \\boxed{3}")
     facts = page.js("[...document.querySelectorAll('.sum div')].map(e => e.textContent)")
     assert facts[:3] == ["long11 tokens", "short8 tokens", "hand-backs1"]

@@ -22,7 +22,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         rows = [row for row in content["results"] if (row["benchmark"], row["decoding"]) == (benchmark, decoding)]
         title = "mean over benchmarks" if benchmark == ALL else content["benchmarks"][benchmark]["title"]
         size = "" if benchmark == ALL else f", {rows[0]['n']} problems × {rows[0]['samples']}"
-        parts.append(f"### {title}, {decoding}{size}\n\n{_table(rows, content['systems'])}")
+        parts.append(f"### {title}, {decoding}{size}\n\n{table(rows, content['systems'])}")
     if content["comparisons"]:
         parts.append(f"### Against {content['comparisons'][0]['base']}, paired bootstrap\n\n{_comparisons(content['comparisons'])}")
     if content["cross_play"]:
@@ -32,7 +32,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _table(rows: Sequence[Row], systems: Mapping[str, Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Row], systems: Mapping[str, Mapping[str, Any]]) -> str:
+    """One benchmark's rows in one decoding, as Markdown."""
     passes = list(dict.fromkeys(key for row in rows for key in row if key.startswith("pass@") and key != "pass@1"))
     named = titles(systems)
     with_aes = any("aes" in row for row in rows)

@@ -36,9 +36,11 @@ def serve(source: str, *, host: str, port: int, name: str = "", key_file: str | 
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket, before any model is loaded; it answers nobody until the server listens on it."""
+    if not 0 <= port < 2**16:
+        raise LongShortError(f"--port {port} is none; give 0 (any that is free) to 65535")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise LongShortError(f"--host {host}, --port {port} is no address of this machine: {error}") from error
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -131,8 +131,10 @@ class Dialogue {
 
   finished({ stop, text, hand_backs }) {
     const answered = stop === "answered";
-    if (answered) this.card.classList.add("answer");
-    else this.article.append(el("p", "ended", `No answer: ${UNANSWERED[stop] ?? words(stop)}.`));
+    if (answered) {
+      this.card.classList.add("answer");
+      this.head.prepend(el("b", "", "Answer"));
+    } else this.article.append(el("p", "ended", `No answer: ${UNANSWERED[stop] ?? words(stop)}.`));
     const seconds = ((performance.now() - this.began) / 1000).toFixed(1);
     const spent = Object.entries(this.tokens).map(([role, tokens]) => fact(role, plural(tokens, "token")));
     this.article.append(el("dl", "facts sum", ...spent, fact("hand-backs", count(hand_backs)), fact("time", `${seconds} s`)));

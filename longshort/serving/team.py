@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from longshort.evaluation.systems import preset, protocol_of
 from longshort.pair import CANARY_QUESTION, Pair
 from longshort.serving.conversation import PAIR, Ask, Asked, Event, Finished, ImpossibleAsk, converse, finished
 from longshort.serving.folder import Found, find_team
+from longshort.serving.loop_thread import LoopThread
 from longshort.team.protocols import Solo, encode_problem
 from longshort.team.rollout import Decoding, run_episode, stable_seed
 from longshort.types import Episode, LongShortError, Problem, Sampling
@@ -44,7 +44,7 @@ class Team:
         self._pair: Pair | None = None
         self._places: asyncio.Semaphore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: _LoopThread | None = None
+        self._thread: LoopThread | None = None
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, overrides: Sequence[str] = (), **engine: Any) -> Team:
@@ -68,12 +68,28 @@ class Team:
         `settings` are those of `Ask` (mode, max_turns, max_tokens, long_token_budget, temperature, top_p, top_k, seed, stop). The same
         seed and problems give the same episodes, and at the seed and temperature of an evaluation, its episodes.
         """
-        return self._run(self.asolve(problems, **settings))
+        asks = _asks(problems, settings)
+        episodes = self._running().run(self._all(asks))
+        return episodes[0] if isinstance(problems, str | Problem) else episodes
+
+    def stream(self, question: str, **settings: Any) -> Iterator[Event]:
+        """As `solve` for one question, told while it is written (longshort/serving/conversation.py).
+
+        Leaving the loop, by `break`, Ctrl-C or an error, ends the episode and frees the engines.
+        """
+        ask = Ask(question=question, **settings)
+        thread = self._running()
+        events = self.converse(ask)
+        try:
+            while (event := thread.run(_next(events))) is not None:
+                yield event
+        finally:
+            thread.run(events.aclose())
 
     def start(self) -> Team:
         """Start the engines now instead of with the first question."""
         if self._pair is None:
-            self._thread = _LoopThread()
+            self._thread = LoopThread()
             atexit.register(self.close)
             try:
                 self._thread.run(self.__aenter__())
@@ -94,15 +110,11 @@ class Team:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            if self._pair and not self._thread:
-                raise LongShortError("this team was started by `async with`; inside it, `await team.asolve(…)` in place of `team.solve(…)`")
-            self.start()
-        except BaseException:
-            work.close()
-            raise
-        return self._thread.run(work)
+    def _running(self) -> LoopThread:
+        """The thread in which this team runs, started if need be."""
+        if self._pair and not self._thread:
+            raise LongShortError("this team was started by `async with`; inside it, `await team.asolve(…)` in place of `team.solve(…)`")
+        return self.start()._thread
 
     def _stop_thread(self) -> None:
         self._thread.stop()
@@ -129,18 +141,17 @@ class Team:
 
     async def asolve(self, problems: str | Problem | Sequence[str | Problem], **settings: Any) -> Episode | list[Episode]:
         """As `solve`."""
-        single = isinstance(problems, str | Problem)
-        numbered = [_problem(each, number) for number, each in enumerate([problems] if single else problems)]
-        asks = [Ask(question=problem.question, **settings) for problem in numbered]
-        asks = [replace(ask, seed=stable_seed(ask.seed, problem.id, 0)) for ask, problem in zip(asks, numbered, strict=True)]
-        tasks = [asyncio.ensure_future(self.ask(ask, problem)) for ask, problem in zip(asks, numbered, strict=True)]
+        episodes = await self._all(_asks(problems, settings))
+        return episodes[0] if isinstance(problems, str | Problem) else episodes
+
+    async def _all(self, asks: Sequence[tuple[Ask, Problem]]) -> list[Episode]:
+        tasks = [asyncio.ensure_future(self.ask(ask, problem)) for ask, problem in asks]
         try:
-            episodes = [found.episode for found in await asyncio.gather(*tasks)]
+            return [found.episode for found in await asyncio.gather(*tasks)]
         finally:  # at the first error, or when the caller is stopped, nobody goes on
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return episodes[0] if single else episodes
 
     async def ask(self, ask: Ask, problem: Problem | None = None) -> Finished:
         """Answer one question. `problem` is what the episode shall name as its problem. Raises ImpossibleAsk, LongShortError."""
@@ -221,8 +232,14 @@ class Team:
         )
 
 
-def _problem(problem: str | Problem, number: int) -> Problem:
-    return problem if isinstance(problem, Problem) else Problem(id=f"problem-{number}", question=problem, answer="")
+def _asks(problems: str | Problem | Sequence[str | Problem], settings: Mapping[str, Any]) -> list[tuple[Ask, Problem]]:
+    """Each problem with its ask; one and the same question twice has two dice."""
+    asks = []
+    for number, each in enumerate([problems] if isinstance(problems, str | Problem) else problems):
+        problem = each if isinstance(each, Problem) else Problem(id=f"problem-{number}", question=each, answer="")
+        ask = Ask(question=problem.question, **settings)
+        asks.append((replace(ask, seed=stable_seed(ask.seed, problem.id, 0)), problem))
+    return asks
 
 
 async def _warm(engine) -> None:
@@ -231,24 +248,5 @@ async def _warm(engine) -> None:
     await engine.generate(prompt, Sampling(max_tokens=2, stop=(), temperature=1.0, seed=0))
 
 
-class _LoopThread:
-    """An event loop in a thread of its own, for callers that have none or must not wait in theirs."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="team", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Its result; an interrupted caller (Ctrl-C) ends the work too."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+async def _next(events: AsyncIterator[Event]) -> Event | None:
+    return await anext(events, None)
