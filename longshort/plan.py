@@ -13,12 +13,12 @@ from longshort.backends.adapters import matching
 from longshort.backends.weight_sync import expected_weights
 from longshort.config import LongShortConfig, lookup
 from longshort.doctor import GIB
-from longshort.memory import BYTES, Actor, actors, free_gib, model_facts
+from longshort.memory import BYTES, Actor, actors, adapter_parameters, free_gib, model_facts
 from longshort.model_files import ModelFacts, find_folder
 from longshort.types import ROLES, LongShortError, Problem
 
-CHECKPOINT_BYTES = 12
-"""Per parameter on disk: weight 4, AdamW's moments 8."""
+WEIGHT_BYTES, MOMENTS_BYTES = 4, 8
+"""Per parameter on disk: the weight, and AdamW's moments of one that is trained."""
 LONGEST = 32
 """How many prompts are checked against the context: the longest by characters."""
 
@@ -168,13 +168,20 @@ def check_memory(planned: Plan) -> None:
 def check_disk(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> None:
     """The checkpoints fit: those kept, and the one being written."""
     copies = config.save_total_limit + 1
-    needed = copies * CHECKPOINT_BYTES * sum(model.parameters for model in facts.values()) / GIB
+    needed = copies * sum(checkpoint_bytes(config, role, model) for role, model in facts.items()) / GIB
     free = shutil.disk_usage(_existing(config.output_dir)).free / GIB
     if needed > free:
         raise LongShortError(
             f"output_dir {config.output_dir}: {copies} checkpoints take {needed:.1f} GiB but {free:.1f} GiB are free on that disk; choose "
             f"another disk or lower save_total_limit ({config.save_total_limit})"
         )
+
+
+def checkpoint_bytes(config: LongShortConfig, role: str, model: ModelFacts) -> int:
+    """A role's part of a checkpoint: the model and the optimizer's state; with LoRA, also the adapter, which alone has such a state."""
+    if lora := config.role(role).lora:
+        return WEIGHT_BYTES * model.parameters + (WEIGHT_BYTES + MOMENTS_BYTES) * adapter_parameters(model, lora.r)
+    return (WEIGHT_BYTES + MOMENTS_BYTES) * model.parameters
 
 
 def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):

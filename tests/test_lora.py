@@ -16,7 +16,7 @@ from longshort.backends.torch_learner import TorchLearner
 from longshort.backends.transformers_engine import TransformersLoraCore
 from longshort.config import parse
 from longshort.model_files import read_facts
-from longshort.plan import check_adapters, plan
+from longshort.plan import check_adapters, checkpoint_bytes, plan
 from longshort.sections import EngineConfig, LoraSection
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests import tiny_models
@@ -304,6 +304,8 @@ def test_the_plan_counts_a_frozen_base_and_one_engine(tmp_path):
         assert actor.parts["frozen base"] == 4 * facts.parameters / 2**30
         assert actor.parts["adapter + gradient + AdamW"] == 16 * numbers / 2**30
     assert shared.actors[1].parts["adapters"] == 2 * numbers * 4 / 2**30
+    assert checkpoint_bytes(parse(settings), LONG, facts) == 4 * facts.parameters + 12 * numbers
+    assert checkpoint_bytes(parse({}), LONG, facts) == 12 * facts.parameters
 
 
 # one engine for both, by transformers

@@ -18,6 +18,9 @@ from longshort.backends.weight_sync import check_weights, expected_weights
 from longshort.sections import EngineConfig, LoraSection
 from longshort.types import Completion, LongShortError, Sampling
 
+SHARED_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where an adapter lies for the moment in which vLLM, which takes folders only, reads it."""
+
 
 def environment(config: EngineConfig, threads: int = 1) -> dict[str, str]:
     """The process environment a vLLM engine needs; it must be set before vllm is imported (measured: docs/operations.md)."""
@@ -176,8 +179,6 @@ class VllmLoraCore(VllmCore):
         self._requests: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._held: dict[str, frozenset[str]] = {}
-        memory = Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(prefix="longshort-adapters-", dir=memory if os.access(memory, os.W_OK) else None)
 
     def _adapter_of(self, sampling: Sampling) -> Any:
         if sampling.adapter not in self._requests:
@@ -197,7 +198,7 @@ class VllmLoraCore(VllmCore):
 
         role = adapter.role
         check_adapter(adapter, self._expected, self._held.get(role, ()))
-        with tempfile.TemporaryDirectory(prefix=f"{role}-{version}-", dir=self._folder.name) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"longshort-{role}-{version}-", dir=SHARED_MEMORY) as folder:
             write(adapter, Path(folder))
             self._engine.add_lora(LoRARequest(folder, self._ids[role], folder, load_inplace=True))
         under_way = {request_id for request_id, sampling in self._sampling.items() if sampling.adapter == role}
