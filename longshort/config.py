@@ -79,13 +79,18 @@ class LongShortConfig(Section):
     num_iterations: Count = 1
     """Optimizer passes over each step's samples (mu of GRPO)."""
     row_tokens: Natural = 0
-    """Samples are packed into rows of at most this many tokens; 0: 1.5 times the step's longest sample."""
+    """Samples are packed into rows of at most this many tokens; 0: 1.5 times the step's longest sample, with varlen attention
+    `batch_tokens`."""
     batch_tokens: Count = 8192
     """Rows are stacked into micro-batches of at most this many tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     learner: LearnerConfig = LearnerConfig()
     learner_gpus: Amount = 0.0
     """GPUs of each rank of a learner; 0: it learns on the CPU."""
+    weight_sync: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
+    """How new weights get to an engine: Ray's object store, CUDA IPC on a shared GPU, NCCL between GPUs; `auto` says which it takes."""
+    time_share: bool = False
+    """The engines sleep while the learners work, and give them their GPU memory; they wake before the next rollout."""
     max_skipped_steps: Count = 3
     """Consecutive non-finite steps after which the run stops."""
     max_engine_restarts: Natural = 3
@@ -114,6 +119,12 @@ class LongShortConfig(Section):
                 "tokens need the correction by the engine's log-probs, which deterministic leaves out"
             )
         return staleness
+
+    @model_validator(mode="after")
+    def _nothing_beside_an_update(self) -> LongShortConfig:
+        if self.time_share and self.staleness:
+            raise ValueError(f"time_share needs staleness 0 (got {self.staleness}): an engine that sleeps writes nothing beside an update")
+        return self
 
     @model_validator(mode="after")
     def _one_gpu_per_rank(self) -> LongShortConfig:

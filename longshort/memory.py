@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from longshort.backends.devices import engine_backend, shares_gpu
+from longshort.backends.weight_transfer import choose
 from longshort.config import LongShortConfig
 from longshort.doctor import GIB, free_memory
 from longshort.model_files import PUBLISHED, ModelFacts, read_facts, shape_facts
+from longshort.sections import EngineConfig
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 PROCESS_GIB = {"driver": 0.6, "ray": 0.6, "vllm": 1.0, "transformers": 0.6, "learner": 0.5, "grader": 0.1}
@@ -19,9 +23,13 @@ BUCKET = 500_000_000
 """Numbers in each of DeepSpeed's two communication buckets (its default reduce_bucket_size and allgather_bucket_size)."""
 
 
+TRAINING, COLD_START = "training", "cold start"
+"""Processes of the same time share memory; those of another have it after them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """One process: what it runs on, and what fills its memory in GiB.
+    """One process, or `count` alike: what each runs on, and what fills its memory in GiB (on each GPU, where it has several).
 
     Actor(name="long engine (vllm)", cores=1, gpus=0, parts={"process": 1.0, "weights": 1.84, "kv cache": 0.5})
     """
@@ -30,23 +38,35 @@ class Actor:
     cores: float
     gpus: float
     parts: Mapping[str, float]
-
-    @property
-    def device(self) -> str:
-        return "gpu" if self.gpus else "cpu"
+    count: int = 1
+    when: str = TRAINING
+    together: str = ""
+    """Processes that name the same here are put on the same GPU."""
+    returned: frozenset[str] = frozenset()
+    """Parts that are given back while it is the others' turn (`time_share`)."""
 
     @property
     def gib(self) -> float:
+        """Of one process."""
         return sum(self.parts.values())
+
+    @property
+    def least_gib(self) -> float:
+        """Of one process, while it is the others' turn."""
+        return sum(gib for part, gib in self.parts.items() if part not in self.returned)
 
 
 def actors(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> list[Actor]:
-    """Every process of a training run: driver, engines, learners, graders."""
+    """Every process of a training run (driver, engines, learners, graders), and before it of the cold start."""
     found = [Actor(name="driver and ray", cores=1, gpus=0, parts={"process": PROCESS_GIB["driver"] + PROCESS_GIB["ray"]})]
     for role, model in facts.items():
-        found += [_engine(config, role, model), _learner(config, role, model)]
+        found += [_role_engine(config, role, model), *_learner(config, role, model)]
     workers = config.grading.workers
-    return [*found, Actor(name=f"graders ({workers})", cores=workers, gpus=0, parts={"process": workers * PROCESS_GIB["grader"]})]
+    graders = Actor(name=f"graders ({workers})", cores=workers, gpus=0, parts={"process": workers * PROCESS_GIB["grader"]})
+    found.append(graders)
+    if config.coldstart is None:
+        return found
+    return [*found, *(replace(actor, when=COLD_START) for actor in (found[0], graders)), *_cold_start(config, facts)]
 
 
 def model_facts(config: LongShortConfig, *, published: bool = False) -> dict[str, ModelFacts]:
@@ -68,30 +88,97 @@ def _facts_of(config: LongShortConfig, role: str, known: Mapping[str, ModelFacts
     return shape_facts(f"miniature {role}", shape, len(build_tokenizer(role)), config.role(role).engine.max_model_len)
 
 
-def _engine(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
-    """The process that samples: weights and KV cache."""
-    from longshort.backends.ray_cluster import engine_backend
-
+def _role_engine(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
+    """The process that samples a role's turns; a GPU that receives by NCCL holds two buffers beside its model."""
     engine = config.role(role).engine
-    backend, size = engine_backend(engine), BYTES[engine.dtype]
+    way, _ = choose(config, role, engine_backend(engine))
+    found = _engine(f"{role} engine", engine, model)
+    parts = dict(found.parts) | ({"transfer": 2 * transfer_gib(config, model)} if way == "nccl" else {})
+    together = role if shares_gpu(config, role) else ""
+    return replace(found, parts=parts, together=together, returned=frozenset({"weights", "kv cache"}) if engine.num_gpus else frozenset())
+
+
+def _engine(name: str, engine: EngineConfig, model: ModelFacts) -> Actor:
+    """A process that samples: weights and KV cache, cut over its GPUs."""
+    backend, size, gpus = engine_backend(engine), BYTES[engine.dtype], max(1, round(engine.num_gpus))
     cache = engine.kv_cache_gib
     if backend == "transformers":  # grows with what is sampled: at most every sequence at full length
         cache = engine.max_num_seqs * engine.max_model_len * model.kv_numbers * size / GIB
-    parts = {"process": PROCESS_GIB[backend], "weights": model.parameters * size / GIB, "kv cache": cache}
-    return Actor(name=f"{role} engine ({backend})", cores=1, gpus=engine.num_gpus, parts=parts)
+    parts = {"process": PROCESS_GIB[backend], "weights": model.parameters * size / gpus / GIB, "kv cache": cache}
+    return Actor(name=f"{name} ({backend})", cores=1, gpus=engine.num_gpus, parts=parts)
 
 
-def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
-    """The process that learns: float32 training state, one micro-batch, and two copies of the weights on their way to the engine."""
-    size, tokens = BYTES[config.dtype], config.batch_tokens
+def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> list[Actor]:
+    """The processes that learn: training state, one micro-batch, and the weights on their way to the engine.
+
+    By the object store two copies of them stand in host memory, from GPU to GPU one or two buffers in the GPU's.
+    """
+    learner, size, tokens = config.learner, BYTES[config.dtype], config.batch_tokens
+    way, _ = choose(config, role, engine_backend(config.role(role).engine))
+    autocast = size == 2
+    name, state, reference = "torch", torch_state(model.parameters, size), 4 * model.parameters
+    if learner.backend == "deepspeed":
+        # The learner's parameters are float32 whatever the arithmetic (backends/deepspeed_learner.py).
+        name = f"deepspeed, ZeRO-{learner.zero_stage}" + (f", {learner.ranks} ranks" if learner.ranks > 1 else "")
+        state = zero_state(model.parameters, learner.zero_stage, learner.ranks, 4, offload=learner.offload)
+        reference = 4 * model.parameters / (learner.ranks if learner.zero_stage == 3 else 1)
+    activations = activations_gib(model, tokens, size, autocast=autocast, checkpointing=learner.gradient_checkpointing)
     parts = {
         "process": PROCESS_GIB["learner"],
-        "weights + gradient + AdamW": sum(torch_state(model.parameters, size).values()) / GIB,
-        "reference": model.parameters * 4 / GIB if config.loss.beta else 0.0,
-        "micro-batch": activations_gib(model, tokens, size, autocast=size == 2) + logits_gib(model, tokens),
-        "publishing": 2 * model.parameters * size / GIB,
+        "weights + gradient + AdamW": sum(state.values()) / GIB,
+        "reference": reference / GIB if config.loss.beta else 0.0,
+        "micro-batch": activations + logits_gib(model, tokens),
     }
-    return Actor(name=f"{role} learner (torch)", cores=1, gpus=config.learner_gpus, parts=parts)
+    host = {"publishing": 2 * model.parameters * size / GIB} if way == "object_store" else {}
+    if learner.offload:
+        host["AdamW, offloaded"] = optimizer_bytes(4) * model.parameters / GIB
+    if way != "object_store":
+        parts["transfer"] = {"ipc": 1, "nccl": 2}[way] * transfer_gib(config, model)
+    gpus = config.learner_gpus
+    found = Actor(
+        name=f"{role} learner ({name})",
+        cores=1,
+        gpus=gpus,
+        parts=parts if gpus else parts | host,
+        count=learner.ranks,
+        together=role if shares_gpu(config, role) else "",
+        returned=frozenset({"micro-batch", "transfer"}) if gpus else frozenset(),
+    )
+    if gpus and host:
+        return [found, Actor(name=f"{role} learner, host memory", cores=0, gpus=0, parts=host)]
+    return [found]
+
+
+def transfer_gib(config: LongShortConfig, model: ModelFacts) -> float:
+    """A buffer of weight_outbox.py: of its usual size, or of the largest tensor (the embedding)."""
+    from longshort.backends.weight_outbox import BUFFER_BYTES
+
+    return max(BUFFER_BYTES, model.vocabulary * model.hidden * BYTES[config.dtype]) / GIB
+
+
+def _cold_start(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> list[Actor]:
+    """The engines that make the data, as if all ran at once, and the larger of the two fine-tunings, which come one after the other."""
+    section, found = config.coldstart, []
+    if "instruct" in (section.chunk.splitter, section.rewrite.rewriter) and section.instruct.model:
+        model = read_facts(section.instruct.model, "coldstart.instruct.model")
+        found.append(_engine("coldstart.instruct", section.instruct.engine, model))
+    rollout, engine, model = section.rollout, config.short.engine, facts.get(SHORT)
+    if rollout:
+        engine, model = rollout.engine, read_facts(rollout.model, "coldstart.rollout.model")
+    if model:
+        found.append(replace(_engine("coldstart.rollout", engine, model), count=section.importance.num_engines))
+    tunings = [_tuning(config, role, model) for role, model in facts.items()]
+    return [replace(actor, when=COLD_START) for actor in [*found, max(tunings, key=lambda actor: actor.gib)]]
+
+
+def _tuning(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
+    """Supervised fine-tuning by TRL, in float32 or under autocast; with LoRA only the frozen weights count."""
+    settings, size = config.role(role).sft, BYTES[config.dtype]
+    state = 4 * model.parameters if settings.lora else sum(torch_state(model.parameters, size).values())
+    tokens = settings.micro_batch_size * settings.max_length
+    activations = activations_gib(model, tokens, size, autocast=size == 2, checkpointing=settings.gradient_checkpointing)
+    parts = {"process": PROCESS_GIB["learner"], "weights + gradient + AdamW": state / GIB, "micro-batch": activations}
+    return Actor(name=f"{role} fine-tuning (trl)", cores=1, gpus=config.learner_gpus, parts=parts)
 
 
 def activations_gib(model: ModelFacts, tokens: int, size: int, *, autocast: bool, checkpointing: bool = False) -> float:
@@ -139,8 +226,9 @@ def optimizer_bytes(size: int) -> int:
 
 
 def free_gib(processes: Sequence[Actor]) -> dict[str, float | None]:
-    """Free memory of the devices used; None for a Ray cluster's, which is elsewhere. LongShortError for GPUs that are not there."""
-    gpus = sum(actor.gpus for actor in processes)
+    """Free memory of the devices used, each GPU by itself; None for a Ray cluster's, which is elsewhere. LongShortError for GPUs that are
+    not there."""
+    gpus = max(sum(actor.gpus * actor.count for actor in processes if actor.when == when) for when in (TRAINING, COLD_START))
     if os.environ.get("RAY_ADDRESS"):
         return {"cpu": None} | ({"gpu": None} if gpus else {})
     free: dict[str, float | None] = {"cpu": free_memory() / GIB}
@@ -152,5 +240,43 @@ def free_gib(processes: Sequence[Actor]) -> dict[str, float | None]:
                 f"the recipe asks for {gpus:g} GPUs but torch sees none here; set num_gpus and learner_gpus to 0, install a CUDA build of "
                 "torch (longshort doctor), or set RAY_ADDRESS to a cluster that has GPUs"
             )
-        free["gpu"] = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())) / GIB
+        free |= {f"gpu {i}": torch.cuda.mem_get_info(i)[0] / GIB for i in range(torch.cuda.device_count())}
     return free
+
+
+def places(processes: Sequence[Actor], devices: Sequence[str]) -> dict[str, list[str]]:
+    """On which of the devices each actor's processes run: whole GPUs one each, shares of one side by side, each on the first GPU with room.
+
+    LongShortError where there is none: then Ray would wait for ever.
+    """
+    gpus = [device for device in devices if device != "cpu"]
+    found: dict[str, list[str]] = {actor.name: ["cpu"] * actor.count for actor in processes if not actor.gpus}
+    for when in (TRAINING, COLD_START):
+        room = dict.fromkeys(gpus, 1.0)
+        chosen: dict[str, str] = {}
+        shares: dict[str, float] = defaultdict(float)
+        mine = [actor for actor in processes if actor.gpus and actor.when == when]
+        for actor in mine:
+            shares[actor.together or actor.name] += actor.gpus
+        for actor in mine:
+            wanted = [1.0] * round(actor.gpus) if actor.gpus > 1 else [shares[actor.together or actor.name]]
+            if actor.together in chosen:
+                found[actor.name] = [chosen[actor.together]]
+                continue
+            found[actor.name] = [_take(share, room, gpus, mine) for share in wanted * actor.count]
+            if actor.together:
+                chosen[actor.together] = found[actor.name][0]
+    return found
+
+
+def _take(share: float, room: dict[str, float], gpus: Sequence[str], wanting: Sequence[Actor]) -> str:
+    """The first GPU with so much of it left; a cluster's, of which nothing is known, is one name for all."""
+    device = next((gpu for gpu in gpus if gpus == ["gpu"] or room[gpu] > share - 1e-6), None)
+    if device is None:
+        listed = ", ".join(f"{actor.name} {actor.count} × {actor.gpus:g}" for actor in wanting)
+        raise LongShortError(
+            f"the recipe asks for {sum(actor.gpus * actor.count for actor in wanting):g} GPUs at once ({listed}) but {len(gpus)} are here; "
+            "lower engine.num_gpus, learner_gpus or learner.ranks"
+        )
+    room[device] -= share
+    return device

@@ -134,7 +134,9 @@ def _check(setup: Setup) -> None:
         if not value > 0:
             raise LongShortError(f"{option} is {value:g}; it must be more than 0")
     if setup.ranks is not None and not 0 < setup.ranks <= setup.total:
-        raise LongShortError(f"--ranks is {setup.ranks} but there are {setup.total} GPUs; a learner has from 1 rank to one per GPU")
+        raise LongShortError(
+            f"--ranks (or learner.ranks) is {setup.ranks} but there are {setup.total} GPUs; a learner has from 1 rank to one per GPU"
+        )
     if setup.stages is None and ((setup.ranks or 1) > 1 or setup.offload):
         raise LongShortError(
             "--ranks above 1 and --offload are DeepSpeed's: say which --zero stage (0 to 3); the torch learner has one rank"

@@ -198,6 +198,8 @@ class LearnerConfig(Section):
     """Keep the optimizer's state, with ZeRO-3 also the weights not in use, in host memory."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the layer again there: less memory, a third more time."""
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2"] = "auto"
+    """How the samples of a packed row are kept apart: see longshort/backends/attention.py."""
     timeout_s: Rate = 600.0
     """A rank that lets the others wait for so long is given up, and with it the update."""
     extra: dict[str, Any] = {}

@@ -131,7 +131,7 @@ def test_on_one_gpu_engines_sleep_only_where_memory_asks_for_it():
     text = report(setup(gib=60))
     assert "colocated" in text and "needs 57.5 GiB where 57.0 of 60 are usable" in text
     assert "split              -      -   these GPUs allow no such layout" in text
-    assert "this version does not carry out: engines that sleep (vLLM's sleep level 2)" in text
+    assert "learner_gpus=0.25 time_share=true" in text and "does not carry out" not in text
 
 
 def test_a_cache_that_takes_what_is_left_fills_the_gpu():

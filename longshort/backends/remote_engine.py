@@ -48,7 +48,7 @@ class RemoteEngine:
         self._spawn, self._kill = spawn, kill
         self._failures = (*failures, TimeoutError, RuntimeError)
         self._generation = self._recent_failures = 0
-        self._weights: tuple[Any, int] | None = None
+        self._delivery: Callable[[Any], Awaitable[Any]] | None = None
         self._pending: dict[str, tuple[tuple[int, ...], Sampling, asyncio.Future]] = {}
         self._outbox: list[str] = []
         self._ids = itertools.count()
@@ -90,15 +90,40 @@ class RemoteEngine:
             raise
 
     async def load_weights(self, weights: Any, version: int) -> None:
-        """Give the engine the weights behind a reference. A refusal (LongShortError) leaves it as it was; a crash restarts it with them."""
-        generation, before = self._generation, self._weights
-        self._weights = (weights, version)  # now, since whoever waits for a turn may notice a crash first and restart the engine
+        """Give the engine the weights behind a reference; refusals and crashes as `receive`."""
+        await self.receive(lambda actor: actor.load_weights.remote(weights, version))
+
+    async def receive(self, delivery: Callable[[Any], Awaitable[Any]]) -> None:
+        """Have weights delivered to the engine's process. A refusal (LongShortError) leaves it as it was; a crash restarts it with them."""
+        generation, before = self._generation, self._delivery
+        self._delivery = delivery  # now, since whoever waits for a turn may notice a crash first and restart the engine
         try:
-            await self._in_time(self._actor.load_weights.remote(weights, version))
+            await self._in_time(delivery(self._actor))
+        except LongShortError:
+            self._delivery = before
+            raise
         except self._failures as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, LongShortError):
-                self._weights = before
+                self._delivery = before
+                raise cause from None
+            await self.restart(error, generation)
+
+    async def sleep(self, level: int) -> None:
+        """Give back the GPU's memory until `wake`; see longshort/time_share.py for the levels."""
+        await self._between_steps("sleep", level)
+
+    async def wake(self, tags: Sequence[str]) -> None:
+        """Take back the memory of `weights` or `kv_cache`; a process that was replaced meanwhile has never slept."""
+        await self._between_steps("wake", list(tags))
+
+    async def _between_steps(self, method: str, *arguments: Any) -> None:
+        generation = self._generation
+        try:
+            await self._in_time(self._actor.between_steps.remote(method, *arguments))
+        except self._failures as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, LongShortError):
                 raise cause from None
             await self.restart(error, generation)
 
@@ -143,8 +168,8 @@ class RemoteEngine:
         self._actor, self._generation = self._spawn(), self._generation + 1
         try:
             await self.start()
-            if self._weights:
-                await self._in_time(self._actor.load_weights.remote(*self._weights))
+            if self._delivery:
+                await self._in_time(self._delivery(self._actor))
         except (*self._failures, LongShortError) as error:
             self._last_failure = error
             return False

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from longshort.backends.attention import NAMES, choose_attention, enter_attention, row_budget
+from longshort.backends.learner_checks import check_head, check_packing
 from longshort.config import LongShortConfig
 from longshort.episodes import DECIMALS
 from longshort.learning import losses
@@ -30,8 +33,6 @@ from longshort.learning.supervised import nll_step
 from longshort.types import LongShortError, Sample
 
 OPTIMIZER_FILE, PROGRESS_FILE = "optimizer.safetensors", "learner.json"
-HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
-"""Nats between our log-probs and the model's own; an unknown scaling of the logits is far off, arithmetic is far within."""
 
 
 class TorchLearner:
@@ -55,17 +56,22 @@ class TorchLearner:
         self.device = device or device_of(config)
         self.updates = self.consecutive_skips = 0
         self._gaps: list[torch.Tensor | None] = []
-        self.model = load_model(model_folder).to(self.device)
+        self.attention, self.attention_reason = choose_attention(config)
+        enter_attention(self.attention)
+        self.model = load_model(model_folder, NAMES[self.attention]).to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        self.reference = load_model(reference_folder or model_folder).to(self.device).requires_grad_(False) if config.loss.beta else None
+        start = reference_folder or model_folder
+        self.reference = load_model(start, NAMES[self.attention]).to(self.device).requires_grad_(False) if config.loss.beta else None
         self.peak_learning_rate = config.learning_rate_of(role)
         self.optimizer = build_optimizer(self.model, learning_rate=self.peak_learning_rate, weight_decay=config.weight_decay)
-        self.settings = step_settings(config, role)
+        self.row_tokens = row_budget(config, self.attention)
+        self.settings = replace(step_settings(config, role), row_tokens=self.row_tokens)
         self.policy, self.process = self.model, Alone()
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters().items()}
         if config.learner.gradient_checkpointing:
             recompute_layers(self.model)
-        self._check_head()
+        check_head(self)
+        check_packing(self)
 
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Train on one step's samples of this role; returns the metrics of `policy_gradient_step`.
@@ -100,7 +106,7 @@ class TorchLearner:
                 self.optimizer,
                 samples,
                 max_grad_norm=config.max_grad_norm,
-                row_tokens=config.row_tokens,
+                row_tokens=self.row_tokens,
                 batch_tokens=config.batch_tokens,
                 process=self.process,
             )
@@ -137,6 +143,15 @@ class TorchLearner:
         """A copy of all weights on the CPU in `dtype`, by their checkpoint names; `lm_head.weight` is there even when it is tied."""
         dtype = getattr(torch, self.config.dtype)
         return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in self._full_state().items()}
+
+    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight by its checkpoint name, whole and not copied, one after the other; each is there only until the next is taken."""
+        yield from self.model.state_dict().items()
+
+    def rest(self) -> None:
+        """Give back the GPU memory that the last update needed and the next one will need again; weights and optimizer stay."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]:
@@ -205,7 +220,7 @@ class TorchLearner:
 
     def _full_state(self) -> dict[str, torch.Tensor]:
         """Every weight by its checkpoint name, not copied."""
-        return self.model.state_dict()
+        return dict(self.stream())
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """AdamW's state as `<key>/<parameter>`; empty before the first optimizer step."""
@@ -223,21 +238,6 @@ class TorchLearner:
 
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """`token_logprobs` applies the head itself; refuse a model that does more to its logits than we know of."""
-        ids = [i % self.model.config.vocab_size for i in range(1, 9)]
-        with self._arithmetic():
-            own = self.model(torch.tensor([ids], device=self.device)).logits[0, :-1].float().log_softmax(-1)
-        own = own.gather(-1, torch.tensor(ids[1:], device=self.device)[:, None])[:, 0]
-        ours = torch.tensor(self.score(ids[:1], ids[1:], 1.0), device=self.device)
-        difference = (own - ours).abs().max().item()
-        if not difference <= HEAD_TOLERANCE[self.config.dtype]:
-            raise LongShortError(
-                f"{self.role}: model type {self.model.config.model_type!r} computes its logits in a way that we do not know "
-                f"(log-probs differ by {difference:.3g} nats), or its weights are not finite; use another model or extend learning/step.py"
-            )
 
 
 def step_settings(config: LongShortConfig, role: str) -> StepSettings:
@@ -260,8 +260,8 @@ def _engine_logprobs(sample: Sample) -> torch.Tensor:
     return torch.tensor(list(compress(sample.logprobs, sample.mask)), dtype=torch.float32)
 
 
-def load_model(folder: str | Path):
-    """A causal language model in float32 with SDPA attention (whose packing by position is exact for several rows), dropout off.
+def load_model(folder: str | Path, attention: str = "sdpa"):
+    """A causal language model in float32, dropout off; every attention of attention.py keeps the samples of several packed rows apart.
 
     Raises LongShortError when there is none, or when it wants to run code of its own.
     """
@@ -271,7 +271,9 @@ def load_model(folder: str | Path):
             raise LongShortError(
                 f"model {folder} brings its own code (auto_map in its config.json), which is never run; use a model that transformers knows"
             )
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        ).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise LongShortError(
             f"model {folder} cannot be loaded; give a folder with config.json and safetensors, or a reachable hub name ({error})"
