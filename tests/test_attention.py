@@ -82,6 +82,11 @@ def test_a_learner_with_varlen_attention_learns_the_same_in_longer_rows(folder):
         ({"learner_gpus": 1}, ("varlen",), ("sdpa", "varlen kernels need dtype: bfloat16")),
         ({"learner_gpus": 1, "dtype": "bfloat16"}, ("varlen", "flash_attention_2"), ("varlen", "the learner is on a GPU, in bfloat16")),
         ({"learner_gpus": 1, "dtype": "bfloat16"}, ("flash_attention_2",), ("flash_attention_2", "the learner is on a GPU, in bfloat16")),
+        (
+            {"learner_gpus": 1, "dtype": "bfloat16", "deterministic": True},
+            ("varlen",),
+            ("sdpa", "deterministic, and varlen kernels add up gradients in no fixed order"),
+        ),
         ({"learner_gpus": 1, "dtype": "bfloat16"}, (), ("sdpa", "no varlen; no flash_attention_2")),
         ({"learner": {"attention": "varlen"}}, (), ("varlen", "the recipe says so")),
     ],

@@ -203,6 +203,18 @@ def test_an_engine_is_cut_where_its_heads_can_be():
     assert all(group.size in (1, 2) for group in found["colocated"].groups)
 
 
+def test_the_recipes_learners_are_planned_unless_an_option_says_otherwise(capsys):
+    recipe, learner = (
+        RECIPES / "paper_rl_qwen7b.yaml",
+        "learner={backend: deepspeed, ranks: 4, zero_stage: 3, gradient_checkpointing: true}",
+    )
+    _, by_recipe, _ = plan(capsys, recipe, learner, "--gpus", 8)
+    _, by_options, _ = plan(capsys, recipe, "--gpus", 8, "--zero", 3, "--ranks", 4, "--gradient-checkpointing")
+    assert by_recipe == by_options and "ZeRO-3 learner in bfloat16, gradient checkpointing" in by_recipe
+    _, other, _ = plan(capsys, recipe, learner, "--gpus", 8, "--zero", 2, "--ranks", 0, "--no-gradient-checkpointing")
+    assert "ZeRO-2 learner in bfloat16\n" in other
+
+
 def test_what_fits_nowhere_is_refused_with_its_number_and_the_smallest_change():
     message = refusal(setup(gib=40))
     assert (
@@ -242,7 +254,7 @@ def test_a_cache_that_is_too_large_is_named_with_a_size_that_fits():
         (dict(gpus=0), "--gpus is 0; it must be more than 0"),
         (dict(gpus=1, nodes=-1), "--nodes is -1; it must be more than 0"),
         (dict(gpus=1, gib=float("nan")), "--gpu-memory is nan; it must be more than 0"),
-        (dict(gpus=2, ranks=3, stages={"long": 1, "short": 1}), "--ranks is 3 but there are 2 GPUs"),
+        (dict(gpus=2, ranks=3, stages={"long": 1, "short": 1}), "--ranks (or learner.ranks) is 3 but there are 2 GPUs"),
         (dict(gpus=2, ranks=2), "--ranks above 1 and --offload are DeepSpeed's: say which --zero stage"),
         (dict(gpus=1, offload=True), "say which --zero stage"),
         (dict(gpus=1, ranks=1, kinds=("split",)), "no layout of engines and learners is possible on 1 GPU; give more --gpus"),

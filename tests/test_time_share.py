@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from longshort import checkpoint
 from longshort.backends.transformers_engine import TransformersCore
 from longshort.config import parse
 from longshort.pair import LivePolicy
@@ -13,6 +14,7 @@ from longshort.time_share import InTurns
 from longshort.types import LONG, SHORT, LongShortError, Sample, Sampling
 from tests import tiny_models
 from tests.test_engines import PROMPTS, inflated, load, sample
+from tests.test_trainer import metrics, trainer
 
 
 class Engine:
@@ -207,3 +209,17 @@ def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
     stop()
     assert again == before and stopped == [False, False] and (early.version, version) == (1, 1)
     assert early.logprobs != before[0].logprobs
+
+
+@pytest.mark.engine
+def test_a_pair_trains_in_turns(tmp_path, tmp_path_factory, capsys):
+    """Engines really forget their weights (transformers); learners pack rows with varlen attention. In the second step the long role is
+    frozen: its engine keeps its weights."""
+    models = tiny_models.make_speaking(tmp_path_factory.mktemp("speaking"))
+    run = trainer(tmp_path, models, max_steps=2, time_share=True, schedule=["long", "short"], learner={"attention": "varlen"})
+    run.train()
+    first, second = metrics(run)
+    assert first["long/weight_sync/canary_gap"] < 1e-3 and second["short/weight_sync/canary_gap"] < 1e-3
+    assert first["long/optimizer_steps"] == second["short/optimizer_steps"] == 1
+    assert checkpoint.verify(checkpoint.latest(run.output_dir))["versions"] == {LONG: 1, SHORT: 1}
+    assert "long: new weights travel by object_store (a transformers engine takes them from there only)" in capsys.readouterr().out

@@ -36,6 +36,8 @@ def choose_attention(config: LongShortConfig) -> tuple[str, str]:
         return "sdpa", "the learner is on the CPU"
     if wanted == "auto" and not half:
         return "sdpa", "varlen kernels need dtype: bfloat16"
+    if wanted == "auto" and config.deterministic:
+        return "sdpa", "deterministic, and varlen kernels add up gradients in no fixed order"
     if not gpu or not half:
         raise LongShortError(
             f"learner.attention is {wanted}, whose kernel needs a GPU and bfloat16, but learner_gpus is {config.learner_gpus:g} and dtype "

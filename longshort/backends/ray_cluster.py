@@ -1,10 +1,11 @@
 """Ray: engines and learners as actors, supervised from the driver. The only module that imports ray.
 
     driver (asyncio) --submit/collect--> EngineActor  (one per policy: vLLM or transformers, its own process)
-                     --update----------> LearnerActor (one per policy: torch)   --weights (object store)--> EngineActor
+                     --update----------> LearnerActor (one per policy: torch)   --weights----------------> EngineActor
                                       or RankActors   (learner.ranks per policy: DeepSpeed)
 
-An engine that dies or gives no sign of life is replaced, given the current weights, and asked again for every turn it owed.
+How the weights travel is told in weight_transfer.py. An engine that dies or gives no sign of life is replaced, given the current weights,
+and asked again for every turn it owed.
 """
 
 from __future__ import annotations
