@@ -129,10 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     on_gpus.add_argument("--gpu-memory", type=float, metavar="GIB", help="of each GPU (default: 80)")
     on_gpus.add_argument("--nodes", type=int, metavar="N", help="machines (default: 1)")
     zero = "DeepSpeed learners with this ZeRO stage (0 to 3), or one for long and one for short: 3,2"
-    on_gpus.add_argument("--zero", metavar="STAGE", help=f"{zero} (default: torch learners, one GPU each)")
-    on_gpus.add_argument("--ranks", type=int, metavar="N", help="GPUs of each learner (default: what is fastest)")
-    on_gpus.add_argument("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the CPU's memory")
-    on_gpus.add_argument("--gradient-checkpointing", action="store_true", help="learners recompute activations")
+    yes_or_no, given = argparse.BooleanOptionalAction, "default: the recipe's learner section"
+    on_gpus.add_argument("--zero", metavar="STAGE", help=f"{zero} ({given})")
+    on_gpus.add_argument("--ranks", type=int, metavar="N", help=f"GPUs of each learner ({given}; 0: what is fastest)")
+    on_gpus.add_argument("--offload", action=yes_or_no, help=f"DeepSpeed keeps the optimizer in the CPU's memory ({given})")
+    on_gpus.add_argument("--gradient-checkpointing", action=yes_or_no, help=f"learners recompute activations ({given})")
     on_gpus.add_argument("--fill-kv", action="store_true", help="KV caches take what is left instead of kv_cache_gib")
     on_gpus.add_argument("--kind", choices=["split", "colocated", "time-shared"], help="only layouts of this kind")
     on_gpus.add_argument("--rates", metavar="FILE", help="tokens per second in YAML, or a former run's metrics.jsonl (default: assumed)")
@@ -224,10 +225,13 @@ def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort.plan import check, plan, render
 
+    status = 0
     if options.gpus is None:
         if asked := [name for name in ON_GPUS if getattr(options, name) not in (None, False)]:
             raise LongShortError(f"--{asked[0].replace('_', '-')} plans GPUs that need not be here; say how many with --gpus N")
-        print(render(plan(config)))
+        planned = plan(config)
+        print(render(planned))
+        status = 1 if planned.too_small else 0
     else:
         from longshort.placement_page import report, setup_of
 
@@ -235,7 +239,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.dry_run:
         check(config)
         print("dry run: models, tokenizers, data and output folder are in order")
-    return 0
+    return status
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from longshort.miniature.settings import MiniatureConfig
 from longshort.sections import (
     Amount,
     Count,
@@ -22,7 +23,6 @@ from longshort.sections import (
     GradingConfig,
     LearnerConfig,
     LossConfig,
-    MiniatureConfig,
     Natural,
     ProtocolConfig,
     Rate,
@@ -81,7 +81,8 @@ class LongShortConfig(Section):
     num_iterations: Count = 1
     """Optimizer passes over each step's samples (mu of GRPO)."""
     row_tokens: Natural = 0
-    """Samples are packed into rows of at most this many tokens; 0: 1.5 times the step's longest sample."""
+    """Samples are packed into rows of at most this many tokens; 0: 1.5 times the step's longest sample, with varlen attention
+    `batch_tokens`."""
     batch_tokens: Count = 8192
     """Rows are stacked into micro-batches of at most this many tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -90,6 +91,10 @@ class LongShortConfig(Section):
     """One engine holds the base that both roles share and samples each role's turns with its adapter (`long.lora`, `short.lora`)."""
     learner_gpus: Amount = 0.0
     """GPUs of each rank of a learner; 0: it learns on the CPU."""
+    weight_sync: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
+    """How new weights get to an engine: Ray's object store, CUDA IPC on a shared GPU, NCCL between GPUs; `auto` says which it takes."""
+    time_share: bool = False
+    """The engines sleep while the learners work, and give them their GPU memory; they wake before the next rollout."""
     max_skipped_steps: Count = 3
     """Consecutive non-finite steps after which the run stops."""
     max_engine_restarts: Natural = 3
@@ -121,6 +126,12 @@ class LongShortConfig(Section):
         return staleness
 
     @model_validator(mode="after")
+    def _nothing_beside_an_update(self) -> LongShortConfig:
+        if self.time_share and self.staleness:
+            raise ValueError(f"time_share needs staleness 0 (got {self.staleness}): an engine that sleeps writes nothing beside an update")
+        return self
+
+    @model_validator(mode="after")
     def _one_gpu_per_rank(self) -> LongShortConfig:
         if self.learner.ranks > 1 and self.learner_gpus not in (0, 1):
             raise ValueError(f"learner_gpus is {self.learner_gpus:g} but each of {self.learner.ranks} learner.ranks takes one GPU, or none")
@@ -150,6 +161,8 @@ class LongShortConfig(Section):
             )
         if made := [stage for stage in ("miniature", "coldstart") if getattr(self, stage)]:
             raise ValueError(f"share_engine needs one base model, but {made[0]} makes two; remove the one or the other")
+        if self.time_share:
+            raise ValueError("share_engine and time_share: an engine that holds adapters does not sleep; remove the one or the other")
         if self.protocol.name == "solo":
             raise ValueError("share_engine: protocol solo has one role, so there is nobody to share with; remove it")
         for key, value in self.long.engine.model_dump().items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longshort.backends.weight_sync import expected_weights
-from longshort.sections import ModelShape
+from longshort.miniature.settings import ModelShape
 from longshort.types import LongShortError
 
 WHOLE_BYTES, PIECE_BYTES, PIECES = 2**26, 2**16, 64

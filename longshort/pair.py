@@ -12,17 +12,21 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from statistics import fmean
+from typing import Any
 
 from longshort import console
-from longshort.backends import ray_cluster
-from longshort.backends.remote_engine import AdapterEngine, RemoteEngine
+from longshort.backends import devices, ray_cluster, weight_transfer
+from longshort.backends.adapter_engine import AdapterEngine
+from longshort.backends.remote_engine import RemoteEngine
 from longshort.backends.remote_learner import RemoteLearner
 from longshort.backends.weight_sync import check_canary
+from longshort.backends.weight_transfer import ObjectStore
 from longshort.config import LongShortConfig
 from longshort.evaluation.runner import Evaluation, evaluate
 from longshort.team.grading import GradingPool
 from longshort.team.protocols import PROTOCOLS, encode_problem
 from longshort.team.rollout import Decoding
+from longshort.time_share import InTurns, Resident
 from longshort.types import Completion, LongShortError, Problem, Sample, Sampling
 
 CANARY_TOKENS = 8
@@ -32,8 +36,17 @@ CANARY_QUESTION = "What is 1+1?"
 class LivePolicy:
     """One role's engine and learner. After every update the engine holds the learner's weights, proven by a canary."""
 
-    def __init__(self, role: str, engine: RemoteEngine | AdapterEngine, learner: RemoteLearner | None, config: LongShortConfig):
+    def __init__(
+        self,
+        role: str,
+        engine: RemoteEngine | AdapterEngine,
+        learner: RemoteLearner | None,
+        config: LongShortConfig,
+        sync: Any = None,
+        turns: Resident | None = None,
+    ):
         self.role, self.engine, self.learner, self.config = role, engine, learner, config
+        self._sync, self._turns = sync or ObjectStore(learner), turns or Resident()
         self.tokenizer, self.context, self.version = engine.tokenizer, engine.context, 0
         self._fresh: list[bool] = []
 
@@ -41,17 +54,19 @@ class LivePolicy:
         return await self.engine.generate(prompt_ids, sampling)
 
     async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Learn from the samples, then publish. An update without an optimizer step (nothing to learn, not finite) publishes nothing.
+        """Learn from the samples, then publish. An update without an optimizer step (nothing to learn, not finite) publishes nothing,
+        unless the engine forgot its weights meanwhile (`time_share`).
 
         Samples with a token more than `staleness` updates older than the learner are dropped and counted.
         """
         began = time.perf_counter()
         ages = [self.version - sample.version for sample in samples]
         self._fresh = [age <= self.config.staleness for age in ages]
-        metrics = await self.learner.update(list(compress(samples, self._fresh)))
+        async with self._turns.learning(self.role):
+            metrics = await self.learner.update(list(compress(samples, self._fresh)))
         metrics |= {"stale_dropped": self._fresh.count(False), "staleness/mean": fmean(ages or [0]), "staleness/max": max(ages, default=0)}
         learned = time.perf_counter()
-        if metrics["optimizer_steps"]:
+        if metrics["optimizer_steps"] or self._turns.forgot(self.role):
             metrics["weight_sync/canary_gap"] = await self.publish()
         return metrics | {"perf/learn_s": learned - began, "perf/weight_sync_s": time.perf_counter() - learned}
 
@@ -71,9 +86,9 @@ class LivePolicy:
         An engine that fails the proof is restarted once with the same weights; LongShortError if it fails again.
         """
         self.version += 1
-        weights = self.learner.weights()
-        await self.learner.call("ready")  # a learner that died making them is not the engine's failure
-        await self.engine.load_weights(weights, self.version)
+        delivery = await self._sync.delivery(self.version)
+        async with self._turns.receiving(self.role):
+            await self.engine.receive(delivery)
         try:
             return await self._prove()
         except RuntimeError as error:
@@ -131,6 +146,9 @@ class Pair:
         self.learner_models = dict(learner_models or models)
         self.protocol = protocol or make_protocol(config)
         self.policies: dict[str, LivePolicy] = {}
+        self._engines: dict[str, RemoteEngine] = {}
+        self._learners: dict[str, RemoteLearner] = {}
+        self._turns = InTurns(self._engines, self._learners) if config.time_share else Resident()
         self._undo = contextlib.ExitStack()
 
     async def __aenter__(self) -> Pair:
@@ -145,29 +163,62 @@ class Pair:
         self._undo.callback(ray_cluster.start(self.config))
         grading = self.config.grading
         self.pool = self._undo.enter_context(GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb))
-        shared = self.config.share_engine and bool(self.total_updates)
-        for role, engine in self._make_engines(shared).items():
-            self._undo.callback(engine.close)
-            learner = None
-            if self.total_updates:
-                learner = ray_cluster.make_learner(role, self.learner_models[role], self.config, self.total_updates[role])
-                self._undo.callback(learner.close)
-            self.policies[role] = LivePolicy(role, engine, learner, self.config)
+        self._make_policies()
         backends = ", ".join(f"{role}: {policy.engine.backend}" for role, policy in self.policies.items())
         async with console.heartbeat(lambda: f"starting engines ({backends})"):
             learners = [policy.learner.call("ready") for policy in self.policies.values() if policy.learner]
             await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()), *learners)
-            if shared:
+            if self._sharing:
                 await asyncio.gather(*(policy.begin() for policy in self.policies.values()))
 
-    def _make_engines(self, shared: bool) -> dict[str, RemoteEngine | AdapterEngine]:
-        """An engine for each role, or one for both. Without learners there are no adapters, and each model has its own."""
+    def _make_policies(self) -> None:
         from transformers import AutoTokenizer
 
         tokenizers = {role: AutoTokenizer.from_pretrained(self.models[role]) for role in self.protocol.roles}
-        if shared:
-            return ray_cluster.make_shared_engine(self.models[self.protocol.roles[0]], self.config, tokenizers)
-        return {role: ray_cluster.make_engine(role, self.models[role], self.config, tokenizers[role]) for role in tokenizers}
+        if self._sharing:
+            self.policies |= self._adapted(tokenizers)
+            return
+        make = self._learning if self.total_updates else self._frozen
+        self.policies |= {role: make(role, tokenizer) for role, tokenizer in tokenizers.items()}
+
+    @property
+    def _sharing(self) -> bool:
+        """Whether one engine serves both roles. Without learners there are no adapters, and each model has its own."""
+        return self.config.share_engine and bool(self.total_updates)
+
+    def _frozen(self, role: str, tokenizer) -> LivePolicy:
+        engine = ray_cluster.make_engine(role, self.models[role], self.config, tokenizer)
+        self._undo.callback(engine.close)
+        return LivePolicy(role, engine, None, self.config)
+
+    def _adapted(self, tokenizers: Mapping[str, Any]) -> dict[str, LivePolicy]:
+        """Policies that are adapters of one model, in one engine."""
+        policies = {}
+        for role, engine in ray_cluster.make_shared_engine(self.models[self.protocol.roles[0]], self.config, tokenizers).items():
+            self._undo.callback(engine.close)
+            policies[role] = LivePolicy(role, engine, self._make_learner(role), self.config)
+        return policies
+
+    def _learning(self, role: str, tokenizer) -> LivePolicy:
+        """A policy with its learner, and the way between the two."""
+        devices.check_time_share(self.config, role)
+        settings = self.config.role(role).engine
+        way, why = weight_transfer.choose(self.config, role, ray_cluster.engine_backend(settings))
+        console.say(f"{role}: new weights travel by {way} ({why})")
+        settings = settings.model_copy(update={"extra": weight_transfer.engine_options(self.config, way, role) | settings.extra})
+        place = ray_cluster.shared_place(self.config, role)
+        if place:
+            self._undo.callback(ray_cluster.remove_placement_group, place)
+        engine = ray_cluster.make_engine(role, self.models[role], self.config, tokenizer, engine=settings, place=place)
+        self._undo.callback(engine.close)
+        learner = self._make_learner(role, place)
+        self._engines[role], self._learners[role] = engine, learner
+        return LivePolicy(role, engine, learner, self.config, weight_transfer.make_sync(self.config, way, role, learner), self._turns)
+
+    def _make_learner(self, role: str, place: Any = None) -> RemoteLearner:
+        learner = ray_cluster.make_learner(role, self.learner_models[role], self.config, self.total_updates[role], place=place)
+        self._undo.callback(learner.close)
+        return learner
 
     async def __aexit__(self, *_: object) -> None:
         self._undo.close()

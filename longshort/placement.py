@@ -17,7 +17,7 @@ from itertools import product
 from longshort import step_time
 from longshort.config import LongShortConfig
 from longshort.doctor import GIB
-from longshort.memory import BYTES, activations_gib, logits_gib, optimizer_bytes, torch_state, zero_state
+from longshort.memory_formulas import BYTES, activations_gib, logits_gib, optimizer_bytes, torch_state, zero_state
 from longshort.model_files import ModelFacts
 from longshort.step_time import Rates
 from longshort.types import LongShortError
@@ -138,7 +138,9 @@ def _check(setup: Setup) -> None:
             f"--gpus lays out learners that train whole models, but {adapted[0]}.lora is set; `longshort plan` alone knows adapters"
         )
     if setup.ranks is not None and not 0 < setup.ranks <= setup.total:
-        raise LongShortError(f"--ranks is {setup.ranks} but there are {setup.total} GPUs; a learner has from 1 rank to one per GPU")
+        raise LongShortError(
+            f"--ranks (or learner.ranks) is {setup.ranks} but there are {setup.total} GPUs; a learner has from 1 rank to one per GPU"
+        )
     if setup.stages is None and ((setup.ranks or 1) > 1 or setup.offload):
         raise LongShortError(
             "--ranks above 1 and --offload are DeepSpeed's: say which --zero stage (0 to 3); the torch learner has one rank"

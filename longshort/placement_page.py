@@ -11,7 +11,7 @@ from pathlib import Path
 from longshort import step_time
 from longshort.config import LongShortConfig
 from longshort.memory import model_facts
-from longshort.placement import Placement, Setup, best, chosen, engine_parts, host_gib, peak, sleep_level
+from longshort.placement import Placement, Setup, best, chosen, engine_parts, host_gib, peak
 from longshort.types import LongShortError
 
 ASSUMED = (
@@ -23,21 +23,28 @@ ASSUMED = (
 
 
 def setup_of(config: LongShortConfig, options: argparse.Namespace) -> Setup:
-    """The question as the command line asks it (longshort/cli.py, `plan`)."""
+    """The question as the command line asks it (longshort/cli.py, `plan`); what it leaves open the recipe's `learner:` answers."""
     from longshort.plan import check_contexts
 
     facts = model_facts(config, published=True)
     check_contexts(config, facts)
-    given = {"nodes": options.nodes, "gib": options.gpu_memory, "ranks": options.ranks, "kinds": options.kind and (options.kind,)}
+    given = {"nodes": options.nodes, "gib": options.gpu_memory, "kinds": options.kind and (options.kind,)}
     if options.rates:
         given |= {"rates": step_time.read_rates(Path(options.rates), config), "rates_from": f"from {options.rates}"}
+    learner, roles = config.learner, list(facts)
+    stages, ranks = None, options.ranks
+    if options.zero is not None:
+        stages = zero_stages(options.zero, roles)
+    elif learner.backend == "deepspeed":
+        stages, ranks = dict.fromkeys(roles, learner.zero_stage), learner.ranks if options.ranks is None else options.ranks
     return Setup(
         config=config,
         facts=facts,
         gpus=options.gpus,
-        stages=None if options.zero is None else zero_stages(options.zero, list(facts)),
-        offload=options.offload,
-        checkpointing=options.gradient_checkpointing,
+        stages=stages,
+        ranks=ranks or None,
+        offload=learner.offload if options.offload is None else options.offload,
+        checkpointing=learner.gradient_checkpointing if options.gradient_checkpointing is None else options.gradient_checkpointing,
         fill_kv=options.fill_kv,
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -169,8 +176,8 @@ def kv_caches(placement: Placement) -> dict[str, float]:
 
 def realise(setup: Setup, placement: Placement) -> list[str]:
     """The settings that ask for this layout, and what of it this code does not do yet."""
-    together = len(placement.groups) == 1 and placement.groups[0].size == 1
-    share = 1 / (2 * len(setup.facts)) if together else 1
+    shared = all(group.size == 1 and group.engines and group.learners for group in placement.groups)
+    share = 1 / (2 * len(placement.groups[0].engines)) if shared else 1
     settings, missing = [], []
     for role in setup.facts:
         size = next(group.size for group in placement.groups if role in group.engines)
@@ -181,10 +188,10 @@ def realise(setup: Setup, placement: Placement) -> list[str]:
             settings.append(f"{role}.engine.kv_cache_gib={int(kv_caches(placement)[role] * 10) / 10:g}")
     settings.append(f"learner_gpus={share:g}")
     if placement.kind == "time-shared":
-        missing.append(f"engines that sleep (vLLM's sleep level {sleep_level(setup.config)})")
-    if not together and any(group.engines and group.learners for group in placement.groups):
-        missing.append("an engine and its learner on the same of several GPUs")
-    if any(len(names) > 1 for group in placement.groups for names in (group.engines, group.learners)) and not together:
+        settings.append("time_share=true")
+    if not shared and any(group.engines and group.learners for group in placement.groups):
+        missing.append("an engine and its learner together on several GPUs")
+    if any(len(names) > 1 for group in placement.groups for names in (group.engines, group.learners)) and not shared:
         missing.append("both roles on the same of several GPUs")
     lines = [f"  settings: {' '.join(settings)}"]
     if setup.stages is not None or setup.checkpointing:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from longshort import console
 from longshort.backends.adapters import matching
+from longshort.backends.devices import check_time_share, engine_backend
 from longshort.backends.weight_sync import expected_weights
+from longshort.backends.weight_transfer import choose
 from longshort.config import LongShortConfig, lookup
 from longshort.doctor import GIB
-from longshort.memory import BYTES, Actor, actors, adapter_parameters, free_gib, model_facts
+from longshort.memory import COLD_START, TRAINING, Actor, actors, free_gib, model_facts, places
+from longshort.memory_formulas import BYTES, adapter_parameters
 from longshort.model_files import ModelFacts, find_folder
 from longshort.types import ROLES, LongShortError, Problem
 
@@ -25,16 +28,28 @@ LONGEST = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run consists of: stages as (name, what it does, seconds or None where unknown), processes, free GiB by device."""
+    """What a run consists of: stages as (name, what it does, seconds or None where unknown), processes, the device of each of them by the
+    actor's name, free GiB by device, how each role's new weights travel and why, and whether engines and learners take turns."""
 
     stages: Sequence[tuple[str, str, int | None]]
     actors: Sequence[Actor]
+    places: Mapping[str, Sequence[str]]
     free: Mapping[str, float | None]
+    ways: Mapping[str, tuple[str, str]]
+    time_share: bool
     episodes_per_step: int
 
     def needed(self, device: str) -> float:
-        """GiB of all processes on that device together."""
-        return sum(actor.gib for actor in self.actors if actor.device == device)
+        """GiB of all processes that are on that device at the same time."""
+        return max(self._needed(device, when) for when in (TRAINING, COLD_START))
+
+    def _needed(self, device: str, when: str) -> float:
+        there = [actor for actor in self.actors if actor.when == when for place in self.places[actor.name] if place == device]
+        whole, least = sum(actor.gib for actor in there), sum(actor.least_gib for actor in there)
+        if not self.time_share:
+            return whole
+        learning = sum(actor.gib - actor.least_gib for actor in there if "micro-batch" in actor.returned)
+        return least + max(learning, whole - least - learning)
 
     @property
     def too_small(self) -> list[str]:
@@ -48,8 +63,20 @@ def plan(config: LongShortConfig) -> Plan:
 
     # The times were measured on the miniature and say nothing about other models.
     stages = [(name, STAGES[name].title, STAGES[name].seconds if config.miniature else None) for name in stage_names(config)]
-    processes = actors(config, model_facts(config))
-    return Plan(stages=stages, actors=processes, free=free_gib(processes), episodes_per_step=config.num_problems * config.num_generations)
+    facts = model_facts(config)
+    processes = actors(config, facts)
+    free = free_gib(processes)
+    for role in facts:
+        check_time_share(config, role)
+    return Plan(
+        stages=stages,
+        actors=processes,
+        places=places(processes, list(free)),
+        free=free,
+        ways={role: choose(config, role, engine_backend(config.role(role).engine)) for role in facts},
+        time_share=config.time_share,
+        episodes_per_step=config.num_problems * config.num_generations,
+    )
 
 
 def render(planned: Plan) -> str:
@@ -57,17 +84,36 @@ def render(planned: Plan) -> str:
     lines = ["stages"]
     for number, (name, title, seconds) in enumerate(planned.stages, 1):
         lines.append(f"  {number}. {name:<10} {title}" + (f" (about {console.duration(seconds)})" if seconds else ""))
-    lines += ["", f"  {'process':<24} {'runs on':<10} {'GiB':>7}   of which", "  " + "─" * 100]
+    lines += ["", f"  {'process':<34} {'runs on':<14} {'GiB':>7}   of which", "  " + "─" * 110]
+    cold_start = [actor for actor in planned.actors if actor.when == COLD_START]
     for actor in planned.actors:
-        where = f"gpu × {actor.gpus:g}" if actor.gpus else f"cpu × {actor.cores:g}"
-        parts = ", ".join(f"{name} {gib:.2f}" for name, gib in actor.parts.items() if gib >= 0.005)
-        lines.append(f"  {actor.name:<24} {where:<10} {actor.gib:>7.2f}   {parts}")
+        if cold_start and actor is cold_start[0]:
+            lines.append("  before it, in the cold start:")
+        lines.append(f"  {actor.name:<34} {_where(actor, planned.places[actor.name]):<14} {actor.gib:>7.2f}   {_parts(actor)}")
     lines.append("")
     for device, free in planned.free.items():
         known = "the cluster's memory is not known here" if free is None else f"{free:.1f} GiB free"
         verdict = " - DOES NOT FIT" if device in planned.too_small else ""
         lines.append(f"{device} memory: {planned.needed(device):.1f} GiB needed (estimate), {known}{verdict}")
+    lines += [f"new weights of the {role} role travel by {way}: {why}" for role, (way, why) in planned.ways.items()]
+    if planned.time_share:
+        lines.append(
+            "engines and learners take turns (time_share): on a GPU only the larger of what they need counts; on a CPU nothing is freed"
+        )
     return "\n".join([*lines, f"episodes per step: {planned.episodes_per_step}"])
+
+
+def _where(actor: Actor, devices: Sequence[str]) -> str:
+    """ "cpu × 1", "gpu 0 × 0.25", "gpu 0, gpu 1"; each of several processes named once."""
+    if not actor.gpus:
+        return f"cpu × {actor.cores * actor.count:g}"
+    names = ", ".join(dict.fromkeys(devices))
+    return f"{names} × {actor.gpus:g}" if actor.gpus < 1 or names == "gpu" else names
+
+
+def _parts(actor: Actor) -> str:
+    each = f"; {actor.count} such processes" if actor.count > 1 else ""
+    return ", ".join(f"{name} {gib:.2f}" for name, gib in actor.parts.items() if gib >= 0.005) + each
 
 
 def check(config: LongShortConfig, *, problems: Sequence[Problem] | None = None, protocol=None, graded: bool = True) -> None:
@@ -157,8 +203,9 @@ def check_adapters(config: LongShortConfig) -> None:
 def check_memory(planned: Plan) -> None:
     """All processes together fit into what is free."""
     for device in planned.too_small:
-        there = sorted((actor for actor in planned.actors if actor.device == device), key=lambda actor: -actor.gib)
-        listed = ", ".join(f"{actor.name} {actor.gib:.1f}" for actor in there)
+        there = [(actor, planned.places[actor.name].count(device)) for actor in planned.actors if device in planned.places[actor.name]]
+        there.sort(key=lambda item: -item[0].gib * item[1])
+        listed = ", ".join(f"{actor.name} {actor.gib * count:.1f}" for actor, count in there)
         raise LongShortError(
             f"this recipe needs {planned.needed(device):.1f} GiB of {device} memory but {planned.free[device]:.1f} GiB are free "
             f"({listed}); lower engine.kv_cache_gib or batch_tokens, take smaller models, or free memory"

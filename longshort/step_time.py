@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from longshort.config import LongShortConfig, load
 from longshort.doctor import GIB
-from longshort.memory import BYTES
+from longshort.memory_formulas import BYTES
 from longshort.model_files import ModelFacts
 from longshort.sections import Amount, EngineConfig, Rate, Section
 from longshort.strict_yaml import explain, read_yaml

@@ -30,7 +30,8 @@ from longshort.types import Group, LongShortError, Problem
 
 MAY_CHANGE = (
     r"output_dir|stages|save_\w+|eval\b.*|serve\..*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
-    r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate|learner\..*|share_engine",
+    r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate|learner\..*",
+    r"share_engine|weight_sync|time_share",
     r"(long|short)\.(model|engine\..*)",
 )
 """Settings that may differ between a checkpoint and the run that resumes it; any other change would train something else. A model may

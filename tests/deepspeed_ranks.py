@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from longshort.backends.torch_learner import TorchLearner
 from longshort.config import LongShortConfig
 from longshort.learning import step as step_module
-from longshort.types import LONG, Sample
+from longshort.types import LONG, LongShortError, Sample
 from tests.learning_cases import VOCABULARY, sample_like
 
 SAMPLES = [sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3]) for seed in range(6)]
@@ -156,6 +157,42 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
     heir.supervise(SAMPLES)
     seen["torch's, resumed"] = heir.weights()
     return seen
+
+
+def parcels(folder: str, stage: str) -> dict:
+    """What rank 0 packs for an engine after an update, CUDA's handles played by the buffer's bytes; then, what is refused and by whom."""
+    from longshort.backends import weight_outbox
+
+    weight_outbox.gpu_id, weight_outbox.BUFFER_BYTES = (lambda: "gpu"), 1024
+    weight_outbox.reduce_tensor = lambda buffer: (None, (bytes(buffer.numpy()),))
+    torch.cuda.current_stream = lambda: SimpleNamespace(synchronize=lambda: None)
+    learner = learner_of(folder, recipe(learner=settings_of(int(stage)), dtype="bfloat16"))
+    learner.update(SAMPLES)
+    outbox = weight_outbox.Outbox(learner)
+    seen = {"manifest": outbox.manifest(), "packed": [], "weights": learner.weights()}
+    for _ in range(count_parcels(outbox)):
+        seen["packed"].append(outbox.pack(1024))
+    seen["after"] = outbox.pack(1024)
+    if learner.process.rank:
+        assert seen["packed"] == [{}] * len(seen["packed"]), "only rank 0 sends"
+    part = next(learner.model.parameters())
+    with torch.no_grad():
+        getattr(part, "ds_tensor", part).view(-1)[-1] = math.nan  # of this rank's part
+    try:
+        outbox.manifest()
+    except LongShortError as error:
+        seen["refused"] = str(error)
+    assert "refused" in seen, "every rank refuses"
+    return seen
+
+
+def count_parcels(outbox) -> int:
+    from longshort.backends.weight_outbox import parcel
+
+    sizes, count = outbox._sizes(), 0
+    while sizes:
+        sizes, count = sizes[parcel(sizes, 1024) :], count + 1
+    return count
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

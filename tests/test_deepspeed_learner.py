@@ -15,6 +15,7 @@ from longshort.types import LONG, LongShortError, Reward
 from tests import tiny_models
 from tests.deepspeed_ranks import CUTS, SAMPLES, VARIANTS, launch, plain, recipe, same, settings_of, torch_gradient_of, two_updates
 from tests.learning_cases import sample_like, save_tiny
+from tests.test_weight_halves import unpacked
 
 pytestmark = pytest.mark.engine
 
@@ -68,6 +69,15 @@ def test_other_settings_do_what_they_do_on_one_device(models, tmp_path):
         assert_the_same(found[name], expected, 2e-2 if "bfloat16" in name else 1e-6)
     tied = found["tied head, layers recomputed, ZeRO-3"]["weights"]
     assert torch.equal(tied["lm_head.weight"], tied["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_rank_0_packs_whole_weights_for_an_engine_and_every_rank_refuses_what_is_not_finite(models, tmp_path, stage):
+    seen = launch(2, "parcels", models["tied"], stage, folder=tmp_path)
+    arrived = unpacked(seen["packed"])
+    assert [name for name, _, _ in seen["manifest"]] == list(arrived) == list(seen["weights"])
+    assert same(arrived, seen["weights"]) and len(seen["packed"]) > 3 and seen["after"] == {}
+    assert seen["refused"] == "weight update refused: the long learner's model.embed_tokens.weight holds NaN or infinite values"
 
 
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from longshort.miniature.models import build_model, save
+from longshort.miniature.settings import ModelShape
 from longshort.miniature.tokenizer import EOS, FINAL_NOTICE, PAD, PROBLEM, SOLVE, build_tokenizer
 from longshort.miniature.world import (
     PHRASES,
@@ -16,7 +17,6 @@ from longshort.miniature.world import (
     teacher_trace,
     terms_of,
 )
-from longshort.sections import ModelShape
 from longshort.team.protocols import ROLE_TAGS, LongShort, Solo, demonstration, encode_plain, encode_problem
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
 

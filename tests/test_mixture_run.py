@@ -19,9 +19,9 @@ from longshort.backends import ray_cluster
 from longshort.config import LongShortConfig, dump, parse
 from longshort.learning.supervised import fit
 from longshort.miniature.models import build_model, save
+from longshort.miniature.settings import ModelShape
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.miniature.world import make_problems
-from longshort.sections import ModelShape
 from longshort.team.protocols import Solo
 from longshort.thoughts import mixture_run
 from longshort.thoughts.mixture import Bounds, Measurement, choose, reweigh, signals

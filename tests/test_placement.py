@@ -9,7 +9,7 @@ import pytest
 from longshort import cli, model_files, step_time
 from longshort.config import dump, parse
 from longshort.doctor import GIB
-from longshort.memory import activations_gib, torch_state, zero_state
+from longshort.memory_formulas import activations_gib, torch_state, zero_state
 from longshort.model_files import PUBLISHED, ModelFacts
 from longshort.placement import Setup, best, chosen, engine_parts, host_gib, learner_parts
 from longshort.placement_page import report
@@ -131,7 +131,7 @@ def test_on_one_gpu_engines_sleep_only_where_memory_asks_for_it():
     text = report(setup(gib=60))
     assert "colocated" in text and "needs 57.5 GiB where 57.0 of 60 are usable" in text
     assert "split              -      -   these GPUs allow no such layout" in text
-    assert "this version does not carry out: engines that sleep (vLLM's sleep level 2)" in text
+    assert "learner_gpus=0.25 time_share=true" in text and "does not carry out" not in text
 
 
 def test_a_cache_that_takes_what_is_left_fills_the_gpu():
@@ -203,6 +203,18 @@ def test_an_engine_is_cut_where_its_heads_can_be():
     assert all(group.size in (1, 2) for group in found["colocated"].groups)
 
 
+def test_the_recipes_learners_are_planned_unless_an_option_says_otherwise(capsys):
+    recipe, learner = (
+        RECIPES / "paper_rl_qwen7b.yaml",
+        "learner={backend: deepspeed, ranks: 4, zero_stage: 3, gradient_checkpointing: true}",
+    )
+    _, by_recipe, _ = plan(capsys, recipe, learner, "--gpus", 8)
+    _, by_options, _ = plan(capsys, recipe, "--gpus", 8, "--zero", 3, "--ranks", 4, "--gradient-checkpointing")
+    assert by_recipe == by_options and "ZeRO-3 learner in bfloat16, gradient checkpointing" in by_recipe
+    _, other, _ = plan(capsys, recipe, learner, "--gpus", 8, "--zero", 2, "--ranks", 0, "--no-gradient-checkpointing")
+    assert "ZeRO-2 learner in bfloat16\n" in other
+
+
 def test_what_fits_nowhere_is_refused_with_its_number_and_the_smallest_change():
     message = refusal(setup(gib=40))
     assert (
@@ -243,7 +255,7 @@ def test_a_cache_that_is_too_large_is_named_with_a_size_that_fits():
         (dict(gpus=1, recipe={"short": {"lora": {}}}), "--gpus lays out learners that train whole models, but short.lora is set"),
         (dict(gpus=1, nodes=-1), "--nodes is -1; it must be more than 0"),
         (dict(gpus=1, gib=float("nan")), "--gpu-memory is nan; it must be more than 0"),
-        (dict(gpus=2, ranks=3, stages={"long": 1, "short": 1}), "--ranks is 3 but there are 2 GPUs"),
+        (dict(gpus=2, ranks=3, stages={"long": 1, "short": 1}), "--ranks (or learner.ranks) is 3 but there are 2 GPUs"),
         (dict(gpus=2, ranks=2), "--ranks above 1 and --offload are DeepSpeed's: say which --zero stage"),
         (dict(gpus=1, offload=True), "say which --zero stage"),
         (dict(gpus=1, ranks=1, kinds=("split",)), "no layout of engines and learners is possible on 1 GPU; give more --gpus"),

@@ -7,9 +7,9 @@ import pytest
 from longshort import memory
 from longshort.config import parse
 from longshort.doctor import GIB
+from longshort.miniature.settings import ModelShape, ShortShape
 from longshort.model_files import read_facts, shape_facts
 from longshort.plan import check, check_contexts, check_disk, check_memory, plan, render
-from longshort.sections import ModelShape, ShortShape
 from longshort.types import LongShortError, Problem
 
 pytestmark = pytest.mark.engine
@@ -96,6 +96,7 @@ def test_the_plan_names_every_process_with_its_memory(recipe):
         "short learner (torch)",
         "graders (2)",
     ]
+    assert "new weights of the long role travel by object_store: a transformers engine takes them from there only" in render(planned)
     parameters = read_facts(config.long.model, "long.model").parameters
     learner = planned.actors[2].parts
     assert learner["weights + gradient + AdamW"] == 16 * parameters / GIB
@@ -156,6 +157,89 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(recipe, monkeypatch
     config = recipe(save_total_limit=3)
     with pytest.raises(LongShortError, match=r"4 checkpoints take 0\.0 GiB but 0\.0 GiB are free on that disk"):
         check_disk(config, {"long": read_facts(config.long.model, "long.model")})
+
+
+def on_gpus(monkeypatch, *gib):
+    """GPUs with so much free memory each, and a vLLM for them."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gib))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (gib[i] * GIB, 80 * GIB))
+
+
+ENGINE = {"max_model_len": 128, "kv_cache_gib": 10.0, "backend": "vllm"}
+
+
+def gpu_recipe(recipe, share, **settings):
+    """Both roles alike: an engine with a KV cache of 10 GiB, and a learner."""
+    roles = {role: {"model": recipe().role(role).model, "engine": ENGINE | {"num_gpus": share}} for role in ("long", "short")}
+    return recipe(long=roles["long"]).model_copy(update={"short": recipe(long=roles["short"]).long, "learner_gpus": share} | settings)
+
+
+def test_the_memory_of_several_gpus_is_not_one_pool(recipe, monkeypatch):
+    """Shares of 0.5: each role has a GPU of its own; 24 GiB are enough for both together and not for either on 12 and 8."""
+    on_gpus(monkeypatch, 20, 4)
+    planned = plan(gpu_recipe(recipe, 0.5))
+    assert planned.places["long engine (vllm)"] == planned.places["long learner (torch)"] == ["gpu 0"]
+    assert planned.places["short engine (vllm)"] == planned.places["short learner (torch)"] == ["gpu 1"]
+    assert planned.too_small == ["gpu 1"]
+    with pytest.raises(LongShortError, match=r"GiB of gpu 1 memory but 4\.0 GiB are free \(short engine \(vllm\) 11\.0"):
+        check_memory(planned)
+    assert "gpu 0 × 0.5" in render(planned) and "long role travel by ipc: the engine and its learner share a GPU" in render(planned)
+
+
+def test_quarters_share_one_gpu_and_whole_ones_need_one_each(recipe, monkeypatch):
+    on_gpus(monkeypatch, 70)
+    assert {place for name, where in plan(gpu_recipe(recipe, 0.25)).places.items() if "er (" in name for place in where} >= {"gpu 0"}
+    with pytest.raises(LongShortError, match=r"asks for 4 GPUs at once \(long engine \(vllm\) 1 × 1, .*but 1 are here; lower engine"):
+        plan(gpu_recipe(recipe, 1))
+
+
+def test_in_turns_only_the_larger_need_counts(recipe, monkeypatch):
+    """By hand: both engines' processes and what learners keep, and beside them the KV caches (10 each) or the micro-batches."""
+    on_gpus(monkeypatch, 70)
+    resident, turns = plan(gpu_recipe(recipe, 0.25)), plan(gpu_recipe(recipe, 0.25, time_share=True))
+    gone = sum(actor.parts["micro-batch"] + actor.parts["transfer"] for actor in resident.actors if "learner (" in actor.name)
+    assert resident.needed("gpu 0") - turns.needed("gpu 0") == pytest.approx(gone) and gone > 0
+    assert turns.needed("gpu 0") > 20 and turns.needed("cpu") == resident.needed("cpu")
+    assert "engines and learners take turns" in render(turns)
+
+
+def test_ranks_of_a_learner_are_planned_as_the_recipe_has_them(recipe):
+    learner = {"backend": "deepspeed", "ranks": 2, "zero_stage": 3, "offload": True, "gradient_checkpointing": True}
+    planned = plan(recipe(learner=learner))
+    (long,) = [actor for actor in planned.actors if actor.name == "long learner (deepspeed, ZeRO-3, 2 ranks)"]
+    parameters = read_facts(recipe().long.model, "long.model").parameters
+    assert long.count == 2 and planned.places[long.name] == ["cpu", "cpu"]
+    assert long.parts["weights + gradient + AdamW"] * GIB == pytest.approx((4 + 4) * parameters / 2 + 2 * 4 * parameters)  # buffers
+    assert long.parts["AdamW, offloaded"] * GIB == 8 * parameters
+    plain = next(actor for actor in plan(recipe()).actors if actor.name == "long learner (torch)")
+    assert long.parts["micro-batch"] < plain.parts["micro-batch"]
+    assert "; 2 such processes" in render(planned)
+
+
+def test_the_cold_starts_processes_are_listed_and_come_before_the_trainings(recipe, tiny):
+    section = {"traces": "x.jsonl", "instruct": {"model": str(tiny["long"]), "engine": ENGINE}, "importance": {"num_engines": 2}}
+    planned = plan(recipe(coldstart=section, learner_gpus=0))
+    names = [actor.name for actor in planned.actors if actor.when == "cold start"]
+    assert names[2:] == ["coldstart.instruct (vllm)", "coldstart.rollout (transformers)", "long fine-tuning (trl)"]
+    assert planned.places["coldstart.rollout (transformers)"] == ["cpu", "cpu"]
+    assert planned.needed("cpu") == pytest.approx(sum(actor.gib * actor.count for actor in planned.actors if actor.when == "cold start")), (
+        "its KV cache of 10 GiB is more than the training needs"
+    )
+    assert "before it, in the cold start:" in render(planned)
+
+
+def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatch, capsys):
+    from longshort import cli
+    from longshort.config import dump
+
+    (tmp_path / "recipe.yaml").write_text(dump(recipe()))
+    assert cli.main(["plan", str(tmp_path / "recipe.yaml")]) == 0
+    monkeypatch.setattr(memory, "free_memory", lambda: GIB)
+    assert cli.main(["plan", str(tmp_path / "recipe.yaml")]) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

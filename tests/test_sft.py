@@ -64,7 +64,7 @@ def rows_of(recipe, role):
 def trainer_of(recipe, role, folder):
     from transformers import AutoTokenizer
 
-    from longshort.backends.torch_learner import load_model
+    from longshort.backends.learner_model import load_model
 
     model = recipe.role(role).model
     return make_trainer(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longshort.backends.torch_learner import TorchLearner, recompute_layers, step_settings
+from longshort.backends.learner_model import recompute_layers
+from longshort.backends.torch_learner import TorchLearner, step_settings
 from longshort.config import LongShortConfig
 from longshort.learning.supervised import endless_order, fit
 from longshort.types import LONG, SHORT, LongShortError, Sample

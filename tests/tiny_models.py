@@ -6,8 +6,8 @@ from pathlib import Path
 
 from longshort.config import LongShortConfig, parse
 from longshort.miniature.models import build_model, save
+from longshort.miniature.settings import LongShape, ShortShape
 from longshort.miniature.tokenizer import FINAL_NOTICE, build_tokenizer
-from longshort.sections import LongShape, ShortShape
 from longshort.types import LONG, SHORT
 
 ENGINE = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}

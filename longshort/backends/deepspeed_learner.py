@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-from longshort.backends.torch_learner import TorchLearner, device_of
+from longshort.backends.learner_checks import check_packing
+from longshort.backends.learner_model import device_of
+from longshort.backends.torch_learner import TorchLearner
 from longshort.config import LongShortConfig
 from longshort.learning.optim import set_learning_rate
 from longshort.learning.sharding import cost, shard
@@ -141,6 +143,7 @@ class DeepSpeedLearner(TorchLearner):
                 self.reference, *_ = deepspeed.initialize(model=self.reference, config=settings)
             else:
                 self.reference.to(device)
+        check_packing(self)  # now on the device
 
     def _lay_out_state(self) -> None:
         """AdamW's state as its first step would make it; DeepSpeed looks for all of it after the first group's step and not again."""
@@ -152,6 +155,12 @@ class DeepSpeedLearner(TorchLearner):
 
     def _arithmetic(self):
         return contextlib.nullcontext()  # Statistics has its own
+
+    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As TorchLearner's, on every rank: ZeRO-3 gathers each weight when it is its turn."""
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+                yield name, tensor.detach()
 
     def _full_state(self) -> dict[str, torch.Tensor]:
         """On rank 0 every weight in host memory by its checkpoint name, float32; nothing on the others."""

@@ -39,14 +39,14 @@ def make_core(backend: str, model: str, config, seed: int, adapters: Mapping[str
 
 
 class EngineLoop:
-    """`submit` requests without waiting, `collect` what has finished since; `load_weights` between two steps, whatever is being decoded."""
+    """`submit` requests without waiting, `collect` what has finished since; `between_steps` takes what must not meet one."""
 
     def __init__(self, make: Callable[[], Any], stuck_s: float = math.inf):
         self._stuck_s, self._pulse = stuck_s, (0, time.monotonic())
         self._changed = threading.Condition()
         self._inbox: list[Request] = []
         self._aborts: list[str] = []
-        self._loads: list[tuple[Mapping[str, Any], int, Future]] = []
+        self._calls: list[tuple[str, tuple, Future]] = []
         self._done: list[tuple[str, Completion]] = []
         self._watched: dict[str, tuple[int, list[int]]] = {}
         self._failure: BaseException | None = None
@@ -92,13 +92,20 @@ class EngineLoop:
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         """Replace the weights before the next step; requests under way go on with them. Raises what the core's `load_weights` raises."""
+        self.between_steps("load_weights", weights, version)
+
+    def between_steps(self, method: str, *arguments: Any) -> Any:
+        """Run a method of the core before its next step, in the thread that steps it; what it returns or raises is returned or raised.
+
+        A LongShortError is a refusal and leaves the engine as it was; after any other error it is of no use any more.
+        """
         future: Future = Future()
         with self._changed:
             if self._failure:
                 raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
-            self._loads.append((weights, version, future))
+            self._calls.append((method, arguments, future))
             self._changed.notify_all()
-        future.result()
+        return future.result()
 
     def stats(self) -> dict[str, float]:
         core = self.core
@@ -128,20 +135,20 @@ class EngineLoop:
         except BaseException as error:  # noqa: BLE001 - handed to whoever collects
             with self._changed:
                 self._failure = error
-                for *_, future in self._loads:
+                for *_, future in self._calls:
                     future.set_exception(error)
                 self._changed.notify_all()
 
     def _turn(self, core) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._loads or self._aborts or core.busy or self._closing)
+            self._changed.wait_for(lambda: self._inbox or self._calls or self._aborts or core.busy or self._closing)
             if self._closing:
                 return False
             inbox, self._inbox = self._inbox, []
             aborts, self._aborts = self._aborts, []
-            loads, self._loads = self._loads, []
-        for load in loads:
-            _load(core, *load)
+            calls, self._calls = self._calls, []
+        for call in calls:
+            _call(core, *call)
         for request_id, prompt_ids, sampling, watched in inbox:
             core.add(request_id, prompt_ids, sampling)
             if watched:
@@ -178,9 +185,9 @@ class EngineLoop:
                     new.extend(ids[start + len(new) :])
 
 
-def _load(core, weights: Mapping[str, Any], version: int, future: Future) -> None:
+def _call(core, method: str, arguments: tuple, future: Future) -> None:
     try:
-        future.set_result(core.load_weights(weights, version))
+        future.set_result(getattr(core, method)(*arguments))
     except LongShortError as error:  # refused before the engine was touched: the engine lives on
         future.set_exception(error)
     except BaseException as error:

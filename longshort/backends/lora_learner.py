@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from longshort.backends.adapters import ALL_LINEAR, WEIGHTS_FILE, Adapter, check_adapter, matching, merged
-from longshort.backends.torch_learner import TorchLearner, load_model
+from longshort.backends.torch_learner import TorchLearner
 from longshort.config import LongShortConfig
 from longshort.sections import LoraSection
 from longshort.team.rollout import stable_seed
@@ -62,7 +62,7 @@ class LoraLearner(TorchLearner):
     def _policy_model(self, folder: str | Path):
         from peft import get_peft_model
 
-        lora, model = self.config.role(self.role).lora, load_model(folder)
+        lora, model = self.config.role(self.role).lora, self._load(folder)
         head = model.get_output_embeddings()
         linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
         targets = lora.target_modules

@@ -1,10 +1,11 @@
 """Ray: engines and learners as actors, supervised from the driver. The only module that imports ray.
 
     driver (asyncio) --submit/collect--> EngineActor  (one per policy: vLLM or transformers, its own process)
-                     --update----------> LearnerActor (one per policy: torch)   --weights (object store)--> EngineActor
+                     --update----------> LearnerActor (one per policy: torch)   --weights----------------> EngineActor
                                       or RankActors   (learner.ranks per policy: DeepSpeed)
 
-An engine that dies or gives no sign of life is replaced, given the current weights, and asked again for every turn it owed.
+How the weights travel is told in weight_transfer.py. An engine that dies or gives no sign of life is replaced, given the current weights,
+and asked again for every turn it owed.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ if "ray" not in sys.modules and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.enviro
 import psutil
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from longshort.backends.adapter_engine import AdapterEngine
+from longshort.backends.devices import check_devices, engine_backend, shares_gpu
 from longshort.backends.engine_loop import EngineLoop, make_core
-from longshort.backends.remote_engine import AdapterEngine, RemoteEngine, reason_of
+from longshort.backends.remote_engine import RemoteEngine, reason_of
 from longshort.backends.remote_learner import RemoteLearner
 from longshort.config import LongShortConfig
 from longshort.sections import EngineConfig, LoraSection
-from longshort.types import LONG, ROLES, LongShortError
+from longshort.types import LongShortError
 
 
 def start(config: LongShortConfig) -> Callable[[], None]:
@@ -83,6 +86,8 @@ class EngineActor(EngineLoop):
 class LearnerActor:
     """Hosts one learner in its own process."""
 
+    _outbox: Any = None
+
     def __init__(self, role: str, model: str, config: LongShortConfig, total_updates: int, threads: int):
         import torch
 
@@ -94,6 +99,21 @@ class LearnerActor:
     def call(self, method: str, *arguments: Any) -> Any:
         """Run a method of the learner; "ready" only proves that it could be made."""
         return None if method == "ready" else getattr(self._learner, method)(*arguments)
+
+    def send(self, step: str, *arguments: Any) -> Any:
+        """A step of the learner's half of a weight transfer; what CUDA or NCCL say there is no failure of the engine."""
+        from longshort.backends.weight_outbox import Outbox
+
+        self._outbox = self._outbox or Outbox(self._learner)
+        try:
+            return getattr(self._outbox, step)(*arguments)
+        except RuntimeError as error:
+            raise LongShortError(f"the learner cannot send its weights ({step}: {error}); resume from the last checkpoint") from error
+
+    def address(self) -> tuple[str, int]:
+        """This node and a port of it that nobody uses."""
+        with socket.create_server((ray.util.get_node_ip_address(), 0)) as free:
+            return free.getsockname()[:2]
 
 
 class RankActor(LearnerActor):
@@ -140,26 +160,34 @@ def gpus() -> float:
     return ray.cluster_resources().get("GPU", 0.0)
 
 
-def engine_backend(config: EngineConfig) -> str:
-    """`vllm` or `transformers` for `auto`, by what is installed."""
-    from importlib.util import find_spec
+def shared_place(config: LongShortConfig, role: str) -> PlacementGroup | None:
+    """A place for a role's engine and its learner on the same GPU, where both have a share of one; Ray alone might take two."""
+    if not shares_gpu(config, role):
+        return None
+    share = config.role(role).engine.num_gpus + config.learner_gpus
+    return placement_group([{"CPU": 2 * cpu_share(), "GPU": share}])
 
-    if config.backend != "auto":
-        return config.backend
-    return "vllm" if find_spec("vllm") else "transformers"
+
+def _placed(place: PlacementGroup | None) -> dict[str, Any]:
+    """Ray's options for an actor in a place made by `shared_place`."""
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0)} if place else {}
 
 
-def make_learner(role: str, model: str, config: LongShortConfig, total_updates: int, threads: int = 1) -> RemoteLearner:
+def make_learner(
+    role: str, model: str, config: LongShortConfig, total_updates: int, threads: int = 1, place: PlacementGroup | None = None
+) -> RemoteLearner:
     """The role's learner: one process, or with DeepSpeed `learner.ranks` of them. LongShortError where the cluster lacks devices."""
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     arguments = (role, model, config, total_updates, threads)
     if config.learner.backend == "deepspeed":
-        return _make_ranks(role, config, arguments, environment)
-    options = {"num_cpus": cpu_share(), "num_gpus": config.learner_gpus, "runtime_env": {"env_vars": environment}}
+        return _make_ranks(role, config, arguments, environment, place)
+    options = {"num_cpus": cpu_share(), "num_gpus": config.learner_gpus, "runtime_env": {"env_vars": environment}} | _placed(place)
     return RemoteLearner(role, [ray.remote(LearnerActor).options(**options).remote(*arguments)], kill=_kill, death=RayActorError)
 
 
-def _make_ranks(role: str, config: LongShortConfig, arguments: tuple, environment: dict[str, str]) -> RemoteLearner:
+def _make_ranks(
+    role: str, config: LongShortConfig, arguments: tuple, environment: dict[str, str], place: PlacementGroup | None
+) -> RemoteLearner:
     """All ranks or none get their place, side by side where the cluster has one for them."""
     ranks, gpus_each = config.learner.ranks, config.learner_gpus
     check_devices(config, ray.cluster_resources())
@@ -167,7 +195,7 @@ def _make_ranks(role: str, config: LongShortConfig, arguments: tuple, environmen
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if ray.util.get_node_ip_address().startswith("127."):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    place = placement_group([{"CPU": cpu_share(ranks)} | ({"GPU": gpus_each} if gpus_each else {})] * ranks, strategy="PACK")
+    place = place or placement_group([{"CPU": cpu_share(ranks)} | ({"GPU": gpus_each} if gpus_each else {})] * ranks, strategy="PACK")
     actors = [
         ray.remote(RankActor)
         .options(
@@ -186,27 +214,6 @@ def _make_ranks(role: str, config: LongShortConfig, arguments: tuple, environmen
         remove_placement_group(place)
 
     return RemoteLearner(role, actors, kill=kill, death=RayActorError, joined=[actor.join.remote(address) for actor in actors])
-
-
-def check_devices(config: LongShortConfig, resources: Mapping[str, float]) -> None:
-    """Refuse more ranks than devices, which would wait for ever for their place."""
-    from importlib.util import find_spec
-
-    if not find_spec("deepspeed"):
-        raise LongShortError("learner.backend is deepspeed, which is not installed; pip install -e '.[gpu]', or set learner.backend: torch")
-    ranks, there = config.learner.ranks, resources.get("GPU" if config.learner_gpus else "CPU", 0.0)
-    if not config.learner_gpus:
-        if ranks > there:
-            raise LongShortError(f"learner.ranks is {ranks} but the cluster has {there:g} CPUs; lower it")
-        return
-    roles = [LONG] if config.protocol.name == "solo" else ROLES
-    engines = sum(config.role(role).engine.num_gpus for role in roles)
-    wanted = len(roles) * ranks * config.learner_gpus + engines
-    if wanted > there:
-        raise LongShortError(
-            f"{len(roles)} learners of {ranks} ranks with {config.learner_gpus:g} GPU each and engines with {engines:g} take {wanted:g} "
-            f"GPUs but the cluster has {there:g}; lower learner.ranks or engine.num_gpus, or add GPUs"
-        )
 
 
 async def in_process(function: Callable[..., Any], *arguments: Any, threads: int = 1, gpus: float = 0.0) -> Any:
@@ -239,6 +246,7 @@ def make_engine(
     threads: int = 1,
     engine: EngineConfig | None = None,
     adapters: Mapping[str, LoraSection] | None = None,
+    place: PlacementGroup | None = None,
 ) -> RemoteEngine:
     """An engine in a process of its own, supervised from here; `start` it before use. `name` is a role, or whose `engine` this is.
 
@@ -252,6 +260,7 @@ def make_engine(
 
         environment = vllm_environment(engine, threads)
     options = {"num_cpus": cpu_share(), "num_gpus": engine.num_gpus, "max_concurrency": 8, "runtime_env": {"env_vars": environment}}
+    options |= _placed(place)
     actor = ray.remote(EngineActor).options(**options)
     return RemoteEngine(
         name,

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from longshort import console
@@ -18,6 +18,8 @@ from longshort.config import LongShortConfig
 from longshort.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
 
+Delivery = Callable[[Any], Awaitable[Any]]
+"""Brings a policy's weights to the process of an engine that is given; also to one that replaces it."""
 START_TIMEOUT_S = 300.0
 """For loading a model on a busy machine."""
 
@@ -62,7 +64,7 @@ class RemoteEngine:
         self._spawn, self._kill = spawn, kill
         self._failures = (*failures, TimeoutError, RuntimeError)
         self._generation = self._failures_in_a_row = 0
-        self._weights: dict[str, tuple[Any, int]] = {}
+        self._deliveries: dict[str, Delivery] = {}
         self._pending: dict[str, _Wanted] = {}
         self._outbox: list[str] = []
         self._ids = itertools.count()
@@ -105,21 +107,43 @@ class RemoteEngine:
             raise
 
     async def load_weights(self, weights: Any, version: int, adapter: str = "") -> None:
-        """Give the engine the weights behind a reference. A refusal (LongShortError) leaves it as it was; a crash restarts it with them.
+        """Give the engine the weights behind a reference; refusals and crashes as `receive`."""
+        await self.receive(lambda actor: actor.load_weights.remote(weights, version), adapter)
+
+    async def receive(self, delivery: Delivery, adapter: str = "") -> None:
+        """Have weights delivered to the engine's process. A refusal (LongShortError) leaves it as it was; a crash restarts it with them.
 
         `adapter`: whose adapter they are, in an engine that roles share; a new process is given the newest of each.
         """
-        generation, before = self._generation, self._weights.get(adapter)
-        self._weights[adapter] = (weights, version)  # now, since whoever waits for a turn may notice a crash first and restart the engine
+        generation, before = self._generation, dict(self._deliveries)
+        self._deliveries[adapter] = delivery  # now, since whoever waits for a turn may notice a crash first and restart the engine
         try:
-            await self._in_time(self._actor.load_weights.remote(weights, version))
+            await self._in_time(delivery(self._actor))
+        except LongShortError:
+            self._deliveries = before
+            raise
         except self._failures as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, LongShortError):
-                if before:
-                    self._weights[adapter] = before
-                else:
-                    del self._weights[adapter]
+                self._deliveries = before
+                raise cause from None
+            await self.restart(error, generation)
+
+    async def sleep(self, level: int) -> None:
+        """Give back the GPU's memory until `wake`; see longshort/time_share.py for the levels."""
+        await self._between_steps("sleep", level)
+
+    async def wake(self, tags: Sequence[str]) -> None:
+        """Take back the memory of `weights` or `kv_cache`; a process that was replaced meanwhile has never slept."""
+        await self._between_steps("wake", list(tags))
+
+    async def _between_steps(self, method: str, *arguments: Any) -> None:
+        generation = self._generation
+        try:
+            await self._in_time(self._actor.between_steps.remote(method, *arguments))
+        except self._failures as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, LongShortError):
                 raise cause from None
             await self.restart(error, generation)
 
@@ -164,8 +188,8 @@ class RemoteEngine:
         self._actor, self._generation = self._spawn(), self._generation + 1
         try:
             await self.start()
-            for weights in list(self._weights.values()):
-                await self._in_time(self._actor.load_weights.remote(*weights))
+            for delivery in list(self._deliveries.values()):
+                await self._in_time(delivery(self._actor))
         except (*self._failures, LongShortError) as error:
             self._last_failure = error
             return False
@@ -249,33 +273,6 @@ class RemoteEngine:
 
     async def _in_time(self, reference: Awaitable[Any]) -> Any:
         return await asyncio.wait_for(_result(reference), self._config.engine_timeout_s)
-
-
-class AdapterEngine:
-    """One role's view of an engine that both share: its turns are written with its adapter, its updates replace that adapter alone.
-
-    The process is one: whoever restarts it, it is given both adapters again, and both views tell the same counters.
-    """
-
-    def __init__(self, role: str, engine: RemoteEngine):
-        self.role, self.waiting, self._engine = role, 0, engine
-        self.tokenizer, self.context, self.backend = engine.tokenizer, engine.context, engine.backend
-        self.start, self.restart, self.stats = engine.start, engine.restart, engine.stats
-        self.close = engine.close
-
-    @property
-    def restarts(self) -> int:
-        return self._engine.restarts
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
-        self.waiting += 1
-        try:
-            return await self._engine.generate(prompt_ids, replace(sampling, adapter=self.role))
-        finally:
-            self.waiting -= 1
-
-    async def load_weights(self, weights: Any, version: int) -> None:
-        await self._engine.load_weights(weights, version, self.role)
 
 
 def _fail(wanted: _Wanted, error: LongShortError) -> None:

@@ -40,6 +40,14 @@ class RemoteLearner:
             await self._first(joined)
         return await self._first([actor.call.remote(method, *arguments) for actor in self._actors])
 
+    async def send(self, step: str, *arguments: Any) -> Any:
+        """A step of the learner's half of a weight transfer (longshort/backends/weight_outbox.py)."""
+        return await self._first([actor.send.remote(step, *arguments) for actor in self._actors])
+
+    async def address(self) -> tuple[str, int]:
+        """A free port of rank 0's node, for an engine to meet it."""
+        return await self._first([self._actors[0].address.remote()])
+
     async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         return await self.call("update", list(samples))
 

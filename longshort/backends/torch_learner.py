@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import AutoTokenizer
 
+from longshort.backends.attention import NAMES, choose_attention, enter_attention, row_budget
+from longshort.backends.learner_checks import check_head, check_packing
+from longshort.backends.learner_model import device_of, load_model, recompute_layers
 from longshort.config import LongShortConfig
 from longshort.episodes import DECIMALS
 from longshort.learning import losses
@@ -30,8 +31,6 @@ from longshort.learning.supervised import nll_step
 from longshort.types import LongShortError, Sample
 
 OPTIMIZER_FILE, PROGRESS_FILE = "optimizer.safetensors", "learner.json"
-HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
-"""Nats between our log-probs and the model's own; an unknown scaling of the logits is far off, arithmetic is far within."""
 
 
 class TorchLearner:
@@ -55,23 +54,30 @@ class TorchLearner:
         self.device = device or device_of(config)
         self.updates = self.consecutive_skips = 0
         self._gaps: list[torch.Tensor | None] = []
+        self.attention, self.attention_reason = choose_attention(config)
+        enter_attention(self.attention)
         self.model = self._policy_model(model_folder).to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
         self.reference = self._reference_model(reference_folder or model_folder) if config.loss.beta else None
         self.peak_learning_rate = config.learning_rate_of(role)
         self.optimizer = build_optimizer(self.model, learning_rate=self.peak_learning_rate, weight_decay=config.weight_decay)
-        self.settings = step_settings(config, role)
+        self.row_tokens = row_budget(config, self.attention)
+        self.settings = replace(step_settings(config, role), row_tokens=self.row_tokens)
         self.policy, self.process = self.model, Alone()
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters().items()}
         if config.learner.gradient_checkpointing:
             recompute_layers(self.model)
-        self._check_head()
+        check_head(self)
+        check_packing(self)
+
+    def _load(self, folder: str | Path):
+        return load_model(folder, NAMES[self.attention])
 
     def _policy_model(self, folder: str | Path):
-        return load_model(folder)
+        return self._load(folder)
 
     def _reference_model(self, folder: str | Path):
-        return load_model(folder).to(self.device).requires_grad_(False)
+        return self._load(folder).to(self.device).requires_grad_(False)
 
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Train on one step's samples of this role; returns the metrics of `policy_gradient_step`.
@@ -107,7 +113,7 @@ class TorchLearner:
                 self.optimizer,
                 samples,
                 max_grad_norm=config.max_grad_norm,
-                row_tokens=config.row_tokens,
+                row_tokens=self.row_tokens,
                 batch_tokens=config.batch_tokens,
                 process=self.process,
             )
@@ -144,6 +150,15 @@ class TorchLearner:
         """A copy of all weights on the CPU in `dtype`, by their checkpoint names; `lm_head.weight` is there even when it is tied."""
         dtype = getattr(torch, self.config.dtype)
         return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in self._full_state().items()}
+
+    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight by its checkpoint name, whole and not copied, one after the other; each is there only until the next is taken."""
+        yield from self.model.state_dict().items()
+
+    def rest(self) -> None:
+        """Give back the GPU memory that the last update needed and the next one will need again; weights and optimizer stay."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]:
@@ -212,7 +227,7 @@ class TorchLearner:
 
     def _full_state(self) -> dict[str, torch.Tensor]:
         """Every weight by its checkpoint name, not copied."""
-        return self.model.state_dict()
+        return dict(self.stream())
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """AdamW's state as `<key>/<parameter>`; empty before the first optimizer step."""
@@ -231,21 +246,6 @@ class TorchLearner:
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """`token_logprobs` applies the head itself; refuse a model that does more to its logits than we know of."""
-        ids = [i % self.model.config.vocab_size for i in range(1, 9)]
-        with self._arithmetic():
-            own = self.model(torch.tensor([ids], device=self.device)).logits[0, :-1].float().log_softmax(-1)
-        own = own.gather(-1, torch.tensor(ids[1:], device=self.device)[:, None])[:, 0]
-        ours = torch.tensor(self.score(ids[:1], ids[1:], 1.0), device=self.device)
-        difference = (own - ours).abs().max().item()
-        if not difference <= HEAD_TOLERANCE[self.config.dtype]:
-            raise LongShortError(
-                f"{self.role}: model type {self.model.config.model_type!r} computes its logits in a way that we do not know "
-                f"(log-probs differ by {difference:.3g} nats), or its weights are not finite; use another model or extend learning/step.py"
-            )
-
 
 def step_settings(config: LongShortConfig, role: str) -> StepSettings:
     """What `policy_gradient_step` needs of the recipe; `deterministic` keeps the engine's log-probs out of the loss."""
@@ -260,41 +260,3 @@ def step_settings(config: LongShortConfig, role: str) -> StepSettings:
         row_tokens=config.row_tokens,
         batch_tokens=config.batch_tokens,
     )
-
-
-def load_model(folder: str | Path):
-    """A causal language model in float32 with SDPA attention (whose packing by position is exact for several rows), dropout off.
-
-    Raises LongShortError when there is none, or when it wants to run code of its own.
-    """
-    try:
-        description, _ = PreTrainedConfig.get_config_dict(folder)
-        if "auto_map" in description:
-            raise LongShortError(
-                f"model {folder} brings its own code (auto_map in its config.json), which is never run; use a model that transformers knows"
-            )
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise LongShortError(
-            f"model {folder} cannot be loaded; give a folder with config.json and safetensors, or a reachable hub name ({error})"
-        ) from error
-
-
-def recompute_layers(model) -> None:
-    """Keep only each layer's input for the backward pass; transformers' own switch needs training mode, which brings dropout back."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise LongShortError(
-            f"learner.gradient_checkpointing: model type {model.config.model_type!r} has no layers that transformers marks as fit for it; "
-            "set it to false"
-        )
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-
-
-def device_of(config: LongShortConfig) -> torch.device:
-    if config.learner_gpus and not torch.cuda.is_available():
-        raise LongShortError(
-            f"learner_gpus is {config.learner_gpus:g} but torch {torch.__version__} sees no GPU; set learner_gpus: 0 to learn on the CPU"
-        )
-    return torch.device("cuda" if config.learner_gpus else "cpu")

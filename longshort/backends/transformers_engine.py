@@ -14,7 +14,7 @@ import torch
 from longshort.backends.adapters import Adapter, check_adapter, merged
 from longshort.backends.weight_sync import check_weights
 from longshort.sections import EngineConfig
-from longshort.types import Completion, Sampling
+from longshort.types import Completion, LongShortError, Sampling
 
 TAIL = 32  # tokens re-read for a stop string at every step; a role tag is far shorter
 
@@ -52,11 +52,12 @@ class TransformersCore:
         self._waiting: list[_Running] = []
         self._wave: list[_Running] = []
         self._cache = self._inputs = self._mask = None
+        self._asleep: set[str] = set()
         self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._wave)
+        return not self._asleep and bool(self._waiting or self._wave)
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         generator = torch.Generator().manual_seed(sampling.seed)
@@ -164,6 +165,30 @@ class TransformersCore:
         for row in self._wave:
             row.updates += [len(row.ids)] * (version - self.version)
         self.version = version
+
+    def sleep(self, level: int) -> None:
+        """Give back the device's memory: the cache, and the weights, which level 1 keeps in host memory and level 2 forgets."""
+        if self._waiting or self._wave:
+            raise LongShortError("an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)")
+        self._cache = None
+        self._buffers = {name: buffer.cpu().clone() for name, buffer in self._model.named_buffers()}  # no update brings them again
+        self._model.to("cpu" if level == 1 else "meta")
+        self._asleep = {"weights", "kv_cache"}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def wake(self, tags: Sequence[str]) -> None:
+        """Take back the memory of `weights` or `kv_cache`; forgotten weights are NaN, and say so, until new ones come."""
+        if "weights" in tags and "weights" in self._asleep:
+            if next(self._model.parameters()).is_meta:
+                self._model.to_empty(device=self.device).tie_weights()
+                for parameter in self._model.parameters():
+                    parameter.fill_(torch.nan)
+                for name, buffer in self._model.named_buffers():
+                    buffer.copy_(self._buffers[name])
+            self._model.to(self.device)
+        self._asleep -= set(tags)
 
 
 class TransformersLoraCore(TransformersCore):

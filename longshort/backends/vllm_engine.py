@@ -1,4 +1,6 @@
-"""vLLM as one policy's sampler: token ids in; ids, processed log-probs and the weight version out. The only module that imports vllm.
+"""vLLM as one policy's sampler: token ids in; ids, processed log-probs and the weight version out.
+
+Only this module and the two halves of vLLM's weight transfer (vllm_inbox.py, weight_outbox.py) import vllm.
 
 One engine per process, stepped in that process (no second vLLM process: half the latency on small models). Works on 0.26 to 0.31:
 options that only some versions have are probed by feature.
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from longshort.backends.adapters import Adapter, check_adapter, write
-from longshort.backends.weight_sync import check_weights, expected_weights
+from longshort.backends.vllm_inbox import Inbox
+from longshort.backends.weight_sync import Manifest, check_weights, expected_weights
 from longshort.sections import EngineConfig, LoraSection
 from longshort.types import Completion, LongShortError, Sampling
 
@@ -46,34 +49,20 @@ class VllmCore:
         known = {field.name for field in dataclasses.fields(EngineArgs)}
         if unknown := set(config.extra) - known:
             raise LongShortError(f"engine.extra: vLLM's EngineArgs has no {', '.join(sorted(unknown))}")
-        options: dict[str, Any] = dict(
-            model=model,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            block_size=config.block_size,
-            kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-            enable_prefix_caching=True,
-            enforce_eager=not config.num_gpus,  # CUDA graphs pay on a GPU; compilation on a CPU costs minutes
-            logprobs_mode="processed_logprobs",  # the default is raw: the sampling temperature would be missing
-            disable_log_stats=True,
-            max_num_batched_tokens=max(config.max_model_len, 8192),
-            # A seeded request that is prefilled in two parts kills a CPU engine: vLLM rewinds its generator, which torch cannot on a CPU.
-            enable_chunked_prefill=bool(config.num_gpus),
-            seed=seed,
-            generation_config="vllm",  # sampling defaults of the model's folder must not override the recipe's
-        )
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**options | changes | dict(config.extra)))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(model, config, seed, **changes)))
         self._tokenizer = self._engine.get_tokenizer()
         self.context, self.version = config.max_model_len, 0
         self._expected = expected_weights(model)
         self._sampling: dict[str, Sampling] = {}
         self._updates: dict[str, list[int]] = {}
+        self._asleep: set[str] = set()
+        self._inbox = Inbox(self._engine, config.extra.get("weight_transfer_config", {}).get("backend", ""), self._expected)
         self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
     def busy(self) -> bool:
-        return self._engine.has_unfinished_requests()
+        """Whether there is something to decode, and weights and a cache to decode it with."""
+        return not self._asleep and not self._inbox.open and self._engine.has_unfinished_requests()
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         from vllm import SamplingParams
@@ -147,9 +136,33 @@ class VllmCore:
         """
         check_weights(weights, self._expected)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        self._adopt(version)
+
+    def connect(self, wire: Mapping[str, Any]) -> None:
+        """Prepare to receive weights from GPU to GPU (longshort/backends/weight_transfer.py says in which order all this is called)."""
+        self._inbox.connect(wire)
+
+    def start_update(self, manifest: Manifest) -> None:
+        """Agree to the weights that will come, or refuse them; nothing is decoded from here to `finish_update`."""
+        self._inbox.start(manifest)
+
+    def update(self, parcel: Mapping[str, Any]) -> None:
+        self._inbox.update(parcel)
+
+    def finish_update(self, version: int) -> None:
+        """All weights have come; requests under way go on as after `load_weights`."""
+        self._inbox.finish()
+        self._adopt(version)
+
+    def _adopt(self, version: int) -> None:
         self._forget_keys_and_values()
         self._count_updates(self._sampling, version - self.version)
         self.version = version
+
+    def _forget_keys_and_values(self) -> None:
+        # Without `reset_running_requests` a reset is refused while anything runs, and new requests would hit blocks of the old weights.
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM refused to reset its prefix cache after a weight update")
 
     def _count_updates(self, request_ids: Collection[str], updates: int) -> None:
         """Note for these requests how many of their tokens stood when their weights were updated."""
@@ -157,10 +170,43 @@ class VllmCore:
             if ids and request_id in request_ids:
                 self._updates[request_id] += [len(ids)] * updates
 
-    def _forget_keys_and_values(self) -> None:
-        # Without `reset_running_requests` a reset is refused while anything runs, and new requests would hit blocks of the old weights.
-        if not self._engine.reset_prefix_cache(reset_running_requests=True):
-            raise RuntimeError("vLLM refused to reset its prefix cache after a weight update")
+    def sleep(self, level: int) -> None:
+        """Give back the GPU's memory: the KV cache, and the weights, which level 1 keeps in host memory and level 2 forgets."""
+        if self._engine.has_unfinished_requests():
+            raise LongShortError("an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)")
+        if not self._asleep:
+            self._engine.sleep(level)
+            self._asleep = {"weights", "kv_cache"}
+
+    def wake(self, tags: Sequence[str]) -> None:
+        """Take back the memory of `weights` or `kv_cache`; after level 2 the weights hold nothing until new ones come."""
+        if tags := [tag for tag in tags if tag in self._asleep]:
+            self._engine.wake_up(tags)
+            self._asleep -= set(tags)
+
+
+def engine_arguments(model: str, config: EngineConfig, seed: int, **changes: Any) -> dict[str, Any]:
+    """What vLLM's EngineArgs are given: ours, `changes` to it, and `engine.extra` last."""
+    options: dict[str, Any] = dict(
+        model=model,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        block_size=config.block_size,
+        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+        enable_prefix_caching=True,
+        enforce_eager=not config.num_gpus,  # CUDA graphs pay on a GPU; compilation on a CPU costs minutes
+        logprobs_mode="processed_logprobs",  # the default is raw: the sampling temperature would be missing
+        disable_log_stats=True,
+        max_num_batched_tokens=max(config.max_model_len, 8192),
+        # A seeded request that is prefilled in two parts kills a CPU engine: vLLM rewinds its generator, which torch cannot on a CPU.
+        enable_chunked_prefill=bool(config.num_gpus),
+        seed=seed,
+        generation_config="vllm",  # sampling defaults of the model's folder must not override the recipe's
+    )
+    if 0 < config.num_gpus < 1:  # vLLM refuses to start where this share of the GPU is not free; by default that is nearly all of it
+        options["gpu_memory_utilization"] = config.num_gpus
+    return options | changes | dict(config.extra)
 
 
 class VllmLoraCore(VllmCore):

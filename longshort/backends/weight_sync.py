@@ -15,6 +15,8 @@ from typing import Any
 
 from longshort.types import LongShortError
 
+Manifest = list[tuple[str, str, tuple[int, ...]]]
+"""(name, type, shape) of each tensor of an update, in the order in which they come."""
 CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Allowed mean difference in nats between the engine's and the learner's log-probs of the canary's tokens."""
 
@@ -40,16 +42,23 @@ def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
 
 def check_weights(weights: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise LongShortError, before an engine is touched, for a missing, unknown, misshapen or non-finite tensor."""
-    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    check_manifest([(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in weights.items()], expected)
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise LongShortError(f"weight update refused: {name} holds NaN or infinite values")
+
+
+def check_manifest(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise LongShortError for a missing, unknown or misshapen tensor of an update that has only been announced."""
+    announced = {name for name, _, _ in manifest}
+    missing, unknown = sorted(expected.keys() - announced), sorted(announced - expected.keys())
     if missing or unknown:
         raise LongShortError(
             f"weight update refused: missing tensors {missing[:3]} ({len(missing)}), unknown tensors {unknown[:3]} ({len(unknown)})"
         )
-    for name, tensor in weights.items():
-        if tuple(tensor.shape) != expected[name]:
-            raise LongShortError(f"weight update refused: {name} has shape {tuple(tensor.shape)}, the engine's model has {expected[name]}")
-        if not bool(tensor.isfinite().all()):
-            raise LongShortError(f"weight update refused: {name} holds NaN or infinite values")
+    for name, _, shape in manifest:
+        if shape != expected[name]:
+            raise LongShortError(f"weight update refused: {name} has shape {shape}, the engine's model has {expected[name]}")
 
 
 def check_canary(engine: Sequence[float], learner: Sequence[float], dtype: str, role: str, version: int) -> float:

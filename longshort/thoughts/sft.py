@@ -81,7 +81,7 @@ def train_role(config: LongShortConfig, role: str, made_from: dict[str, Any], wo
     """
     from transformers import AutoTokenizer
 
-    from longshort.backends.torch_learner import load_model
+    from longshort.backends.learner_model import load_model
 
     folder, settings = Path(work), config.role(role).sft
     folder.mkdir(parents=True, exist_ok=True)

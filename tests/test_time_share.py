@@ -1,0 +1,225 @@
+"""Engines and learners that hold the GPU in turns: who sleeps when, at which level, and what an engine knows when it wakes."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from longshort import checkpoint
+from longshort.backends.transformers_engine import TransformersCore
+from longshort.config import parse
+from longshort.pair import LivePolicy
+from longshort.sections import EngineConfig
+from longshort.time_share import InTurns
+from longshort.types import LONG, SHORT, LongShortError, Sample, Sampling
+from tests import tiny_models
+from tests.test_engines import PROMPTS, inflated, load, sample
+from tests.test_trainer import metrics, trainer
+
+
+class Engine:
+    """Writes down what it is told; `receive` is how a delivery reaches it."""
+
+    tokenizer, context = None, 9
+
+    def __init__(self, role, log):
+        self.role, self.log = role, log
+
+    async def sleep(self, level):
+        self.log.append(f"{self.role} sleeps {level}")
+        await asyncio.sleep(0)
+
+    async def wake(self, tags):
+        self.log.append(f"{self.role} wakes {'+'.join(tags)}")
+        await asyncio.sleep(0)
+
+    async def receive(self, delivery):
+        self.log.append(f"{self.role} receives")
+
+
+class Learner:
+    """An update that takes `steps` ticks of the clock."""
+
+    def __init__(self, role, log, steps=1, optimizer_steps=1.0, error=None):
+        self.role, self.log, self.steps, self.optimizer_steps, self.error = role, log, steps, optimizer_steps, error
+
+    async def update(self, samples):
+        self.log.append(f"{self.role} learns")
+        for _ in range(self.steps):
+            await asyncio.sleep(0.001)
+        if self.error:
+            raise self.error
+        return {"optimizer_steps": self.optimizer_steps}
+
+    async def call(self, method):
+        self.log.append(f"{self.role} {method}")
+
+    def weights(self):
+        return "reference"
+
+
+class Policy(LivePolicy):
+    """A LivePolicy whose canary always sings."""
+
+    async def _prove(self):
+        self.engine.log.append(f"{self.role} proven")
+        return 0.0
+
+
+SAMPLE = Sample(role=LONG, token_ids=(1, 9), mask=(0, 1), logprobs=(0.0, -0.5), advantages=(0.0, 1.0))
+
+
+def played(*roles, steps=2, **learners):
+    """What happens when these roles are updated in each step of a pair that takes turns; `learners` are settings by role."""
+    log: list[str] = []
+
+    async def go():
+        engines = {role: Engine(role, log) for role in (LONG, SHORT)}
+        held = {role: Learner(role, log, **learners.get(role, {})) for role in engines}
+        turns = InTurns(engines, held)
+        config = parse({"time_share": True})
+        policies = {role: Policy(role, engines[role], held[role], config, None, turns) for role in engines}
+        for _ in range(steps):
+            results = await asyncio.gather(*(policies[role].update([SAMPLE]) for role in roles), return_exceptions=True)
+        return results
+
+    results = asyncio.run(go())
+    first = log[: len(log) // steps]
+    assert sorted(log) == sorted(first * steps), "every step is like the first"
+    return results, first
+
+
+def test_both_engines_sleep_until_the_slower_learner_is_done():
+    _, log = played(LONG, SHORT, short={"steps": 9})
+    assert sorted(log[:4]) == ["long learns", "long sleeps 2", "short learns", "short sleeps 2"]
+    assert log.index("long sleeps 2") < log.index("short sleeps 2") < log.index("long learns")
+    assert log.index("long rest") < log.index("short rest") < log.index("long wakes weights")
+    for role in (LONG, SHORT):
+        mine = [line.removeprefix(f"{role} ") for line in log if line.startswith(role)]
+        assert mine == ["sleeps 2", "learns", "rest", "ready", "wakes weights", "receives", "wakes kv_cache", "proven"]
+
+
+def test_the_engine_of_a_frozen_partner_keeps_its_weights():
+    _, log = played(SHORT)
+    assert log == [
+        "long sleeps 1",
+        "short sleeps 2",
+        "short learns",
+        "short rest",
+        "long wakes weights+kv_cache",
+        "short ready",
+        "short wakes weights",
+        "short receives",
+        "short wakes kv_cache",
+        "short proven",
+    ]
+
+
+def test_an_engine_that_forgot_its_weights_gets_them_even_if_nothing_was_learned():
+    (metrics,), log = played(SHORT, short={"optimizer_steps": 0.0})
+    assert metrics["optimizer_steps"] == 0 and metrics["weight_sync/canary_gap"] == 0.0
+    assert log[-4:] == ["short wakes weights", "short receives", "short wakes kv_cache", "short proven"]
+
+
+def test_a_learner_that_fails_does_not_leave_its_partner_waiting():
+    (_, error), log = played(LONG, SHORT, steps=1, short={"error": LongShortError("the short learner died")})
+    assert str(error) == "the short learner died" and "long proven" in log and "short receives" not in log
+
+
+def test_rollouts_beside_updates_cannot_be_had_with_engines_that_sleep():
+    with pytest.raises(LongShortError, match=r"time_share needs staleness 0 \(got 1\): an engine that sleeps writes nothing beside"):
+        parse({"time_share": True, "staleness": 1})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny_models.make(tmp_path_factory.mktemp("models"), tied_short=True)
+
+
+def awake(core):
+    core.wake(["weights"])
+    core.wake(["kv_cache"])
+
+
+@pytest.mark.parametrize("role", [LONG, SHORT])
+def test_a_transformers_engine_sleeps_and_wakes(models, role):
+    """Level 1 brings the same weights back; level 2 brings NaN until the learner's come; nothing is decoded in between."""
+    core = TransformersCore(models[role], EngineConfig(**tiny_models.ENGINE))
+    before = sample(core, PROMPTS)
+    core.sleep(1)
+    awake(core)
+    assert sample(core, PROMPTS) == before
+    core.sleep(2)
+    assert {parameter.device.type for parameter in core._model.parameters()} == {"meta"}
+    core.add("early", PROMPTS[0], Sampling(max_tokens=20, stop=(), seed=0))
+    assert not core.busy
+    core.wake(["weights"])
+    assert all(parameter.isnan().all() for parameter in core._model.parameters())
+    weights = load(models[role]).state_dict()
+    core.load_weights(weights, 1)
+    assert not core.busy, "no cache yet"
+    core.wake(["kv_cache"])
+    finished = {}
+    while core.busy:
+        finished |= dict(core.step())
+    assert finished["early"].logprobs == pytest.approx(before[0].logprobs, abs=1e-5) and finished["early"].version == 1
+    tied = core._model.config.tie_word_embeddings
+    assert (core._model.lm_head.weight is core._model.model.embed_tokens.weight) == tied == (role == SHORT)
+
+
+def test_an_engine_does_not_fall_asleep_over_its_work(models):
+    core = TransformersCore(models[LONG], EngineConfig(**tiny_models.ENGINE))
+    core.add("0", PROMPTS[0], Sampling(max_tokens=4, stop=(), seed=0))
+    with pytest.raises(LongShortError, match="cannot sleep while turns are being written"):
+        core.sleep(2)
+    assert core.busy
+
+
+@pytest.mark.engine
+def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
+    """On a CPU its memory stays; that it stops, goes on, and takes weights between the two is real."""
+    import ray
+
+    from longshort.backends import ray_cluster
+    from longshort.backends.vllm_engine import VllmCore, environment
+
+    config = EngineConfig(**tiny_models.ENGINE)
+
+    def slept(model):
+        core = VllmCore(model, config)
+        before = sample(core, PROMPTS)
+        core.sleep(1)
+        awake(core)
+        again = sample(core, PROMPTS)
+        core.sleep(2)
+        core.add("early", PROMPTS[0], Sampling(max_tokens=20, stop=(), seed=0))
+        stopped = [core.busy]
+        core.wake(["weights"])
+        core.load_weights(inflated(load(model)), 1)
+        stopped.append(core.busy)
+        core.wake(["kv_cache"])
+        finished = {}
+        while core.busy:
+            finished |= dict(core.step())
+        return before, again, stopped, finished["early"], core.version
+
+    stop = ray_cluster.start(SimpleNamespace())
+    run = ray.remote(slept).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": environment(config)})
+    before, again, stopped, early, version = ray.get(run.remote(models[LONG]), timeout=200)
+    stop()
+    assert again == before and stopped == [False, False] and (early.version, version) == (1, 1)
+    assert early.logprobs != before[0].logprobs
+
+
+@pytest.mark.engine
+def test_a_pair_trains_in_turns(tmp_path, tmp_path_factory, capsys):
+    """Engines really forget their weights (transformers); learners pack rows with varlen attention. In the second step the long role is
+    frozen: its engine keeps its weights."""
+    models = tiny_models.make_speaking(tmp_path_factory.mktemp("speaking"))
+    run = trainer(tmp_path, models, max_steps=2, time_share=True, schedule=["long", "short"], learner={"attention": "varlen"})
+    run.train()
+    first, second = metrics(run)
+    assert first["long/weight_sync/canary_gap"] < 1e-3 and second["short/weight_sync/canary_gap"] < 1e-3
+    assert first["long/optimizer_steps"] == second["short/optimizer_steps"] == 1
+    assert checkpoint.verify(checkpoint.latest(run.output_dir))["versions"] == {LONG: 1, SHORT: 1}
+    assert "long: new weights travel by object_store (a transformers engine takes them from there only)" in capsys.readouterr().out
