@@ -80,7 +80,9 @@ def options(description: str, runs: int = 5) -> argparse.Namespace:
     """`--runs` and `--results`, as every benchmark takes them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=runs, help="how often everything is measured (default %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder that gets the figures (default tests/benchmarks/.results)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="the folder that gets the figures (default tests/benchmarks/.results)"
+    )
     return parser.parse_args()
 
 
@@ -136,4 +138,3 @@ def _installed(library: str) -> str:
         return f"{library} {version(library)}"
     except PackageNotFoundError:
         return ""
-

@@ -76,10 +76,17 @@ def section(row: dict) -> str:
     machine = row["machine"]
     figures = [figure_of(figure) for figure in row["figures"]]
     runs = max(len(figure.values) for figure in figures)
-    lines = [f"## {row['name']}", "", f"`{row['command']}`, {runs} runs on {machine['date']}: {machine['cpu']}, load {machine['load']}.", ""]
+    lines = [
+        f"## {row['name']}",
+        "",
+        f"`{row['command']}`, {runs} runs on {machine['date']}: {machine['cpu']}, load {machine['load']}.",
+        "",
+    ]
     lines += [f"{machine['software']}.", "", row["description"].strip(), ""]
     lines += [f"- {note}" for note in row["notes"]]
-    lines += [f"- **Missed**: {one.what}, {one.measured}, wanted {one.target}. {one.cause or 'Cause unknown.'}" for one in figures if not one.met]
+    lines += [
+        f"- **Missed**: {one.what}, {one.measured}, wanted {one.target}. {one.cause or 'Cause unknown.'}" for one in figures if not one.met
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
