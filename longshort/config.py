@@ -79,7 +79,7 @@ class LongShortConfig(Section):
     num_iterations: Count = 1
     """Optimizer passes over each step's samples (mu of GRPO)."""
     row_tokens: Natural = 0
-    """Samples are packed into rows of at most this many tokens; 0: 1.5 times the step's longest sample."""
+    """Samples are packed into rows of at most this many tokens; 0: one sample a row, which is cheapest where attention is dense."""
     batch_tokens: Count = 8192
     """Rows are stacked into micro-batches of at most this many tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"

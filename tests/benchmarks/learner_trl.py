@@ -37,7 +37,7 @@ SHAPE = ModelShape(hidden_size=256, num_layers=6, num_heads=4, num_kv_heads=2, i
 """4.8M parameters, nearly all of them in layers: the head over the miniature's few hundred words is cheap on both sides."""
 PROBLEMS, GENERATIONS = 5, 8
 LEARNING_RATE = 1e-4
-MICRO_BATCH = 10
+MICRO_BATCH = 5
 """Sequences in TRL's micro-batch."""
 
 

@@ -91,9 +91,9 @@ def update(way: str, kept: Path) -> None:
     model, tally, gradient = make_model(), step.Tally(), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(lambda *_: gradient.update({n: p.grad for n, p in model.named_parameters() if p.ndim == 2}))
-    before, began = resident(), time.perf_counter()
+    before, began = resident(), time.process_time()
     step.policy_gradient_step(model, None, optimizer, samples, settings, tally)
-    peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter() - began
+    peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.process_time() - began
     logprobs = torch.cat([tally.old_logprobs[i] for i in sorted(tally.old_logprobs)])
     save_file({"logprobs": logprobs} | gradient, kept)
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -147,7 +147,7 @@ def main() -> None:
             limit="one chunk's logits, their gradient, the model's gradients",
         ),
         Figure(
-            what="time of that update, chunked over whole",
+            what="processor time of that update, chunked over whole",
             values=tuple(a["seconds"] / b["seconds"] for a, b in zip(rows["chunked"], rows["whole"], strict=True)),
             ideal=(4 / 3,),
             limit="the head computed once more: 4 products in place of 3",
@@ -158,7 +158,7 @@ def main() -> None:
         f"{way}: "
         + f"MiB resident before the step {spread([row['before'] / 2**20 for row in rows[way]], '{:.0f}')}, "
         + f"at its peak {spread([row['peak'] / 2**20 for row in rows[way]], '{:.0f}')}; "
-        + f"seconds {spread([row['seconds'] for row in rows[way]])}"
+        + f"processor seconds {spread([row['seconds'] for row in rows[way]])}"
         for way in WAYS
     ]
     notes.append(f"largest relative difference of log-probs or a gradient between the two: {max(differences):.1e}")
