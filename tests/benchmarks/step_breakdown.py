@@ -21,9 +21,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
-from unittest.mock import patch
 
-from longshort.backends import ray_cluster
 from longshort.learning.loop import train_loop
 from longshort.learning.step import Alone
 from longshort.progress import Progress
@@ -50,28 +48,23 @@ class TimedAlone(Alone):
         return result
 
 
-class TimedLearnerActor(ray_cluster.LearnerActor):
-    """The product's learner process; the report of an update also says where its time went."""
+def set_clocks(actor) -> None:
+    """In a learner's process: from now on the report of an update also says where its time went."""
+    learner, clock, optimizing = actor._learner, TimedAlone(), []
+    learner.process, update = clock, learner.update
+    learner.optimizer.register_step_pre_hook(lambda *_: optimizing.append(-time.perf_counter()))
+    learner.optimizer.register_step_post_hook(lambda *_: optimizing.append(time.perf_counter()))
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._clock, self._optimizing = TimedAlone(), 0.0
-        self._learner.process = self._clock
-        self._learner.optimizer.register_step_pre_hook(lambda *_: self._spent(-time.perf_counter()))
-        self._learner.optimizer.register_step_post_hook(lambda *_: self._spent(time.perf_counter()))
-
-    def _spent(self, seconds: float) -> None:
-        self._optimizing += seconds
-
-    def call(self, method: str, *arguments):
-        if method != "update":
-            return super().call(method, *arguments)
-        self._clock.seconds = self._optimizing = 0.0
+    def timed(samples) -> dict[str, float]:
+        clock.seconds = 0.0
+        optimizing.clear()
         began = time.perf_counter()
-        report = super().call(method, *arguments)
-        passes, optimizer = self._clock.seconds, self._optimizing
-        of_update = {"packing": time.perf_counter() - began - passes, "passes": passes - optimizer, "optimizer": optimizer}
-        return report | {f"clock/{name}": seconds for name, seconds in of_update.items()}
+        report = update(samples)
+        spent = {"packing": time.perf_counter() - began - clock.seconds, "optimizer": sum(optimizing)}
+        spent["passes"] = clock.seconds - spent["optimizer"]
+        return report | {f"clock/{name}": seconds for name, seconds in spent.items()}
+
+    learner.update = timed
 
 
 class Clocks:
@@ -151,6 +144,7 @@ async def measure(folder: Path, runs: int) -> Clocks:
         for role, policy in pair.policies.items():
             policy.generate = clocks.stamped("last turn", policy.generate)
             policy.update = clocks.around_update(role, policy.update)
+            await policy.learner._actors[0].__ray_call__.remote(set_clocks)
         trainer.reward = SynergyReward(config.reward, config.prices, trainer.protocol, pair.pool)
         clocks.at["begin"] = time.perf_counter()
         await train_loop(
@@ -170,7 +164,7 @@ async def measure(folder: Path, runs: int) -> Clocks:
 
 def main() -> None:
     asked = options(__doc__, runs=8)
-    with tempfile.TemporaryDirectory() as temporary, patch.object(ray_cluster, "LearnerActor", TimedLearnerActor):
+    with tempfile.TemporaryDirectory() as temporary:
         clocks = asyncio.run(measure(Path(temporary), asked.runs))
     shares: dict[str, tuple[float, ...]] = defaultdict(tuple)
     for step in clocks.steps:

@@ -39,18 +39,17 @@ LARGE = ModelShape(
 WAYS = ("verified", "bare", "disk", "restart")
 
 
-class SwapActor(ray_cluster.EngineActor):
-    """The product's engine process, with two more ways to new weights. Called while nothing is decoded."""
+def take_over(actor, weights, version: int) -> None:
+    """In the engine's process, while nothing is decoded: the sync without its checks."""
+    actor.core._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+    actor.core._engine.reset_prefix_cache()
+    actor.core.version = version
 
-    def take_over(self, weights, version: int) -> None:
-        """The sync without its checks."""
-        self.core._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        self.core._engine.reset_prefix_cache()
-        self.core.version = version
 
-    def read(self, folder: str) -> None:
-        self.core._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-        self.core._engine.reset_prefix_cache()
+def read(actor, folder: str) -> None:
+    """In the engine's process, while nothing is decoded: the weights of a model folder."""
+    actor.core._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    actor.core._engine.reset_prefix_cache()
 
 
 class Swaps:
@@ -83,13 +82,13 @@ class Swaps:
 
     async def bare(self) -> None:
         self.policy.version += 1
-        await self.policy.engine._actor.take_over.remote(self.policy.learner.weights(), self.policy.version)
+        await self.policy.engine._actor.__ray_call__.remote(take_over, self.policy.learner.weights(), self.policy.version)
 
     async def disk(self) -> None:
         began = time.perf_counter()
         await self.policy.learner.call("save", str(self.folder / "saved"), str(self.folder / "state"))
         self.parts["save"].append(time.perf_counter() - began)
-        await self.policy.engine._actor.read.remote(str(self.folder / "saved"))
+        await self.policy.engine._actor.__ray_call__.remote(read, str(self.folder / "saved"))
 
     async def restart(self) -> None:
         self.policy.engine.step_finished()
@@ -184,7 +183,7 @@ async def measure(shape: ModelShape, folder: Path, runs: int) -> tuple[Swaps, st
 def main() -> None:
     asked = options(__doc__)
     figures, notes = [], []
-    with tempfile.TemporaryDirectory() as temporary, patch.object(ray_cluster, "EngineActor", SwapActor):
+    with tempfile.TemporaryDirectory() as temporary:
         for shape in (LongShape(), LARGE):
             folder = Path(temporary) / str(shape.hidden_size)
             swaps, name = asyncio.run(measure(shape, folder, asked.runs))
