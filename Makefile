@@ -28,8 +28,8 @@ test-all: setup ## every test
 test-algorithm: setup ## the tests that start no engine (half a minute)
 	@$(PYTHON) -m pytest -q -m "not engine and not slow" $(ARGS)
 
-bench: setup ## the timings, one line each
-	@set -e; for benchmark in tests/benchmarks/*.py; do echo "== $$benchmark"; $(PYTHON) $$benchmark; done
+bench: setup ## ratios to ideal limits, written to docs/performance.md (20 minutes on two quiet cores)
+	@$(PYTHON) -m tests.benchmarks.performance --measure $(ARGS)
 
 lint: setup ## ruff
 	@$(PYTHON) -m ruff check .

@@ -81,8 +81,7 @@ class LongShortConfig(Section):
     num_iterations: Count = 1
     """Optimizer passes over each step's samples (mu of GRPO)."""
     row_tokens: Natural = 0
-    """Samples are packed into rows of at most this many tokens; 0: 1.5 times the step's longest sample, with varlen attention
-    `batch_tokens`."""
+    """Samples are packed into rows of at most this many tokens; 0: one sample a row where attention is dense, else `batch_tokens`."""
     batch_tokens: Count = 8192
     """Rows are stacked into micro-batches of at most this many tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -4,8 +4,7 @@
     varlen             torch.nn.attention.varlen on a GPU, on a CPU one SDPA call per sample: cost grows with the square of each sample
     flash_attention_2  the same with the flash-attn package's kernel
 
-Long rows are free for the last two, so with `row_tokens: 0` a row holds a whole micro-batch (`batch_tokens`), not 1.5 times the longest
-sample. Both kernels need bfloat16. A sample begins wherever position 0 stands, as packing.py writes it: also at the start of every row,
+Long rows are free for the last two, so with `row_tokens: 0` a row holds a whole micro-batch (`batch_tokens`), not a single sample. Both kernels need bfloat16. A sample begins wherever position 0 stands, as packing.py writes it: also at the start of every row,
 and at every padding id.
 """
 
@@ -53,7 +52,7 @@ def choose_attention(config: LongShortConfig) -> tuple[str, str]:
 
 
 def row_budget(config: LongShortConfig, attention: str) -> int:
-    """`row_tokens` for pack: the recipe's; else a whole micro-batch, or 0 (by the longest sample) where a long row costs its square."""
+    """`row_tokens` for pack: the recipe's; else a whole micro-batch, or 0 (a row for each sample) where a long row costs its square."""
     return config.row_tokens or (0 if attention == "sdpa" else config.batch_tokens)
 
 

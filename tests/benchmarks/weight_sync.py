@@ -1,0 +1,196 @@
+"""New weights in a vLLM engine: the product's verified sync beside a reload from disk and a restart of the engine.
+
+Engine and learner are the product's actors on a Ray cluster of this machine; both ways are measured in turn, after an update of the learner
+each, for the miniature's long model and for one a hundred times as large.
+
+- sync, verified: `publish` as training runs it. The learner copies its weights, they travel through the object store, the engine checks
+  every tensor's name, shape and finiteness, takes them over and empties its prefix cache; then it samples the canary, and the learner
+  scores it.
+- sync, bare: the same without the check of the tensors and without the canary.
+- reload from disk: the learner saves the model as a checkpoint does, vLLM reads the folder into the same engine (`reload_weights`) and
+  empties its prefix cache. Nothing is checked. The files are fresh in the page cache: no disk is slower than this one.
+- restart: `RemoteEngine.restart`, which kills the process, starts another, loads the model and gives it the current weights.
+
+The ideal limit puts one copy of the weights in memory in the place of the sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+from longshort.backends import ray_cluster
+from longshort.config import LongShortConfig
+from longshort.miniature.models import build_model, save
+from longshort.miniature.tokenizer import build_tokenizer
+from longshort.pair import LivePolicy
+from longshort.sections import LongShape, ModelShape
+from longshort.types import LONG, Sample
+from tests.benchmarks.common import Figure, leave, options, say, spread
+
+LARGE = ModelShape(
+    hidden_size=768, num_layers=10, num_heads=12, num_kv_heads=4, intermediate_size=2048, base_steps=1, base_learning_rate=1e-3
+)
+WAYS = ("verified", "bare", "disk", "restart")
+
+
+def take_over(actor, weights, version: int) -> None:
+    """In the engine's process, while nothing is decoded: the sync without its checks."""
+    actor.core._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+    actor.core._engine.reset_prefix_cache()
+    actor.core.version = version
+
+
+def read(actor, folder: str) -> None:
+    """In the engine's process, while nothing is decoded: the weights of a model folder."""
+    actor.core._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    actor.core._engine.reset_prefix_cache()
+
+
+class Swaps:
+    """One policy, and seconds by way, one per run; `parts` are those of the verified sync and of the way through the disk."""
+
+    def __init__(self, policy: LivePolicy, folder: Path):
+        self.policy, self.folder = policy, folder
+        self.seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        self.parts: dict[str, list[float]] = {name: [] for name in ("canary", "save", "one copy")}
+
+    async def learn(self) -> None:
+        """One update on made-up tokens, so that every sync brings something new."""
+        ids = tuple(random.Random(self.policy.version).choices(range(16, 256), k=32))
+        ones, numbers = (0,) + (1,) * 31, (0.0,) + (-1.0,) * 31
+        sample = Sample(role=LONG, token_ids=ids, mask=ones, logprobs=numbers, advantages=numbers)
+        report = await self.policy.learner.update([sample])
+        assert report["optimizer_steps"] == 1, report
+
+    async def verified(self) -> None:
+        prove = self.policy._prove
+
+        async def timed() -> float:
+            began = time.perf_counter()
+            gap = await prove()
+            self.parts["canary"].append(time.perf_counter() - began)
+            return gap
+
+        with patch.object(self.policy, "_prove", timed):
+            await self.policy.publish()
+
+    async def bare(self) -> None:
+        self.policy.version += 1
+        await self.policy.engine._actor.__ray_call__.remote(take_over, self.policy.learner.weights(), self.policy.version)
+
+    async def disk(self) -> None:
+        began = time.perf_counter()
+        await self.policy.learner.call("save", str(self.folder / "saved"), str(self.folder / "state"))
+        self.parts["save"].append(time.perf_counter() - began)
+        await self.policy.engine._actor.__ray_call__.remote(read, str(self.folder / "saved"))
+
+    async def restart(self) -> None:
+        self.policy.engine.step_finished()
+        await self.policy.engine.restart(RuntimeError("asked for"))
+
+    async def run(self) -> None:
+        for way in WAYS:
+            await self.learn()
+            if way == "restart":
+                await self.policy.publish()  # the weights that a restart brings back
+            began = time.perf_counter()
+            await getattr(self, way)()
+            self.seconds[way].append(time.perf_counter() - began)
+            await self.policy._prove()
+        weights = await self.policy.learner.weights()
+        began = time.perf_counter()
+        copies = [tensor.clone() for tensor in weights.values()]
+        self.parts["one copy"].append(time.perf_counter() - began)
+        del copies
+        say("  " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in (self.seconds | self.parts).items()))
+
+    def forget(self) -> None:
+        for values in (*self.seconds.values(), *self.parts.values()):
+            values.clear()
+
+    def times(self, slow: str, fast: str) -> tuple[float, ...]:
+        """How many times as long one way took as another, run by run."""
+        every = self.seconds | self.parts
+        return tuple(a / b for a, b in zip(every[slow], every[fast], strict=True))
+
+    def figures(self, name: str) -> list[Figure]:
+        limit = "one copy in memory in the sync's place"
+        share = median(self.parts["save"]) / median(self.seconds["disk"])
+        return [
+            Figure(
+                what=f"{name}: reload from disk, in times of a verified sync",
+                values=self.times("disk", "verified"),
+                ideal=self.times("disk", "one copy"),
+                limit=limit,
+                at_least=5,
+                form="{:.1f} x",
+                cause=f"Both end in the same call, which hands the engine its tensors and packs them anew; files in the page cache "
+                f"cost little more than shared memory (saving takes {share:.0%} of the way through the disk).",
+            ),
+            Figure(what=f"{name}: the same without checks and canary", values=self.times("disk", "bare"), form="{:.1f} x"),
+            Figure(
+                what=f"{name}: restart of the engine, in times of a verified sync",
+                values=self.times("restart", "verified"),
+                ideal=self.times("restart", "one copy"),
+                limit=limit,
+                at_least=100,
+                form="{:.0f} x",
+                cause="The sync's time grows with the weights; most of a restart's is the start of a process, which does not.",
+            ),
+            Figure(what=f"{name}: the same without checks and canary", values=self.times("restart", "bare"), form="{:.0f} x"),
+        ]
+
+    def note(self, name: str) -> str:
+        every = self.seconds | self.parts
+        return f"{name}, seconds: " + "; ".join(f"{what} {spread(values, '{:.3f}')}" for what, values in every.items())
+
+
+async def measure(shape: ModelShape, folder: Path, runs: int) -> tuple[Swaps, str]:
+    """Swaps of one model, after a warm-up without a restart, and the model's name."""
+    tokenizer = build_tokenizer(LONG)
+    model = build_model(tokenizer, shape, seed=0, max_position_embeddings=256)
+    name = f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2g}M parameters"
+    save(model, tokenizer, folder / "model")
+    del model
+    engine = {"backend": "vllm", "max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
+    config = LongShortConfig(long={"model": str(folder / "model"), "engine": engine}, learning_rate=1e-5, warmup_ratio=0.0)
+    undo = ray_cluster.start(config)
+    learner = ray_cluster.make_learner(LONG, config.long.model, config, 10 * runs)
+    engine = ray_cluster.make_engine(LONG, config.long.model, config, tokenizer)
+    try:
+        say(f"{name}: starting engine and learner")
+        await asyncio.gather(engine.start(), learner.call("ready"))
+        swaps = Swaps(LivePolicy(LONG, engine, learner, config), folder)
+        for way in ("verified", "bare", "disk"):
+            await swaps.learn()
+            await getattr(swaps, way)()
+        swaps.forget()
+        for _ in range(runs):
+            await swaps.run()
+    finally:
+        engine.close()
+        learner.close()
+        undo()
+    return swaps, name
+
+
+def main() -> None:
+    asked = options(__doc__)
+    figures, notes = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        for shape in (LongShape(), LARGE):
+            folder = Path(temporary) / str(shape.hidden_size)
+            swaps, name = asyncio.run(measure(shape, folder, asked.runs))
+            figures += swaps.figures(name)
+            notes.append(swaps.note(name))
+    leave("weight_sync", __doc__, figures, asked.results, notes)
+
+
+if __name__ == "__main__":
+    main()
