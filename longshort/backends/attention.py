@@ -4,8 +4,9 @@
     varlen             torch.nn.attention.varlen on a GPU, on a CPU one SDPA call per sample: cost grows with the square of each sample
     flash_attention_2  the same with the flash-attn package's kernel
 
-Long rows are free for the last two, so with `row_tokens: 0` a row holds a whole micro-batch (`batch_tokens`), not a single sample. Both kernels need bfloat16. A sample begins wherever position 0 stands, as packing.py writes it: also at the start of every row,
-and at every padding id.
+Long rows are free for the last two, so with `row_tokens: 0` a row holds a whole micro-batch (`batch_tokens`), not a single sample. Both
+kernels need bfloat16. A sample begins wherever position 0 stands, as packing.py writes it: also at the start of every row, and at every
+padding id behind several samples.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import median
 
 import ray
-from tests.benchmarks.common import RESULTS, Figure, leave, say, spread
 
 from longshort.backends.vllm_engine import environment
 from longshort.config import dump
@@ -29,6 +28,7 @@ from longshort.serving.command import listen
 from longshort.serving.server import Listener, Service
 from longshort.serving.team import Team
 from tests import tiny_models
+from tests.benchmarks.common import RESULTS, Figure, leave, say, spread
 
 CLIENTS, SLOTS, REQUESTS, QUEUE, BURST = 128, 32, 512, 128, 512
 WANTED = 0.8
