@@ -32,11 +32,11 @@ def setup_of(config: LongShortConfig, options: argparse.Namespace) -> Setup:
     if options.rates:
         given |= {"rates": step_time.read_rates(Path(options.rates), config), "rates_from": f"from {options.rates}"}
     learner, roles = config.learner, list(facts)
-    stages, ranks = None, options.ranks
+    stages, ranks = (dict.fromkeys(roles, learner.zero_stage), learner.ranks) if learner.backend == "deepspeed" else (None, None)
     if options.zero is not None:
         stages = zero_stages(options.zero, roles)
-    elif learner.backend == "deepspeed":
-        stages, ranks = dict.fromkeys(roles, learner.zero_stage), learner.ranks if options.ranks is None else options.ranks
+    if options.ranks is not None:
+        ranks = options.ranks
     return Setup(
         config=config,
         facts=facts,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class DeepSpeedLearner(TorchLearner):
     def _arithmetic(self):
         return contextlib.nullcontext()  # Statistics has its own
 
-    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def stream(self) -> Generator[tuple[str, torch.Tensor]]:
         """As TorchLearner's, on every rank: ZeRO-3 gathers each weight when it is its turn."""
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):

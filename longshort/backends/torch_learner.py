@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -151,7 +151,7 @@ class TorchLearner:
         dtype = getattr(torch, self.config.dtype)
         return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in self._full_state().items()}
 
-    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def stream(self) -> Generator[tuple[str, torch.Tensor]]:
         """Every weight by its checkpoint name, whole and not copied, one after the other; each is there only until the next is taken."""
         yield from self.model.state_dict().items()
 

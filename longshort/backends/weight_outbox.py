@@ -7,8 +7,9 @@ its model (NCCL: two).
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import islice
 from typing import Any
 
@@ -29,7 +30,7 @@ class Outbox:
     def __init__(self, learner: Any):
         self._learner, self._dtype = learner, getattr(torch, learner.config.dtype)
         self._manifest: Manifest = []
-        self._stream: Iterator[tuple[str, torch.Tensor]] = iter(())
+        self._stream: Generator[tuple[str, torch.Tensor]] = self._whole()
         self._sent = 0
         self._buffer: torch.Tensor | None = None
         self._group: Any = None
@@ -41,10 +42,11 @@ class Outbox:
         """
         self.release()
         self._manifest = []
-        for name, tensor in self._whole():
-            if not bool(tensor.isfinite().all()):
-                raise LongShortError(f"weight update refused: the {self._learner.role} learner's {name} holds NaN or infinite values")
-            self._manifest.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)))
+        with contextlib.closing(self._whole()) as stream:
+            for name, tensor in stream:
+                if not bool(tensor.isfinite().all()):
+                    raise LongShortError(f"weight update refused: the {self._learner.role} learner's {name} holds NaN or infinite values")
+                self._manifest.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)))
         self._stream, self._sent = self._whole(), 0
         return self._manifest
 
@@ -67,6 +69,8 @@ class Outbox:
                 flat = tensor.contiguous().view(-1).view(torch.uint8)
                 self._buffer[at : at + len(flat)].copy_(flat)
                 at += len(flat)
+        if self._sent == len(self._manifest):
+            self._stream.close()
         if not at:
             return {}
         return described(self._manifest[first : self._sent]) | {"ipc_handles": self._export(), "tensor_sizes": sizes[first : self._sent]}
@@ -77,7 +81,8 @@ class Outbox:
         return {gpu_id(): reduce_tensor(self._buffer)[1]}
 
     def release(self) -> None:
-        """Give the buffer back, once the engine has let go of it."""
+        """Give the buffer back, once the engine has let go of it, and the weight that was gathered last."""
+        self._stream.close()
         self._buffer = None
         if self._learner.device.type == "cuda":
             torch.cuda.ipc_collect()
@@ -106,9 +111,11 @@ class Outbox:
         """Bytes of each tensor."""
         return [math.prod(shape) * self._dtype.itemsize for _, _, shape in self._manifest]
 
-    def _whole(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self._learner.stream():
-            yield name, tensor.detach().to(self._learner.device, self._dtype)
+    def _whole(self) -> Generator[tuple[str, torch.Tensor]]:
+        """Must be closed or used up before the next one, or an update: ranks hold a weight gathered for as long as it is suspended."""
+        with contextlib.closing(self._learner.stream()) as stream:
+            for name, tensor in stream:
+                yield name, tensor.detach().to(self._learner.device, self._dtype)
 
 
 def parcel(sizes: list[int], capacity: int) -> int:
