@@ -61,7 +61,7 @@ class LivePolicy:
         return [next(learned) if fresh else None for fresh in self._fresh]
 
     async def begin(self) -> None:
-        """Give an engine that starts with the base alone the adapter of version 0, proven."""
+        """Give an engine that starts with the base alone what the learner starts from, as version 0, proven."""
         self.version = -1
         await self.publish()
 
@@ -157,8 +157,8 @@ class Pair:
         async with console.heartbeat(lambda: f"starting engines ({backends})"):
             learners = [policy.learner.call("ready") for policy in self.policies.values() if policy.learner]
             await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()), *learners)
-            if shared:
-                await asyncio.gather(*(policy.begin() for policy in self.policies.values()))
+            lora = {role: self.config.role(role).lora for role, policy in self.policies.items() if policy.learner}
+            await asyncio.gather(*(self.policies[role].begin() for role in lora if shared or (lora[role] and lora[role].adapter)))
 
     def _make_engines(self, shared: bool) -> dict[str, RemoteEngine | AdapterEngine]:
         """An engine for each role, or one for both. Without learners there are no adapters, and each model has its own."""
