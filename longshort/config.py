@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from longshort.miniature.settings import MiniatureConfig
+from longshort.role_sections import RoleConfig
 from longshort.sections import (
     Amount,
     Count,
@@ -27,7 +28,6 @@ from longshort.sections import (
     ProtocolConfig,
     Rate,
     RewardConfig,
-    RoleConfig,
     Section,
     Share,
 )
@@ -142,6 +142,15 @@ class LongShortConfig(Section):
             raise ValueError(
                 f"{adapted[0]}.lora is set but learner.backend is deepspeed; an adapter is trained in one process: set learner.backend: "
                 "torch, or remove lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_the_start(self) -> LongShortConfig:
+        if self.loss.beta and (started := [role for role in ROLES if (lora := self.role(role).lora) and lora.adapter]):
+            raise ValueError(
+                f"loss.beta is {self.loss.beta:g} and {started[0]}.lora.adapter is set: the KL's reference is the model without an "
+                "adapter, which is not where that role starts; set beta to 0, or merge the adapter into the model"
             )
         return self
 

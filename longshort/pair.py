@@ -76,7 +76,7 @@ class LivePolicy:
         return [next(learned) if fresh else None for fresh in self._fresh]
 
     async def begin(self) -> None:
-        """Give an engine that starts with the base alone the adapter of version 0, proven."""
+        """Give an engine that starts with the base alone what the learner starts from, as version 0, proven."""
         self.version = -1
         await self.publish()
 
@@ -168,8 +168,7 @@ class Pair:
         async with console.heartbeat(lambda: f"starting engines ({backends})"):
             learners = [policy.learner.call("ready") for policy in self.policies.values() if policy.learner]
             await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()), *learners)
-            if self._sharing:
-                await asyncio.gather(*(policy.begin() for policy in self.policies.values()))
+            await asyncio.gather(*(policy.begin() for role, policy in self.policies.items() if self._begins_with_adapter(role)))
 
     def _make_policies(self) -> None:
         from transformers import AutoTokenizer
@@ -180,6 +179,11 @@ class Pair:
             return
         make = self._learning if self.total_updates else self._frozen
         self.policies |= {role: make(role, tokenizer) for role, tokenizer in tokenizers.items()}
+
+    def _begins_with_adapter(self, role: str) -> bool:
+        """Whether the engine lacks, when it has started, an adapter that its learner has."""
+        lora = self.config.role(role).lora
+        return self._sharing or bool(self.total_updates and lora and lora.adapter)
 
     @property
     def _sharing(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longshort import console
-from longshort.backends.adapters import matching
+from longshort.backends import adapters
 from longshort.backends.devices import check_time_share, engine_backend
 from longshort.backends.weight_sync import expected_weights
 from longshort.backends.weight_transfer import choose
@@ -192,12 +192,14 @@ def check_contexts(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> 
 
 
 def check_adapters(config: LongShortConfig) -> None:
-    """Every `lora.target_modules` means layers that the role's model has."""
+    """Every `lora.target_modules` means layers that the role's model has, and an adapter to start from has their shapes."""
     for role in ROLES:
         if (model := config.role(role).model) and (lora := config.role(role).lora):
             shapes = expected_weights(str(find_folder(model, f"{role}.model")))
             layers = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name]
-            matching(layers, lora.target_modules, f"{role}.lora.target_modules")
+            chosen = adapters.matching(layers, lora.target_modules, f"{role}.lora.target_modules")
+            if lora.adapter:
+                adapters.check_adapter(adapters.read(Path(lora.adapter), role, lora), shapes, held=adapters.names(chosen))
 
 
 def check_memory(planned: Plan) -> None:

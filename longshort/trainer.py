@@ -32,7 +32,7 @@ MAY_CHANGE = (
     r"output_dir|stages|save_\w+|eval\b.*|serve\..*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
     r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate|learner\..*",
     r"share_engine|weight_sync|time_share",
-    r"(long|short)\.(model|engine\..*)",
+    r"(long|short)\.(model|lora\.adapter|engine\..*)",
 )
 """Settings that may differ between a checkpoint and the run that resumes it; any other change would train something else. A model may
 have moved: the weights come from the checkpoint, and the engine is proven to hold them."""

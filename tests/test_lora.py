@@ -10,14 +10,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from longshort.backends.adapters import PREFIX, Adapter, check_adapter, matching, merged
-from longshort.backends.lora_learner import AdapterLearner, LoraLearner, learner_class
+from longshort.backends.lora_learner import AdapterLearner, LoraLearner, _base_state, learner_class
 from longshort.backends.remote_engine import AdapterEngine
 from longshort.backends.torch_learner import TorchLearner
 from longshort.backends.transformers_engine import TransformersLoraCore
 from longshort.config import parse
 from longshort.model_files import read_facts
 from longshort.plan import check_adapters, checkpoint_bytes, plan
-from longshort.sections import EngineConfig, LoraSection
+from longshort.role_sections import LoraSection
+from longshort.sections import EngineConfig
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests import tiny_models
 from tests.learning_cases import sample_like, save_tiny, tiny_model
@@ -92,10 +93,10 @@ def test_one_step_is_the_step_of_a_hand_made_peft_model_and_loss(folder, beta):
 
 def test_only_the_adapter_moves_and_only_it_has_optimizer_state(folder):
     learner = LoraLearner(LONG, folder, config(), total_updates=9)
-    base = {name: tensor.clone() for name, tensor in learner._base_state().items()}
+    base = {name: tensor.clone() for name, tensor in _base_state(learner.model).items()}
     before = learner.adapter().tensors
     moved(learner)
-    assert same(base, learner._base_state()) and same(base, dict(tiny_model().state_dict()))
+    assert same(base, _base_state(learner.model)) and same(base, dict(tiny_model().state_dict()))
     assert all(not torch.equal(before[name], tensor) for name, tensor in learner.adapter().tensors.items())
     assert {name.rpartition("lora_")[2][0] for name in learner.shapes} == {"A", "B"} and len(learner.optimizer.state) == len(learner.shapes)
     assert not learner.model.training
@@ -173,7 +174,8 @@ def test_resumption_is_bit_equal_and_both_folders_load_by_themselves(tmp_path, f
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"r": 2}, r"adapter of long refused: .*lora_A.weight has shape \(4, 32\), but r 2 over the base's \(16, 32\) makes \(2, 32\)"),
+        ({"r": 2}, r"adapter .*s/adapter has r 4 and alpha 8.0, long.lora has r 2 and alpha 8.0; give both the same"),
+        ({"alpha": 2}, r"adapter .*s/adapter has r 4 and alpha 8.0, long.lora has r 4 and alpha 2"),
         ({"target_modules": ["q_proj"]}, r"adapter of long refused: .*unknown tensors .*down_proj.lora_A.* \(24\)"),
     ],
 )
@@ -188,12 +190,49 @@ def test_an_adapter_is_not_continued_over_another_base_or_without_its_file(tmp_p
     moved(LoraLearner(LONG, folder, config(), total_updates=6)).save(tmp_path / "m", tmp_path / "s")
     other = LoraLearner(LONG, tmp_path / "m", config(), total_updates=6, reference_folder=save_tiny(tmp_path / "other", seed=1))
     with pytest.raises(
-        LongShortError, match=r"long.model .*other is not the model that .*adapter_model.* was trained over: .* differs from .* by"
+        LongShortError, match=r"long.model .*other is not the model that .*s/adapter was trained over: .* differs from .* by"
     ):
         other.load(tmp_path / "s")
     (tmp_path / "s/adapter/adapter_model.safetensors").unlink()
     with pytest.raises(LongShortError, match=r"adapter .* cannot be read"):
         LoraLearner(LONG, tmp_path / "m", config(), total_updates=6, reference_folder=folder).load(tmp_path / "s")
+
+
+def test_rl_starts_from_an_adapter_that_was_trained_before(tmp_path, folder):
+    first = moved(LoraLearner(LONG, folder, config(), total_updates=6))
+    first.peft.save_pretrained(tmp_path / "sft")
+    start = {"adapter": str(tmp_path / "sft")}
+    learner = LoraLearner(LONG, folder, config(start), total_updates=6)
+    assert same(bits(learner), bits(first)) and not learner.optimizer.state
+    moved(learner).save(tmp_path / "m", tmp_path / "s")
+    gone = config({"adapter": str(tmp_path / "moved away")})
+    resumed = LoraLearner(LONG, tmp_path / "m", gone, total_updates=6, reference_folder=folder)
+    resumed.load(tmp_path / "s")
+    assert same(bits(resumed), bits(learner))
+    with pytest.raises(LongShortError, match=r"adapter .*moved away cannot be read"):
+        LoraLearner(LONG, folder, gone, total_updates=6)
+
+
+def test_an_adapter_to_start_from_is_checked_before_anything_starts(tmp_path, folder):
+    LoraLearner(LONG, folder, config(), total_updates=6).peft.save_pretrained(tmp_path / "sft")
+    wide = tiny_models.make(tmp_path)[LONG]
+
+    def check(model=folder, **changes):
+        check_adapters(parse({"long": {"model": model, "lora": {"r": 4, "alpha": 8, "adapter": str(tmp_path / "sft")} | changes}}))
+
+    check()
+    for wrong, says in (
+        ({"r": 8}, r"adapter .*sft has r 4 and alpha 8.0, long.lora has r 8 and alpha 8.0; give both the same"),
+        ({"target_modules": ["q_proj"]}, r"adapter of long refused: .*unknown tensors .*\(24\)"),
+        ({"model": wide}, r"adapter of long refused: missing tensors .*layers.2"),
+        ({"adapter": "nowhere"}, r"adapter nowhere cannot be read"),
+    ):
+        with pytest.raises(LongShortError, match=says):
+            check(**wrong)
+    facts = json.loads((tmp_path / "sft/adapter_config.json").read_text())
+    (tmp_path / "sft/adapter_config.json").write_text(json.dumps(facts | {"use_dora": True}))
+    with pytest.raises(LongShortError, match=r"is no plain LoRA \(use_dora is True\); merge it"):
+        check()
 
 
 # refusals
@@ -232,8 +271,12 @@ def test_target_modules_that_match_nothing_are_told_before_anything_starts(folde
     ("settings", "says"),
     [
         ({"long": {"lora": {"r": 0}}}, "long.lora.r: Input should be greater than or equal to 1 (got 0)"),
-        ({"long": {"lora": {"dropout": 0.1}}}, "long.lora: lora.dropout is 0.1, but RL has none"),
+        ({"long": {"lora": {"dropout": 0.1}}}, "long.lora.dropout: RL has no dropout: the learner's log-probs must be"),
         ({"long": {"lora": {}}, "learner": {"backend": "deepspeed"}}, "long.lora is set but learner.backend is deepspeed"),
+        (
+            {"loss": {"beta": 0.1}, "short": {"lora": {"adapter": "x"}}},
+            "loss.beta is 0.1 and short.lora.adapter is set: the KL's reference is",
+        ),
         ({"share_engine": True}, "share_engine: long.lora is not set"),
         ({"share_engine": True, "long": {"lora": {}}}, "share_engine: short.lora is not set, and a model trained whole needs an engine"),
     ],

@@ -48,7 +48,7 @@ def test_vllm_writes_each_turn_with_its_roles_adapter(cluster, tmp_path):
     import ray
 
     from longshort.backends.vllm_engine import VllmLoraCore, environment
-    from longshort.sections import LoraSection
+    from longshort.role_sections import LoraSection
 
     path, engine = tiny_models.make(tmp_path, tied_short=True)[SHORT], cluster.long.engine
 

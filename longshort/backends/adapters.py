@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longshort.role_sections import RoleLora
 from longshort.types import LongShortError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def check_adapter(adapter: Adapter, base: Mapping[str, tuple[int, ...]], held: I
     `held`: the tensors of the adapter that the engine has of this role, if any; the new one must have the same.
     """
     what = f"adapter of {adapter.role} refused"
-    wanted = set(held) or {PREFIX + module + half for module in adapter.modules for half in HALVES}
+    wanted = set(held) or names(adapter.modules)
     missing, unknown = sorted(wanted - adapter.tensors.keys()), sorted(adapter.tensors.keys() - wanted)
     unknown += [module for module in adapter.modules if f"{module}.weight" not in base]
     if missing or unknown or not wanted:
@@ -91,6 +92,11 @@ def check_adapter(adapter: Adapter, base: Mapping[str, tuple[int, ...]], held: I
                 raise LongShortError(f"{what}: {module}{half} holds NaN or infinite values")
 
 
+def names(layers: Iterable[str]) -> set[str]:
+    """The tensors of an adapter over these layers."""
+    return {PREFIX + layer + half for layer in layers for half in HALVES}
+
+
 def merged(base: Mapping[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
     """The base's weights with the adapter in them, by the base's names; what it changes is new and float32, the rest is not copied."""
     weights = dict(base)
@@ -99,6 +105,26 @@ def merged(base: Mapping[str, torch.Tensor], adapter: Adapter) -> dict[str, torc
         change = adapter.alpha / adapter.r * (second.float() @ first.float())
         weights[f"{module}.weight"] = base[f"{module}.weight"].float() + change
     return weights
+
+
+def read(folder: Path, role: str, lora: RoleLora) -> Adapter:
+    """The adapter that peft saved in a folder; LongShortError where it cannot be read or is not what `lora` says."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        facts = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise LongShortError(f"adapter {folder} cannot be read ({error}); give a folder that peft saved as safetensors") from error
+    if (facts.get("r"), facts.get("lora_alpha")) != (lora.r, lora.alpha):
+        raise LongShortError(
+            f"adapter {folder} has r {facts.get('r')} and alpha {facts.get('lora_alpha')}, {role}.lora has r {lora.r} and alpha "
+            f"{lora.alpha}; give both the same"
+        )
+    if odd := [key for key in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern") if facts.get(key)]:
+        raise LongShortError(f"adapter {folder} is no plain LoRA ({odd[0]} is {facts[odd[0]]!r}); merge it into the model and give that")
+    return Adapter(role=role, r=lora.r, alpha=lora.alpha, tensors=tensors)
 
 
 def write(adapter: Adapter, folder: Path) -> None:

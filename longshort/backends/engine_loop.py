@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from longshort.sections import LoraSection
+from longshort.role_sections import LoraSection
 from longshort.types import Completion, LongShortError, Sampling
 
 Request = tuple[str, tuple[int, ...], Sampling, bool]

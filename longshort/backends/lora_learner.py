@@ -6,18 +6,18 @@ What the optimizer moves, holds and saves is the adapter; the KL term's referenc
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 
-from longshort.backends.adapters import ALL_LINEAR, WEIGHTS_FILE, Adapter, check_adapter, matching, merged
+from longshort.backends.adapters import ALL_LINEAR, PREFIX, Adapter, check_adapter, matching, merged, read
 from longshort.backends.torch_learner import TorchLearner
 from longshort.config import LongShortConfig
-from longshort.sections import LoraSection
+from longshort.role_sections import LoraSection
 from longshort.team.rollout import stable_seed
 from longshort.types import LongShortError
 
@@ -73,7 +73,18 @@ class LoraLearner(TorchLearner):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(self.config.seed, self.role, "lora"))
             self.peft = get_peft_model(model, settings).eval()
+        if lora.adapter and self._merged_folder == Path(self._base_folder):
+            self._take(read(Path(lora.adapter), self.role, lora), model)
         return model  # whose layers have the adapter in them now
+
+    def _take(self, adapter: Adapter, model) -> None:
+        """Go on from this adapter; LongShortError where it is not like the one here."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in _base_state(model).items()}
+        check_adapter(adapter, shapes, held=self.adapter().tensors)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(adapter.tensors[PREFIX + name.replace(".default.", ".")])
 
     def _reference_model(self, folder: str | Path) -> Unadapted:
         return Unadapted(self.peft)
@@ -89,11 +100,7 @@ class LoraLearner(TorchLearner):
 
     def _full_state(self) -> dict[str, torch.Tensor]:
         """The merged weights, float32, by the base's checkpoint names."""
-        return {name: tensor.cpu() for name, tensor in merged(self._base_state(), self.adapter()).items()}
-
-    def _base_state(self) -> dict[str, torch.Tensor]:
-        state = self.model.state_dict()
-        return {name.replace(".base_layer.", "."): tensor.cpu() for name, tensor in state.items() if ".lora_" not in name}
+        return merged(_base_state(self.model), self.adapter())
 
     def save(self, model_folder: str | Path, state_folder: str | Path) -> None:
         """As TorchLearner's, the model merged; beside the state the adapter alone, loadable with `PeftModel.from_pretrained`."""
@@ -102,17 +109,8 @@ class LoraLearner(TorchLearner):
 
     def load(self, state_folder: str | Path) -> None:
         """Continue with `save`'s adapter and state; LongShortError also for an adapter of another shape or over another base."""
-        source = Path(state_folder) / ADAPTER_FOLDER / WEIGHTS_FILE
-        try:
-            tensors = load_file(source)
-        except (OSError, SafetensorError) as error:
-            raise LongShortError(f"adapter {source} cannot be read ({error}); resume from another checkpoint, or without lora") from error
-        mine, lora = self.adapter(), self.config.role(self.role).lora
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._base_state().items()}
-        check_adapter(Adapter(role=self.role, r=lora.r, alpha=lora.alpha, tensors=tensors), shapes, held=mine.tensors)
-        with torch.no_grad():
-            for name, parameter in self._parameters().items():
-                parameter.copy_(tensors[f"base_model.model.{name.replace('.default.', '.')}"])
+        source = Path(state_folder) / ADAPTER_FOLDER
+        self._take(read(source, self.role, self.config.role(self.role).lora), self.model)
         self._check_base(source)
         super().load(state_folder)
 
@@ -122,12 +120,19 @@ class LoraLearner(TorchLearner):
         for path in sorted(self._merged_folder.glob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    gap = (file.get_tensor(name).float() - here[name].float()).abs().max().item()
+                    saved, mine = file.get_tensor(name), here.get(name)
+                    alike = mine is not None and mine.shape == saved.shape
+                    gap = (saved.float() - mine.float()).abs().max().item() if alike else math.inf
                     if not gap <= SAME_MODEL:
                         raise LongShortError(
                             f"{self.role}.model {self._base_folder} is not the model that {source} was trained over: {name} differs from "
                             f"{self._merged_folder} by {gap:.3g} (allowed {SAME_MODEL}); set {self.role}.model to the one of that run"
                         )
+
+
+def _base_state(model) -> dict[str, torch.Tensor]:
+    """The weights under the adapter by their checkpoint names, on the CPU."""
+    return {name.replace(".base_layer.", "."): tensor.cpu() for name, tensor in model.state_dict().items() if ".lora_" not in name}
 
 
 class AdapterLearner(LoraLearner):

@@ -38,7 +38,8 @@ from longshort.backends.engine_loop import EngineLoop, make_core
 from longshort.backends.remote_engine import RemoteEngine, reason_of
 from longshort.backends.remote_learner import RemoteLearner
 from longshort.config import LongShortConfig
-from longshort.sections import EngineConfig, LoraSection
+from longshort.role_sections import LoraSection
+from longshort.sections import EngineConfig
 from longshort.types import LongShortError
 
 

@@ -18,7 +18,8 @@ from typing import Any, get_args
 from longshort.backends.adapters import Adapter, check_adapter, write
 from longshort.backends.vllm_inbox import Inbox
 from longshort.backends.weight_sync import Manifest, check_weights, expected_weights
-from longshort.sections import EngineConfig, LoraSection
+from longshort.role_sections import LoraSection
+from longshort.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
 
 SHARED_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -16,7 +16,7 @@ from longshort.config import LongShortConfig
 from longshort.jobs import Progress, side_by_side
 from longshort.ledger import Row, digest, read
 from longshort.model_files import find_folder, identity
-from longshort.sections import SftConfig
+from longshort.role_sections import SftConfig
 from longshort.thoughts.generators import base_model
 from longshort.thoughts.pipeline import folder_of
 from longshort.thoughts.records import OK
