@@ -64,8 +64,11 @@ def test_the_ideal_cache_finds_whole_blocks_that_were_read():
         return found
 
     one, two = (1, 2, 3, 4, 5), (6, 7, 8)
-    assert asyncio.run(ideal((one, two), (one + two, (9,)), (one + two + (9,), (9,)))) == [0, 4, 8]
+    assert asyncio.run(ideal((one, two), (one + two + (9,), (9,)), (one + two + (9, 9), (9,)))) == [0, 4, 8]
     assert asyncio.run(ideal((one, two), ((0,) + one, two), (one, two))) == [0, 0, 4], "what begins otherwise is not the same"
+    first, second, new = ((1, 1, 1, 1), (2, 2, 2, 2)), ((3, 3, 3, 3), (4, 4, 4, 4)), (5,)
+    mixed = ((*first[0], *first[1], 5), new), ((*second[0], *second[1], 5), new), ((*first[0], *second[1], 5), new)
+    assert asyncio.run(ideal(*mixed)) == [0, 0, 4], "a block is the same only behind the same blocks"
     assert asyncio.run(ideal(((1, 2, 3, 4), two), ((1, 2, 3, 4), two))) == [0, 0], "its last token is read again"
 
 

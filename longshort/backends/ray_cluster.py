@@ -179,6 +179,7 @@ def make_learner(
 ) -> RemoteLearner:
     """The role's learner: one process, or with DeepSpeed `learner.ranks` of them. LongShortError where the cluster lacks devices."""
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"  # the weights' way: one copy into shared memory, where Ray would make several
     arguments = (role, model, config, total_updates, threads)
     if config.learner.backend == "deepspeed":
         return _make_ranks(role, config, arguments, environment, place)

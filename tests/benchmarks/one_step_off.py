@@ -10,22 +10,35 @@ R and L are the medians of rollout and update when they take turns, in the same 
 
 import asyncio
 import functools
+import itertools
 import tempfile
 from pathlib import Path
 from statistics import fmean, median
 
 from longshort.learning.advantages import advantages
 from longshort.learning.loop import roll_out, train_loop
-from longshort.pair import Pair, make_protocol
+from longshort.pair import Pair
+from longshort.team.protocols import Solo
 from longshort.team.rollout import Admission, Decoding
 from longshort.types import LONG, ROLES, Reward
 from tests.benchmarks import sleeping
 from tests.benchmarks.common import Figure, leave, options, say, spread
-from tests.benchmarks.scripted import Scripted, config, make_models, problems
+from tests.benchmarks.scripted import Scripted, config, draw_lengths, make_models, problems
 
-STEPS, PROBLEMS, GROUP, SLOTS = 6, 4, 8, 16
-TURN_TOKENS = 48
-SLEEP_S, SLEEP_TOKENS, UPDATE_S = 0.002, 10, 1.0
+STEPS, PROBLEMS, GROUP, SLOTS = 5, 4, 4, 8
+SHORTEST, LONGEST = 8, 88
+SLEEP_S, SLEEP_TOKENS, UPDATE_S = 0.002, 10, 0.6
+
+
+class Drawn(Solo):
+    """One model answers in one turn of a drawn length; every step has the same lengths."""
+
+    def __init__(self):
+        super().__init__(turn_tokens=LONGEST)
+        self.lengths = itertools.cycle(tokens for tokens, _ in draw_lengths(PROBLEMS * GROUP, 1, SHORTEST, LONGEST, 0))
+
+    def budget(self, turns, speaker, prompt_tokens, context):
+        return next(self.lengths), "turn_length"
 
 
 def alternate(problem, episodes, progress):
@@ -84,20 +97,8 @@ async def compare(policies, protocol, runs, name):
 async def real(folder, runs):
     """A model alone: its engine and its learner, one thread each."""
     models = make_models(folder)
-    settings = config(
-        models,
-        max_num_seqs=SLOTS,
-        protocol={"name": "solo"},
-        staleness=1,
-        lr_scheduler_type="constant",
-        long={
-            "model": models[LONG],
-            "instructions": "",
-            "turn_tokens": TURN_TOKENS,
-            "engine": {"max_model_len": 512, "max_num_seqs": SLOTS},
-        },
-    )
-    protocol = make_protocol(settings)
+    settings = config(models, max_num_seqs=SLOTS, protocol={"name": "solo"}, staleness=1, lr_scheduler_type="constant")
+    protocol = Drawn()
     async with Pair(settings, {LONG: models[LONG]}, total_updates={LONG: 10**6}, protocol=protocol) as pair:
         return await compare(pair.policies, protocol, runs, "vLLM and torch")
 

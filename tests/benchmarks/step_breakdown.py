@@ -170,7 +170,7 @@ def main() -> None:
     for step in clocks.steps:
         for name in PARTS:
             shares[name] += (step[name] / step["wall"],)
-    figures = [Figure(what=f"share of an RL step: {name}", values=shares[name], form="{:.1%}") for name in PARTS[:-1]]
+    figures = [Figure(what=f"share of an RL step: {name}", values=shares[name], form="{:.2%}") for name in PARTS[:-1]]
     figures.append(
         Figure(
             what="share of an RL step in none of these parts",
@@ -178,7 +178,7 @@ def main() -> None:
             ideal=(0.0,),
             limit="the parts add up to the step",
             at_most=MOST_REMAINDER,
-            form="{:.1%}",
+            form="{:.2%}",
             cause="Samples and reports travel between processes, which wait for a core while both engines and both learners want two.",
         )
     )

@@ -8,6 +8,9 @@ that each of these does the same work, token by token:
 - an engine alone: the turns of one role with the very same prompts, as if its partner answered at once. The longer of the two is the
   bound: no order of the turns can beat it;
 - both alone at once: what this machine makes of the bound when both engines compute at the same time.
+
+First with vLLM on this machine's cores, then with engines in the same processes whose work is a sleep: the framework's part, which two
+cores do not limit.
 """
 
 import asyncio
@@ -21,7 +24,7 @@ from longshort.types import ROLES, Sampling
 from tests.benchmarks.common import Figure, leave, options, say, spread
 from tests.benchmarks.scripted import Scripted, config, draw_lengths, engines, make_models, problems
 
-SLOTS, EPISODES, EXCHANGES, SHORTEST, LONGEST = 8, 56, 2, 8, 56
+SLOTS, EPISODES, EXCHANGES, SHORTEST, LONGEST, SLEEP_S = 8, 40, 2, 8, 56, 0.001
 
 
 async def ours(policies, asked, lengths, seed):
@@ -81,9 +84,9 @@ async def timed(forget, work):
     return time.perf_counter() - began, time.process_time() - used, result
 
 
-async def one_run(pair, forget, lengths, seed):
+async def one_run(policies, forget, lengths, seed):
     """Seconds of each way to do the same turns."""
-    policies, asked = pair.policies, problems(len(lengths))
+    asked = problems(len(lengths))
     seconds, driver = {}, {}
     seconds["ours"], driver["ours"], episodes = await timed(forget, ours(policies, asked, lengths, seed))
     seconds["lock-step"], _, same = await timed(forget, lock_step(policies, asked, lengths, seed))
@@ -99,55 +102,78 @@ async def one_run(pair, forget, lengths, seed):
     return seconds, driver["ours"]
 
 
-def figures(rows):
+async def compare(policies, forget, runs, name):
+    """Seconds of each way in each run, and the driver's processor seconds."""
+    await one_run(policies, forget, draw_lengths(2 * SLOTS, 1, SHORTEST, 2 * SHORTEST, 0), 0)
+    rows, driver = [], []
+    for run in range(1, runs + 1):
+        lengths = draw_lengths(EPISODES, EXCHANGES, SHORTEST, LONGEST, run)
+        seconds, used = await one_run(policies, forget, lengths, run)
+        say(f"{name}, run {run} of {runs}: " + ", ".join(f"{way} {value:.2f} s" for way, value in seconds.items()))
+        rows.append(seconds)
+        driver.append(used)
+    return rows, driver
+
+
+def figures(name, rows):
     """The two ratios, each with its limit."""
     bound = [max(row["long"], row["short"]) for row in rows]
-    ours, lock, both = ([row[name] for row in rows] for name in ("ours", "lock-step", "both"))
-    against = lambda above, below: tuple(a / b for a, b in zip(above, below, strict=True))  # noqa: E731
-    reached, there = against(bound, ours), against(bound, both)
+    ours, lock, both = ([row[way] for row in rows] for way in ("ours", "lock-step", "both"))
+    over = lambda above, below: tuple(a / b for a, b in zip(above, below, strict=True))  # noqa: E731
+    reached, there = over(bound, ours), over(bound, both)
+    cause = (
+        f"Two engines at once that wait for nobody reach {median(there):.2f} of what the busier one does alone: they share cores with each "
+        f"other, with the driver and with whoever else is on the machine. Of what they reach, ours is {median(over(both, ours)):.2f}; the "
+        "rest is the beginning, when one engine has no turn yet, the end, when few episodes are left, and in between an engine with fewer "
+        "turns than places."
+    )
     return [
         Figure(
-            what="turns per second, times lock-step's",
-            values=against(lock, ours),
-            ideal=against(lock, bound),
+            what=f"turns per second, times lock-step's, {name}",
+            values=over(lock, ours),
+            ideal=over(lock, bound),
             limit="the busier engine never waits",
             at_least=1.5,
-            cause=f"Ours reaches {median(reached):.2f} of the bound, and two engines that wait for nobody {median(there):.2f}.",
+            cause=cause,
         ),
         Figure(
-            what="turns per second, share of the busier engine's alone",
+            what=f"turns per second, share of the busier engine's alone, {name}",
             values=reached,
             ideal=there,
             limit="both engines at once, neither waiting for the other",
             at_least=0.85,
-            cause=f"The machine: two engines at once that never wait reach {median(there):.2f} of what the busier one does when it has the "
-            f"machine to itself; of what they reach, ours is {median(against(both, ours)):.2f}. The rest is the beginning, when one engine "
-            "has no turn yet, and the end, when few episodes are left.",
+            cause=cause,
         ),
     ]
 
 
+def notes(name, rows, driver):
+    turns = EPISODES * 2 * EXCHANGES
+    ours, lock = ([turns / row[way] for row in rows] for way in ("ours", "lock-step"))
+    return (
+        f"{name}: {spread(ours, '{:.1f}')} turns a second, lock-step {spread(lock, '{:.1f}')}; the driver's processor time per turn "
+        f"{spread([1000 * used / turns for used in driver], '{:.1f}')} ms."
+    )
+
+
+async def nothing():
+    """Sleeping engines keep nothing."""
+
+
 async def main(runs, results):
+    from tests.benchmarks import sleeping  # loads Ray, which whoever imports this module for its arithmetic need not wait for
+
+    found = {}
     with tempfile.TemporaryDirectory() as scratch:
         settings = config(make_models(Path(scratch)), max_num_seqs=SLOTS)
         async with engines(settings) as (pair, forget):
-            say("warming up")
-            await one_run(pair, forget, draw_lengths(2 * SLOTS, 1, 8, 16, 0), 0)
-            rows, driver = [], []
-            for run in range(1, runs + 1):
-                lengths = draw_lengths(EPISODES, EXCHANGES, SHORTEST, LONGEST, run)
-                seconds, used = await one_run(pair, forget, lengths, run)
-                say(f"run {run} of {runs}: " + ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
-                rows.append(seconds)
-                driver.append(used)
-    turns = EPISODES * 2 * EXCHANGES
-    rates = {name: [turns / row[name] for row in rows] for name in ("ours", "lock-step")}
-    notes = [
-        f"{EPISODES} episodes of {2 * EXCHANGES} turns, {SHORTEST} to {LONGEST} tokens each; {SLOTS} episodes decode at once in an engine.",
-        f"Turns per second: ours {spread(rates['ours'], '{:.1f}')}, lock-step {spread(rates['lock-step'], '{:.1f}')}.",
-        f"The driver's processor time per turn: {spread([1000 * used / turns for used in driver], '{:.1f}')} ms, on a core of an engine.",
-    ]
-    leave("turns", __doc__, figures(rows), results, notes)
+            found["vLLM"] = await compare(pair.policies, forget, runs, "vLLM")
+            with sleeping.policies(settings, seconds=SLEEP_S) as policies:
+                await sleeping.start(policies)
+                found["work a sleep"] = await compare(policies, nothing, runs, "work a sleep")
+    sizes = f"{EPISODES} episodes of {2 * EXCHANGES} turns, {SHORTEST} to {LONGEST} tokens each; {SLOTS} decode at once in an engine."
+    listed = [figure for name, (rows, _) in found.items() for figure in figures(name, rows)]
+    leave("turns", __doc__, listed, results, [sizes, *(notes(name, *of_name) for name, of_name in found.items())])
 
 
 if __name__ == "__main__":

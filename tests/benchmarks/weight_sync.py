@@ -1,7 +1,7 @@
 """New weights in a vLLM engine: the product's verified sync beside a reload from disk and a restart of the engine.
 
-Engine and learner are the product's actors on a Ray cluster of this machine; both ways are measured in turn, after an update of the learner
-each, for the miniature's long model and for one a hundred times as large.
+Engine and learner are the product's actors on a Ray cluster of this machine; the ways are measured in turn, after an update of the learner
+each, for the miniature's long model and for one eighty times as large.
 
 - sync, verified: `publish` as training runs it. The learner copies its weights, they travel through the object store, the engine checks
   every tensor's name, shape and finiteness, takes them over and empties its prefix cache; then it samples the canary, and the learner
@@ -34,16 +34,21 @@ from longshort.types import LONG, Sample
 from tests.benchmarks.common import Figure, leave, options, say, spread
 
 LARGE = ModelShape(
-    hidden_size=768, num_layers=10, num_heads=12, num_kv_heads=4, intermediate_size=2048, base_steps=1, base_learning_rate=1e-3
+    hidden_size=768, num_layers=8, num_heads=12, num_kv_heads=4, intermediate_size=2048, base_steps=1, base_learning_rate=1e-3
 )
-WAYS = ("verified", "bare", "disk", "restart")
+ENGINE = {"backend": "vllm", "max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
+WAYS = ("verified", "restart", "bare", "disk")
+"""In this order: a restart brings back the weights that were published last."""
 
 
-def take_over(actor, weights, version: int) -> None:
-    """In the engine's process, while nothing is decoded: the sync without its checks."""
+def take_over(actor, weights, version: int) -> float:
+    """In the engine's process, while nothing is decoded: the sync without its checks; returns the seconds of vLLM's own loading."""
+    began = time.perf_counter()
     actor.core._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+    spent = time.perf_counter() - began
     actor.core._engine.reset_prefix_cache()
     actor.core.version = version
+    return spent
 
 
 def read(actor, folder: str) -> None:
@@ -53,12 +58,20 @@ def read(actor, folder: str) -> None:
 
 
 class Swaps:
-    """One policy, and seconds by way, one per run; `parts` are those of the verified sync and of the way through the disk."""
+    """One model's engine and learner, and seconds by way, one per run; `parts` are seconds inside of those ways."""
 
-    def __init__(self, policy: LivePolicy, folder: Path):
-        self.policy, self.folder = policy, folder
+    def __init__(self, shape: ModelShape, folder: Path, runs: int):
+        tokenizer = build_tokenizer(LONG)
+        model = build_model(tokenizer, shape, seed=0, max_position_embeddings=256)
+        self.name = f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2g}M parameters"
+        self.folder = folder
+        save(model, tokenizer, folder / "model")
+        config = LongShortConfig(long={"model": str(folder / "model"), "engine": ENGINE}, learning_rate=1e-5, warmup_ratio=0.0)
+        learner = ray_cluster.make_learner(LONG, config.long.model, config, 10 * runs)
+        engine = ray_cluster.make_engine(LONG, config.long.model, config, tokenizer)
+        self.policy = LivePolicy(LONG, engine, learner, config)
         self.seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-        self.parts: dict[str, list[float]] = {name: [] for name in ("canary", "save", "one copy")}
+        self.parts: dict[str, list[float]] = {name: [] for name in ("canary", "save", "vLLM's loading", "one copy")}
 
     async def learn(self) -> None:
         """One update on made-up tokens, so that every sync brings something new."""
@@ -82,7 +95,8 @@ class Swaps:
 
     async def bare(self) -> None:
         self.policy.version += 1
-        await self.policy.engine._actor.__ray_call__.remote(take_over, self.policy.learner.weights(), self.policy.version)
+        call = self.policy.engine._actor.__ray_call__
+        self.parts["vLLM's loading"].append(await call.remote(take_over, self.policy.learner.weights(), self.policy.version))
 
     async def disk(self) -> None:
         began = time.perf_counter()
@@ -96,9 +110,8 @@ class Swaps:
 
     async def run(self) -> None:
         for way in WAYS:
-            await self.learn()
-            if way == "restart":
-                await self.policy.publish()  # the weights that a restart brings back
+            if way != "restart":
+                await self.learn()
             began = time.perf_counter()
             await getattr(self, way)()
             self.seconds[way].append(time.perf_counter() - began)
@@ -108,34 +121,48 @@ class Swaps:
         copies = [tensor.clone() for tensor in weights.values()]
         self.parts["one copy"].append(time.perf_counter() - began)
         del copies
-        say("  " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in (self.seconds | self.parts).items()))
+        say(f"  {self.name}: " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in (self.seconds | self.parts).items()))
 
-    def forget(self) -> None:
+    async def start(self) -> None:
+        await asyncio.gather(self.policy.engine.start(), self.policy.learner.call("ready"))
+
+    async def warm_up(self) -> None:
+        for way in WAYS:
+            if way != "restart":
+                await self.learn()
+                await getattr(self, way)()
         for values in (*self.seconds.values(), *self.parts.values()):
             values.clear()
+
+    def close(self) -> None:
+        self.policy.engine.close()
+        self.policy.learner.close()
 
     def times(self, slow: str, fast: str) -> tuple[float, ...]:
         """How many times as long one way took as another, run by run."""
         every = self.seconds | self.parts
         return tuple(a / b for a, b in zip(every[slow], every[fast], strict=True))
 
-    def figures(self, name: str) -> list[Figure]:
+    def figures(self) -> list[Figure]:
         limit = "one copy in memory in the sync's place"
-        share = median(self.parts["save"]) / median(self.seconds["disk"])
+        loading, verified, canary = (
+            median(times) for times in (self.parts["vLLM's loading"], self.seconds["verified"], self.parts["canary"])
+        )
         return [
             Figure(
-                what=f"{name}: reload from disk, in times of a verified sync",
+                what=f"{self.name}: reload from disk, in times of a verified sync",
                 values=self.times("disk", "verified"),
                 ideal=self.times("disk", "one copy"),
                 limit=limit,
                 at_least=5,
                 form="{:.1f} x",
-                cause=f"Both end in the same call, which hands the engine its tensors and packs them anew; files in the page cache "
-                f"cost little more than shared memory (saving takes {share:.0%} of the way through the disk).",
+                cause=f"Both ways end in the same call of vLLM, which hands the layers their tensors one by one and packs them anew "
+                f"({loading:.3f} s); the canary costs the sync {canary:.3f} s of its {verified:.3f} s, a proof that the reload does not "
+                "give; and files that were just written are read from memory.",
             ),
-            Figure(what=f"{name}: the same without checks and canary", values=self.times("disk", "bare"), form="{:.1f} x"),
+            Figure(what=f"{self.name}: the same without checks and canary", values=self.times("disk", "bare"), form="{:.1f} x"),
             Figure(
-                what=f"{name}: restart of the engine, in times of a verified sync",
+                what=f"{self.name}: restart of the engine, in times of a verified sync",
                 values=self.times("restart", "verified"),
                 ideal=self.times("restart", "one copy"),
                 limit=limit,
@@ -143,53 +170,38 @@ class Swaps:
                 form="{:.0f} x",
                 cause="The sync's time grows with the weights; most of a restart's is the start of a process, which does not.",
             ),
-            Figure(what=f"{name}: the same without checks and canary", values=self.times("restart", "bare"), form="{:.0f} x"),
+            Figure(what=f"{self.name}: the same without checks and canary", values=self.times("restart", "bare"), form="{:.0f} x"),
         ]
 
-    def note(self, name: str) -> str:
+    def note(self) -> str:
         every = self.seconds | self.parts
-        return f"{name}, seconds: " + "; ".join(f"{what} {spread(values, '{:.3f}')}" for what, values in every.items())
+        return f"{self.name}, seconds: " + "; ".join(f"{what} {spread(values, '{:.3f}')}" for what, values in every.items())
 
 
-async def measure(shape: ModelShape, folder: Path, runs: int) -> tuple[Swaps, str]:
-    """Swaps of one model, after a warm-up without a restart, and the model's name."""
-    tokenizer = build_tokenizer(LONG)
-    model = build_model(tokenizer, shape, seed=0, max_position_embeddings=256)
-    name = f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2g}M parameters"
-    save(model, tokenizer, folder / "model")
-    del model
-    engine = {"backend": "vllm", "max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
-    config = LongShortConfig(long={"model": str(folder / "model"), "engine": engine}, learning_rate=1e-5, warmup_ratio=0.0)
-    undo = ray_cluster.start(config)
-    learner = ray_cluster.make_learner(LONG, config.long.model, config, 10 * runs)
-    engine = ray_cluster.make_engine(LONG, config.long.model, config, tokenizer)
+async def measure(folder: Path, runs: int) -> list[Swaps]:
+    """Both models: started side by side, measured one after the other."""
+    undo = ray_cluster.start(LongShortConfig())
+    models = [Swaps(shape, folder / str(number), runs) for number, shape in enumerate((LongShape(), LARGE))]
     try:
-        say(f"{name}: starting engine and learner")
-        await asyncio.gather(engine.start(), learner.call("ready"))
-        swaps = Swaps(LivePolicy(LONG, engine, learner, config), folder)
-        for way in ("verified", "bare", "disk"):
-            await swaps.learn()
-            await getattr(swaps, way)()
-        swaps.forget()
-        for _ in range(runs):
-            await swaps.run()
+        say("starting engines and learners")
+        await asyncio.gather(*(model.start() for model in models))
+        for model in models:
+            await model.warm_up()
+            for _ in range(runs):
+                await model.run()
     finally:
-        engine.close()
-        learner.close()
+        for model in models:
+            model.close()
         undo()
-    return swaps, name
+    return models
 
 
 def main() -> None:
     asked = options(__doc__)
-    figures, notes = [], []
     with tempfile.TemporaryDirectory() as temporary:
-        for shape in (LongShape(), LARGE):
-            folder = Path(temporary) / str(shape.hidden_size)
-            swaps, name = asyncio.run(measure(shape, folder, asked.runs))
-            figures += swaps.figures(name)
-            notes.append(swaps.note(name))
-    leave("weight_sync", __doc__, figures, asked.results, notes)
+        models = asyncio.run(measure(Path(temporary), asked.runs))
+    figures = [figure for model in models for figure in model.figures()]
+    leave("weight_sync", __doc__, figures, asked.results, [model.note() for model in models])
 
 
 if __name__ == "__main__":
