@@ -162,7 +162,7 @@ def test_a_thinking_budget_closes_the_thought_and_asks_for_the_answer():
 
 def test_own_stop_strings_end_the_answer_beside_the_tags():
     long, short = Writer(LONG, ("a", "</think>")), Writer(SHORT, ("b", "STOP"))
-    last = events_of(ask(stop=("STOP", "</answer>")), long, short)[-1]
+    last = events_of(ask(stop=("STOP",)), long, short)[-1]
     assert (last.text, last.finish_reason, last.episode.stop) == ("b", "stop", "answered")
     assert long.asked[0][1].stop == ("</think>",), "a thought is no answer"
     sampling = short.asked[0][1]
@@ -177,7 +177,7 @@ def test_one_model_alone_under_bounds():
         asked = Asked(OneMessage(role=role, turn_tokens=100, pair=pair), wanted)
         return [event async for event in converse({role: engine}, asked, PROBLEM, Decoding(), 1)][-1]
 
-    last = asyncio.run(go(SHORT, short, ask(mode="short", stop=("STOP", "</rethink>"))))
+    last = asyncio.run(go(SHORT, short, ask(mode="short", stop=("STOP",))))
     assert (last.text, last.finish_reason) == ("b", "stop") and short.asked[0][1].stop == ("</answer>", "</rethink>", "STOP")
     last = asyncio.run(go(LONG, Writer(LONG, ("abcdef", "</think>")), ask(mode="long", long_token_budget=4)))
     assert (last.text, last.finish_reason, last.episode.stop) == ("", "length", "episode_length"), "no partner who could answer"
@@ -216,6 +216,9 @@ def test_tags_and_special_tokens_in_a_question_are_data():
         ("top_p", {"top_p": 1.1}),
         ("top_k", {"top_k": -1}),
         ("stop", {"stop": ("a", "")}),
+        ("stop", {"stop": ("</think>",)}),
+        ("stop", {"stop": ("abort",)}),
+        ("stop", {"stop": ("\ud800",)}),
     ],
 )
 def test_impossible_asks_name_their_field(field, settings):
@@ -227,3 +230,5 @@ def test_impossible_asks_name_their_field(field, settings):
 def test_an_empty_question_is_refused():
     with pytest.raises(ImpossibleAsk, match="question is empty"):
         Ask(question=" \n")
+    with pytest.raises(ImpossibleAsk, match="question holds half a character"):
+        Ask(question="1+1 \udc80?")
