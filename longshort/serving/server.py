@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -194,6 +195,8 @@ class Listener(uvicorn.Server):
     """uvicorn without its own reaction to signals, which would close the door before the answers under way are done."""
 
     def __init__(self, app: Starlette, *, keep_alive_s: int):
+        gc.collect()
+        gc.freeze()  # what the libraries made stays; looking through it again and again would hold up every answer
         quiet = {"log_config": None, "access_log": False, "lifespan": "off", "server_header": False}
         super().__init__(uvicorn.Config(app, timeout_keep_alive=keep_alive_s, timeout_graceful_shutdown=FAREWELL_S, **quiet))
 
