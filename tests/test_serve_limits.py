@@ -25,7 +25,7 @@ def server():
 def team(server):
     server.team.play(*ANSWER)
     yield server.team
-    assert (server.service.gate.running, server.service.gate.waiting) == (0, 0)
+    server.until(lambda: server.service.gate.running + server.service.gate.waiting == 0)
 
 
 def in_many(server, count, work):
