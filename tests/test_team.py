@@ -232,6 +232,8 @@ def test_a_team_answers_in_a_coroutine(folder):
     """With transformers' engines; two of the settings that from_pretrained takes for both."""
 
     async def go():
+        with pytest.raises(LongShortError, match=r"engines of run take 2000 GPUs but the cluster has \d"):
+            await Team.from_pretrained(folder, num_gpus=1000).__aenter__()
         async with Team.from_pretrained(folder, backend="transformers", max_num_seqs=2) as team:
             assert team.capacity == 4
             with pytest.raises(LongShortError, match="started by `async with`"):
