@@ -123,6 +123,10 @@ def test_a_bug_is_told_without_its_insides(server, team):
     team.play((LONG, "a: 7.", "</think>"), (SHORT, "b", BUG))
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "internal error (KeyError); the server's log says more"
+    raw = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": True}).text
+    assert '"message":"internal error (KeyError); the server\'s log says more","type":"server_error"' in raw and raw.endswith(
+        "data: [DONE]\n\n"
+    )
 
 
 def test_an_answer_that_takes_too_long_is_given_up():

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -144,9 +145,9 @@ async def stream(
         yield reply.ending([ends[index] for index in range(len(tellings))])
     except ApiError as error:
         yield sse(error.body) + DONE
-    except Exception as error:
+    except Exception as error:  # raised further, it would cut the response off before its end
+        logging.getLogger(__name__).exception("internal error under a stream")
         yield sse(bug(error).body) + DONE
-        raise
 
 
 async def _from(first: Batch, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
