@@ -97,6 +97,7 @@ class LongShortConfig(Section):
     max_skipped_steps: Count = 3
     """Consecutive non-finite steps after which the run stops."""
     max_engine_restarts: Natural = 3
+    """Times that an engine is replaced during one turn, or in a row without delivering any, before that is an error."""
     engine_timeout_s: Rate = 120.0
     """An engine that gives no sign of life for so long is restarted."""
 

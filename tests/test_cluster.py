@@ -167,7 +167,10 @@ def test_vllm_stops_on_strings_and_on_tokens(cluster, models):
         tag = text[9:11]
         string = await engine.generate(PROMPTS[0], settings(0, stop=(tag,)))
         token = await engine.generate(PROMPTS[0], settings(0, stop=("</think>",), stop_token_ids=(free.token_ids[4],)))
+        both, seen = settings(0, stop=("</think>", tag), stop_token_ids=(0,)), []
+        watched = await engine.generate(PROMPTS[0], both, lambda ids: seen.append(tuple(ids)))
         engine.close()
+        assert watched == string and all(ids == free.token_ids[: len(ids)] for ids in seen), "a tag's id and a string go together"
         return free, text, tag, string, token
 
     free, text, tag, string, token = asyncio.run(go())

@@ -186,6 +186,34 @@ def test_episodes_share_an_engine_in_this_process(models):
     assert [answer.token_ids for answer in answers[:3]] == [answer.token_ids for answer in answers[3:6]]
 
 
+def test_a_turn_is_told_while_it_is_written_and_a_closing_token_is_not(models):
+    """Own stop strings go along with tags that are single tokens; who leaves frees the engine."""
+
+    async def go():
+        engine, seen = LocalEngine("transformers", models[LONG], CONFIG, build_tokenizer(LONG)), []
+        free = await engine.generate(PROMPTS[0], Sampling(max_tokens=40, stop=(), seed=7), lambda ids: seen.append(tuple(ids)))
+        text, closing = engine.tokenizer.decode(free.token_ids), free.token_ids[20]
+        told = []
+        by_id = Sampling(max_tokens=40, stop=("</think>", "\0"), stop_token_ids=(closing,), seed=7)
+        closed = await engine.generate(PROMPTS[0], by_id, lambda ids: told.append(tuple(ids)))
+        string = await engine.generate(PROMPTS[0], Sampling(max_tokens=40, stop=("</think>", "last digit"), stop_token_ids=(0,), seed=7))
+        gone = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=200, stop=(), seed=7)))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        while engine.loop.core.busy:
+            await asyncio.sleep(0.01)
+        engine.close()
+        return free, seen, text, closing, closed, told, string
+
+    free, seen, text, closing, closed, told, string = asyncio.run(go())
+    assert seen and all(ids == free.token_ids[: len(ids)] for ids in seen) and [*map(len, seen)] == sorted({*map(len, seen)})
+    end = free.token_ids.index(closing)
+    assert closed.stop == "</think>" and closed.token_ids == free.token_ids[: end + 1]
+    assert all(ids == free.token_ids[: min(len(ids), end)] for ids in told), "the tag that ends a turn is no part of it"
+    assert string.stop == "last digit" and string.text == text[: text.find("last digit")]
+
+
 def test_a_missing_model_folder_has_no_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(LongShortError, match="holds no"):

@@ -25,7 +25,7 @@ def server():
 def team(server):
     server.team.play(*ANSWER)
     yield server.team
-    assert (server.service.gate.running, server.service.gate.waiting) == (0, 0)
+    server.until(lambda: server.service.gate.running + server.service.gate.waiting == 0)
 
 
 def in_many(server, count, work):
@@ -70,14 +70,23 @@ def test_a_caller_who_leaves_frees_the_engine(server, team, more):
 
 def test_a_caller_who_leaves_the_queue_gives_up_the_place(server, team):
     team.play(*STUCK)
+    gate = server.service.gate
 
-    async def one_of_many(client):
-        with pytest.raises(httpx.ReadTimeout):
-            await client.post("/v1/chat/completions", json=BODY, timeout=0.7)
+    async def scene():
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            stuck = [asyncio.create_task(post(client)) for _ in range(4)]
+            await asyncio.to_thread(server.until, lambda: gate.running == 4)
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post("/v1/chat/completions", json=BODY, timeout=0.3)
+            await asyncio.to_thread(server.until, lambda: gate.waiting == 0)
+            left = gate.running, team.engines[LONG].asked
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
+        return left
 
-    in_many(server, 6, one_of_many)
-    server.until(lambda: not server.service.gate.running + server.service.gate.waiting)
-    assert team.engines[LONG].asked == 4  # the two who waited never reached an engine, or only to be taken out again
+    assert asyncio.run(scene()) == (4, 4)
+    server.until(lambda: gate.running == 0)
 
 
 def test_a_stream_that_is_closed_half_way_ends_its_episode(server, team):
@@ -114,6 +123,10 @@ def test_a_bug_is_told_without_its_insides(server, team):
     team.play((LONG, "a: 7.", "</think>"), (SHORT, "b", BUG))
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "internal error (KeyError); the server's log says more"
+    raw = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": True}).text
+    assert '"message":"internal error (KeyError); the server\'s log says more","type":"server_error"' in raw and raw.endswith(
+        "data: [DONE]\n\n"
+    )
 
 
 def test_an_answer_that_takes_too_long_is_given_up():

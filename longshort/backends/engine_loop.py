@@ -25,6 +25,8 @@ News = tuple[str, Completion | tuple[int, tuple[int, ...]]]
 """A request's id, and its completion, or (position, ids) that have been written since the last news of it."""
 GATHER_S = 0.02
 """Seconds that a finished turn waits for others to travel with. A message per engine step would cost as much as sampling a tiny model."""
+TELL_S = 0.1
+"""Seconds between two tellings of what watched turns hold so far: often enough for a reader, and each one costs the driver time."""
 
 
 def make_core(backend: str, model: str, config, seed: int, adapters: Mapping[str, LoraSection] | None = None):
@@ -49,6 +51,7 @@ class EngineLoop:
         self._calls: list[tuple[str, tuple, Future]] = []
         self._done: list[tuple[str, Completion]] = []
         self._watched: dict[str, tuple[int, list[int]]] = {}
+        self._told = -math.inf
         self._failure: BaseException | None = None
         self._closing = False
         self.busy_s, self.sampled_tokens = 0.0, 0
@@ -75,20 +78,27 @@ class EngineLoop:
         RuntimeError with what killed the engine, or when it has requests but has not decoded a token for `stuck_s` seconds.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._done or self._failure or any(new for _, new in self._watched.values()), timeout)
+            self._changed.wait_for(lambda: self._done or self._failure or self._drafts(), timeout)
         if self.core.busy and not self._failure:
             time.sleep(GATHER_S)
         with self._changed:
             if self._failure:
                 raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
             done, self._done = self._done, []
-            drafts = [(request_id, (start, tuple(new))) for request_id, (start, new) in self._watched.items() if new]
-            self._watched.update((request_id, (start + len(new), [])) for request_id, (start, new) in drafts)
+            if drafts := self._drafts():
+                self._told = time.monotonic()
+                self._watched.update((request_id, (start + len(new), [])) for request_id, (start, new) in drafts)
         if done or not self.core.busy or self.core.decoded != self._pulse[0]:
             self._pulse = (self.core.decoded, time.monotonic())
         elif time.monotonic() - self._pulse[1] > self._stuck_s:
             raise RuntimeError(f"the engine has decoded nothing for {self._stuck_s:g} s")
         return [*done, *drafts]
+
+    def _drafts(self) -> list[tuple[str, tuple[int, tuple[int, ...]]]]:
+        """What has been written of watched requests since they were told of, if it is time to tell."""
+        if time.monotonic() - self._told < TELL_S:
+            return []
+        return [(request_id, (start, tuple(new))) for request_id, (start, new) in self._watched.items() if new]
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         """Replace the weights before the next step; requests under way go on with them. Raises what the core's `load_weights` raises."""

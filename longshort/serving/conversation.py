@@ -17,12 +17,14 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from longshort.team.protocols import END_THINK, LongShort
+from longshort.team.protocols import END_THINK, LENGTH_STOPS, ROLE_TAGS, LongShort
 from longshort.team.rollout import Decoding, Engine, run_episode
 from longshort.types import LONG, SHORT, Completion, Episode, LongShortError, Problem, Sampling, Turn
 
 PAIR = "pair"
 MODES = (PAIR, LONG, SHORT)
+RESERVED = frozenset((*ROLE_TAGS, *LENGTH_STOPS, "eos", "length", "abort"))
+"""What a Completion's `stop` means something by: a string of the user's must not pass for it."""
 
 
 class ImpossibleAsk(LongShortError):
@@ -58,26 +60,43 @@ class Ask:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.question.strip():
-            raise ImpossibleAsk("question", "is empty; ask something")
         if self.mode not in MODES:
             raise ImpossibleAsk("mode", f"is {self.mode!r}; known: {', '.join(MODES)}")
-        for name in ("max_turns", "max_tokens", "long_token_budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ImpossibleAsk(name, f"is {value}; give at least 1, or leave it out")
-        if self.mode != PAIR and self.max_turns is not None:
-            raise ImpossibleAsk("max_turns", f"counts exchanges of the pair, and mode {self.mode!r} has none; leave it out")
-        if self.mode == SHORT and self.long_token_budget is not None:
-            raise ImpossibleAsk("long_token_budget", "is for the long model, who does not speak in mode 'short'; leave it out")
-        if self.temperature is not None and not 0 <= self.temperature < math.inf:
-            raise ImpossibleAsk("temperature", f"is {self.temperature}; give 0 (greedy) or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ImpossibleAsk("top_p", f"is {self.top_p}; give more than 0 and at most 1")
-        if self.top_k is not None and self.top_k < 0:
-            raise ImpossibleAsk("top_k", f"is {self.top_k}; give 0 (off) or more")
-        if not all(self.stop):
-            raise ImpossibleAsk("stop", "holds an empty string, which would end every answer at once; leave it out")
+        _check_texts(self)
+        _check_bounds(self)
+        _check_sampling(self)
+
+
+def _check_texts(ask: Ask) -> None:
+    if not ask.question.strip():
+        raise ImpossibleAsk("question", "is empty; ask something")
+    if not all(ask.stop):
+        raise ImpossibleAsk("stop", "holds an empty string, which would end every answer at once; leave it out")
+    if taken := sorted(RESERVED.intersection(ask.stop)):
+        raise ImpossibleAsk("stop", f"holds {', '.join(taken)}, by which the team itself says how a message ended; leave it out")
+    for name, text in (("question", ask.question), ("stop", "".join(ask.stop))):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ImpossibleAsk(name, "holds half a character (a lone surrogate), which no tokenizer knows; send whole ones")
+
+
+def _check_bounds(ask: Ask) -> None:
+    for name in ("max_turns", "max_tokens", "long_token_budget"):
+        value = getattr(ask, name)
+        if value is not None and value < 1:
+            raise ImpossibleAsk(name, f"is {value}; give at least 1, or leave it out")
+    if ask.mode != PAIR and ask.max_turns is not None:
+        raise ImpossibleAsk("max_turns", f"counts exchanges of the pair, and mode {ask.mode!r} has none; leave it out")
+    if ask.mode == SHORT and ask.long_token_budget is not None:
+        raise ImpossibleAsk("long_token_budget", "is for the long model, who does not speak in mode 'short'; leave it out")
+
+
+def _check_sampling(ask: Ask) -> None:
+    if ask.temperature is not None and not 0 <= ask.temperature < math.inf:
+        raise ImpossibleAsk("temperature", f"is {ask.temperature}; give 0 (greedy) or more")
+    if ask.top_p is not None and not 0 < ask.top_p <= 1:
+        raise ImpossibleAsk("top_p", f"is {ask.top_p}; give more than 0 and at most 1")
+    if ask.top_k is not None and ask.top_k < 0:
+        raise ImpossibleAsk("top_k", f"is {ask.top_k}; give 0 (off) or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +149,7 @@ class Asked:
         self.answering = protocol.roles[-1]
 
     def next(self, turns: Sequence[Turn]) -> str:
-        if turns and turns[-1].role == self.answering and turns[-1].completion.stop in self._own_stops:
+        if turns and turns[-1].role == self.answering and turns[-1].completion.stop in self._ask.stop:
             return "answered"
         return self._now(turns).next(turns)
 
@@ -149,17 +168,10 @@ class Asked:
 
     def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
         tags, ids = self._protocol.stops(speaker, tokenizer)
-        return tags + (self._own_stops if speaker == self.answering else ()), ids
+        return tags + (self._ask.stop if speaker == self.answering else ()), ids
 
     def final_text(self, episode: Episode) -> str:
         return self._protocol.final_text(episode)
-
-    @property
-    def _own_stops(self) -> tuple[str, ...]:
-        """The ask's stop strings; a role tag among them means what it means to the team anyway."""
-        tags = getattr(self._protocol, "closing", {})
-        known = tags.get(self.answering, ()) if isinstance(tags, Mapping) else tags
-        return tuple(text for text in self._ask.stop if text not in known)
 
     def _now(self, turns: Sequence[Turn]):
         """The protocol; when the long model has spent its budget this exchange is the last one, and the short model is told so."""

@@ -87,7 +87,7 @@ class Sampled(Body):
 
     @model_validator(mode="after")
     def _streamed(self) -> Sampled:
-        if self.stream_options != StreamOptions() and not self.stream:
+        if "stream_options" in self.model_fields_set and not self.stream:
             raise ValueError("stream_options is for stream: true")
         if self.stream_options.include_dialogue and self.n > 1:
             raise ValueError(f"stream_options.include_dialogue tells one dialogue but n is {self.n}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -143,9 +145,9 @@ async def stream(
         yield reply.ending([ends[index] for index in range(len(tellings))])
     except ApiError as error:
         yield sse(error.body) + DONE
-    except Exception as error:
+    except Exception as error:  # raised further, it would cut the response off before its end
+        logging.getLogger(__name__).exception("internal error under a stream")
         yield sse(bug(error).body) + DONE
-        raise
 
 
 async def _from(first: Batch, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
@@ -194,6 +196,8 @@ class Listener(uvicorn.Server):
     """uvicorn without its own reaction to signals, which would close the door before the answers under way are done."""
 
     def __init__(self, app: Starlette, *, keep_alive_s: int):
+        gc.collect()
+        gc.freeze()  # what the libraries made stays; looking through it again and again would hold up every answer
         quiet = {"log_config": None, "access_log": False, "lifespan": "off", "server_header": False}
         super().__init__(uvicorn.Config(app, timeout_keep_alive=keep_alive_s, timeout_graceful_shutdown=FAREWELL_S, **quiet))
 

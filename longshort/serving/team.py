@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from longshort.backends import ray_cluster
 from longshort.evaluation.command import check_systems
 from longshort.evaluation.systems import preset, protocol_of
 from longshort.pair import CANARY_QUESTION, Pair
@@ -41,6 +43,7 @@ class Team:
         self.models = {role: model.folder for role, model in found.system.models.items()}
         self.capacity = sum(self.config.role(role).engine.max_num_seqs for role in self.protocol.roles)
         """Episodes at once; more wait for their turn. It is what the engines decode together."""
+        self._undo = contextlib.AsyncExitStack()
         self._pair: Pair | None = None
         self._places: asyncio.Semaphore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,10 +127,11 @@ class Team:
     # --- in a coroutine ---
 
     async def __aenter__(self) -> Team:
-        pair = Pair(self.config, self.models, protocol=self.protocol)
-        await pair.__aenter__()
-        self._pair, self._places, self._loop = pair, asyncio.Semaphore(self.capacity), asyncio.get_running_loop()
         try:
+            self._undo.callback(ray_cluster.start(self.config))
+            self._check_gpus()
+            self._pair = await self._undo.enter_async_context(Pair(self.config, self.models, protocol=self.protocol))
+            self._places, self._loop = asyncio.Semaphore(self.capacity), asyncio.get_running_loop()
             await asyncio.gather(*map(_warm, self._engines().values()))
         except BaseException:
             await self.__aexit__()
@@ -135,9 +139,17 @@ class Team:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        pair, self._pair = self._pair, None
-        if pair:
-            await pair.__aexit__()
+        self._pair = None
+        await self._undo.aclose()
+
+    def _check_gpus(self) -> None:
+        """Refuse more GPUs than there are; an engine would wait for them for ever."""
+        wanted, there = sum(self.config.role(role).engine.num_gpus for role in self.protocol.roles), ray_cluster.gpus()
+        if wanted > there:
+            raise LongShortError(
+                f"the engines of {self.name} take {wanted:g} GPUs but the cluster has {there:g}; lower engine.num_gpus of a role "
+                "(long.engine.num_gpus=0: on the CPU), or add GPUs"
+            )
 
     async def asolve(self, problems: str | Problem | Sequence[str | Problem], **settings: Any) -> Episode | list[Episode]:
         """As `solve`."""
