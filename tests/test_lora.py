@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from longshort.backends.adapter_engine import AdapterEngine
 from longshort.backends.adapters import PREFIX, Adapter, check_adapter, matching, merged
 from longshort.backends.lora_learner import AdapterLearner, LoraLearner, _base_state, learner_class
-from longshort.backends.remote_engine import AdapterEngine
 from longshort.backends.torch_learner import TorchLearner
 from longshort.backends.transformers_engine import TransformersLoraCore
 from longshort.config import parse

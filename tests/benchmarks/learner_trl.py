@@ -28,8 +28,8 @@ from longshort.learning.advantages import advantages
 from longshort.learning.loop import training_samples
 from longshort.learning.step import micro_batches
 from longshort.miniature.models import build_model, save
+from longshort.miniature.settings import ModelShape
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.sections import ModelShape
 from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Sample, Turn
 from tests.benchmarks.common import Figure, leave, options, say, spread
 

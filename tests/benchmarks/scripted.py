@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshort.config import LongShortConfig, parse
-from longshort.sections import LongShape, ModelShape
+from longshort.miniature.settings import LongShape, ModelShape
 from longshort.team.protocols import END_ANSWER, END_THINK, RETHINK, LongShort
 from longshort.types import LONG, ROLES, Problem
 
