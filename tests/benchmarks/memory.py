@@ -1,7 +1,7 @@
 """Peak memory of an update with and without chunked log-probs, at the vocabulary of Qwen2.5 (151,936).
 
 `token_statistics` computes the logits of LOGITS_HELD / vocabulary tokens at once and again in the backward pass. Each run updates the
-same small model (two layers of width 64, so that the head is nearly all there is) once on the same 2,048 tokens with the learner's own
+same small model (two layers of width 64, so that the head is nearly all there is) once on the same 1,024 tokens with the learner's own
 `policy_gradient_step`, each in a fresh process: once as it is, once with a LOGITS_HELD that holds all logits. What counts is the
 process's high-water mark of resident memory less what was resident before the step (the model is then loaded). Both must give the same
 log-probs and the same gradient.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.benchmarks.common import ROOT, Figure, leave, options, say, spread
 
-VOCABULARY, TOKENS, SAMPLES = 151_936, 2048, 8
+VOCABULARY, TOKENS, SAMPLES = 151_936, 1024, 8
 WAYS = ("chunked", "whole")
 SAME = 1e-4
 
