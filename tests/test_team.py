@@ -223,7 +223,7 @@ def test_a_team_answers_from_ordinary_code_as_its_evaluation_does(run, folder):
         with pytest.raises(LongShortError, match="runs in another event loop"):
             asyncio.run(team.ask(Ask(question=QUESTION)))
         with pytest.raises(ImpossibleAsk, match=r"question takes \d+ tokens, but the long model's context holds 256"):
-            team.solve(QUESTION * 20)
+            team.solve(QUESTION * 100)
     assert team._pair is None and team._thread is None
 
 
