@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="longshort", description="Train, evaluate and plan a pair of cooperating reasoning models.", epilog="docs: README.md, docs/"
+        prog="longshort", description="Train, evaluate and serve a pair of cooperating reasoning models.", epilog="docs: README.md, docs/"
     )
     parser.add_argument("--version", action="version", version=f"longshort {__version__}")
     verbs = parser.add_subparsers(

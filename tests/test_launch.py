@@ -1,14 +1,19 @@
 """What stands in launch/: scripts that parse, a lock without what breaks vLLM, a set-up that refuses clearly, a real Ray job."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from longshort import strict_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -82,6 +87,88 @@ def test_the_kubernetes_job_runs_a_recipe_that_exists_behind_a_token():
     assert words[:2] == ["longshort", "train"]
     assert (ROOT / words[2]).is_file()
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+SERVICE, COMPOSE, CONTAINER = (ROOT / "launch" / name for name in ("longshort-serve.service", "compose.yaml", "Containerfile"))
+
+
+def served() -> dict[str, list[str]]:
+    """Every `longshort serve …` that a file in launch/ runs or advises, as words, by where it stands."""
+    lines = {
+        f"{path.name} {number}": shlex.split(words.replace('"$@"', "runs/x/team --port 8000"))
+        for path in [SERVICE, *SCRIPTS]
+        for number, words in enumerate(re.findall(r"longshort (serve [^\n]+)", path.read_text()))
+    }
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    image = {CONTAINER.name: json.loads(re.search(r"^CMD (.*)$", CONTAINER.read_text(), re.M)[1])}
+    return lines | image | {name: service["command"] for name, service in services.items()}
+
+
+def seconds(text: str) -> int:
+    return int(re.fullmatch(r"(\d+)s?", text)[1])
+
+
+def test_every_served_command_is_one_with_settings_that_exist():
+    from longshort import cli
+    from longshort.config import parse
+
+    assert len(served()) == 6
+    for where, words in served().items():
+        options, left = cli._parser().parse_known_args(words)
+        settings = [word for word in left if "=" in word] + options.overrides
+        assert len(settings) == len(left) + len(options.overrides) and options.command is cli._serve, where
+        recipe = {}
+        for setting in settings:
+            strict_yaml.override(recipe, setting)
+        config = parse(recipe)
+        assert config.serve.allowed_hosts in ([], ["localhost", "127.0.0.1"])
+        assert config.long.engine.num_gpus == config.short.engine.num_gpus == (1.0 if settings and "num_gpus" in str(settings) else 0.0)
+
+
+def test_whoever_ends_the_server_waits_for_its_answers():
+    from longshort.serving.settings import ServeConfig
+
+    unit = dict(line.split("=", 1) for line in SERVICE.read_text().splitlines() if re.match("[A-Z][A-Za-z]+=", line))
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    waits = [seconds(unit["TimeoutStopSec"]), *(seconds(service["stop_grace_period"]) for service in services.values())]
+    assert len(waits) == 3 and min(waits) >= ServeConfig().drain_s + 15
+    assert unit["KillMode"] == "mixed"  # its engines must not get the SIGTERM that it drains upon
+
+
+def test_containers_listen_to_this_machine_alone_and_can_do_little():
+    content = yaml.safe_load(COMPOSE.read_text())
+    for service in content["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"]) and "--api-key-file" in service["command"]
+        assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["init"]
+        assert (COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == CONTAINER
+    assert content["services"]["serve-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 2
+
+
+def test_an_image_is_made_of_what_the_package_needs(tmp_path):
+    """The folders that the image copies are enough to install longshort, and its pages' files come along."""
+    copied = [words.split()[:-1] for words in re.findall(r"^COPY (.*)$", CONTAINER.read_text(), re.M)]
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {name for names in copied for name in names} == allowed
+    for name in allowed:
+        source, target = ROOT / name, tmp_path / "context" / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    subprocess.run([*install, "--target", tmp_path / "installed", tmp_path / "context"], check=True, timeout=120)
+    missing = [path for path in (ROOT / "longshort").rglob("*.*") if "__pycache__" not in path.parts]
+    assert missing and [path for path in missing if not (tmp_path / "installed" / path.relative_to(ROOT)).exists()] == []
+
+
+def test_the_system_service_is_one_and_exposes_little(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze here (apt-get install systemd)")
+    unit = tmp_path / SERVICE.name
+    unit.write_text(SERVICE.read_text().replace("/opt/longshort/.venv/bin/longshort", shutil.which("true")))
+    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    rating = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", unit], capture_output=True, text=True, timeout=60
+    )
+    assert rating.returncode == 0, rating.stdout[-300:]  # 2.0 of 10, 10 being the worst
 
 
 @pytest.mark.engine

@@ -53,7 +53,7 @@ def test_the_greeting_tells_where_who_how_much_and_how():
     lines = list(greeting(team, "pair", "http://127.0.0.1:8000", key=True, loopback=True))
     assert lines[0].startswith("serving pair at http://127.0.0.1:8000 (OpenAI's API at http://127.0.0.1:8000/v1")
     assert lines[1:3] == ["  long: models/a, context 200, 2 at once", "  short: models/b, context 200, 2 at once"]
-    assert lines[3] == "  4 answers at once, 5 more wait; 1048576 bytes a request, 600 s an answer; key: asked for"
+    assert lines[3] == "  6 answers at once, 5 more wait; 1048576 bytes a request, 600 s an answer; key: asked for"
     assert lines[4].startswith("  curl http://127.0.0.1:8000/v1/chat/completions ") and '"model": "pair"' in lines[4] and len(lines) == 5
     assert '"Authorization: Bearer $LONGSHORT_API_KEY"' in lines[4]
     warnings = [line for line in greeting(team, "pair", "http://0.0.0.0:8000", key=False, loopback=False) if line.startswith("!")]

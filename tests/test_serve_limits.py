@@ -17,7 +17,7 @@ STUCK = ((LONG, "a", HANG), (SHORT, "3", "</answer>"))
 
 @pytest.fixture(scope="module")
 def server():
-    with served(ScriptedTeam(max_queue=3)) as server:  # 4 run (two engines of two), 3 wait
+    with served(ScriptedTeam(max_queue=3)) as server:  # 6 run (half as many again as two engines of two decode), 3 wait
         yield server
 
 
@@ -44,9 +44,9 @@ async def post(client, **more):
 
 def test_a_full_house_refuses_at_once_and_serves_everyone_it_took(server, team):
     team.play(*ANSWER, delay=0.3)
-    answers = in_many(server, 10, post)
+    answers = in_many(server, 12, post)
     taken, refused = ([answer for answer in answers if answer.status_code == status] for status in (200, 429))
-    assert (len(taken), len(refused)) == (7, 3)
+    assert (len(taken), len(refused)) == (9, 3)
     error = refused[0].json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full") and int(refused[0].headers["retry-after"]) >= 1
     assert "serve.max_queue is 3" in error["message"] and {one.json()["choices"][0]["finish_reason"] for one in taken} == {"stop"}
@@ -54,10 +54,10 @@ def test_a_full_house_refuses_at_once_and_serves_everyone_it_took(server, team):
 
 def test_answers_count_and_not_requests(server, team):
     team.play(*ANSWER, delay=0.3)
-    answers = in_many(server, 2, lambda client: post(client, n=4))
+    answers = in_many(server, 2, lambda client: post(client, n=5))
     assert sorted(answer.status_code for answer in answers) == [200, 429]
-    impossible = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"n": 8}).json()["error"]
-    assert impossible["message"] == "the request asks for 8 answers but the server holds 7 at most" and impossible["param"] == "n"
+    impossible = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"n": 10}).json()["error"]
+    assert impossible["message"] == "the request asks for 10 answers but the server holds 9 at most" and impossible["param"] == "n"
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}], ids=["whole", "streamed"])
@@ -74,8 +74,8 @@ def test_a_caller_who_leaves_the_queue_gives_up_the_place(server, team):
 
     async def scene():
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            stuck = [asyncio.create_task(post(client)) for _ in range(4)]
-            await asyncio.to_thread(server.until, lambda: gate.running == 4)
+            stuck = [asyncio.create_task(post(client)) for _ in range(6)]
+            await asyncio.to_thread(server.until, lambda: gate.running == 6)
             with pytest.raises(httpx.ReadTimeout):
                 await client.post("/v1/chat/completions", json=BODY, timeout=0.3)
             await asyncio.to_thread(server.until, lambda: gate.waiting == 0)
@@ -85,7 +85,7 @@ def test_a_caller_who_leaves_the_queue_gives_up_the_place(server, team):
             await asyncio.gather(*stuck, return_exceptions=True)
         return left
 
-    assert asyncio.run(scene()) == (4, 4)
+    assert asyncio.run(scene()) == (6, 6)
     server.until(lambda: gate.running == 0)
 
 

@@ -184,7 +184,7 @@ def test_a_protocol_of_ones_own_has_no_team_folder(run):
 
 def test_what_a_team_cannot_do_is_said_before_engines_start(folder):
     team = Team.from_pretrained(folder)
-    assert team.capacity == 32
+    assert team.capacity == 48
     for field, settings in (("max_tokens", {"max_tokens": 256}), ("long_token_budget", {"long_token_budget": 300})):
         with pytest.raises(ImpossibleAsk, match=f"^{field} is {settings[field]}, but the long model's context holds 256 tokens"):
             team.protocol_for(Ask(question=QUESTION, **settings))
@@ -223,7 +223,7 @@ def test_a_team_answers_from_ordinary_code_as_its_evaluation_does(run, folder):
         with pytest.raises(LongShortError, match="runs in another event loop"):
             asyncio.run(team.ask(Ask(question=QUESTION)))
         with pytest.raises(ImpossibleAsk, match=r"question takes \d+ tokens, but the long model's context holds 256"):
-            team.solve(QUESTION * 20)
+            team.solve(QUESTION * 100)
     assert team._pair is None and team._thread is None
 
 
@@ -235,10 +235,10 @@ def test_a_team_answers_in_a_coroutine(folder):
         with pytest.raises(LongShortError, match=r"engines of run take 2000 GPUs but the cluster has \d"):
             await Team.from_pretrained(folder, num_gpus=1000).__aenter__()
         async with Team.from_pretrained(folder, backend="transformers", max_num_seqs=2) as team:
-            assert team.capacity == 4
+            assert team.capacity == 6
             with pytest.raises(LongShortError, match="started by `async with`"):
                 team.solve(QUESTION)
-            many = await team.asolve([QUESTION] * 6)
+            many = await team.asolve([QUESTION] * 8)
             abandoned = team.converse(Ask(question=QUESTION))
             await anext(abandoned)
             await abandoned.aclose()

@@ -159,7 +159,7 @@ class Screen(Plain):
         end = Text(tokens, style="dim")
         if turn.stop == RETHINK:
             end = Text.assemble((f"{tokens} · ", "dim"), (HAND_BACK, f"bold {STYLES[turn.role]}"))
-        self._terminal.print(_titled(turn.role, Text(text, style=STYLES[turn.role])), Padding(end, (0, 0, 0, INDENT)))
+        self._terminal.print(_titled(turn.role, Text(text)), Padding(end, (0, 0, 0, INDENT)))
 
     def _remark(self, text: str) -> None:
         self._terminal.print(Text(text, style="bold"))
@@ -169,4 +169,5 @@ class Screen(Plain):
 
 
 def _titled(role: str, text: Text) -> Group:
+    text.stylize(STYLES[role])
     return Group(Text(role, style=f"bold {STYLES[role]}"), Padding(text, (0, 0, 0, INDENT)))

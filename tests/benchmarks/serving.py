@@ -3,7 +3,7 @@
     python -m tests.benchmarks.serving [TEAM]      TEAM: as `longshort serve` takes it; without one a pair of tiny models is trained first
 
 The server as `longshort serve` runs it, in this process; 128 clients on loopback in another one (tests/benchmarks/http_load.py), each
-sending its next question when the last is answered. 64 episodes go on at once, what both engines decode together; the others wait. The
+sending its next question when the last is answered. Each engine decodes 32 messages at once, and 96 episodes go on; the others wait. The
 bound: every message that the engines were asked for in a run, handed to the same kind of engine in one go, with nobody waiting for an
 answer and nothing around it; both engines at the same time, as in serving; the later one to finish counts. One warm-up, then the runs, each
 with new questions, whole and streamed. At the end a burst of more clients than there are places.
