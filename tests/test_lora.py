@@ -440,18 +440,18 @@ def test_a_roles_view_asks_with_its_adapter_and_counts_its_own_turns():
             await asyncio.sleep(0)
             return sampling.adapter, sampling.seed, views[LONG].waiting, views[SHORT].waiting
 
-        async def load_weights(self, *arguments):
+        async def receive(self, *arguments):
             self.loaded.append(arguments)
 
     views = {role: AdapterEngine(role, Engine()) for role in ROLES}
 
     async def go():
-        await views[SHORT].load_weights("adapter", 3)
+        await views[SHORT].receive("delivery")
         turns = [views[role].generate((1,), Sampling(max_tokens=1, stop=(), seed=7)) for role in (LONG, SHORT, SHORT)]
         return await asyncio.gather(*turns)
 
     assert asyncio.run(go()) == [("long", 7, 1, 2), ("short", 7, 0, 2), ("short", 7, 0, 1)]
-    assert Engine.loaded == [("adapter", 3, SHORT)] and views[LONG].restarts == 2 and views[SHORT].waiting == 0
+    assert Engine.loaded == [("delivery", SHORT)] and views[LONG].restarts == 2 and views[SHORT].waiting == 0
 
 
 def test_the_trainer_admits_what_one_engine_decodes():

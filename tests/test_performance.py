@@ -1,7 +1,6 @@
 """The benchmarks' own arithmetic: figures, exponents, the ideal cache, the barrier, and the page."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
@@ -75,10 +74,18 @@ def test_the_ideal_cache_finds_whole_blocks_that_were_read():
 def test_in_lock_step_nobody_begins_a_turn_before_all_have_ended_theirs():
     begun = []
 
+    class Tokenizer:
+        chat_template, bos_token_id = "", None
+
+        def encode(self, *_, **__):
+            return [1]
+
+        def get_added_vocab(self):
+            return dict.fromkeys(("<think>", "</think>", "<answer>", "</answer>", "</rethink>"), 5)
+
     class Slow(Says):
         def __init__(self, role):
-            self.role, self.tokenizer = role, SimpleNamespace(encode=lambda *_, **__: [1], chat_template="", bos_token_id=None)
-            self.tokenizer.get_added_vocab = lambda: dict.fromkeys(("<think>", "</think>", "<answer>", "</answer>", "</rethink>"), 5)
+            self.role, self.tokenizer = role, Tokenizer()
 
         async def generate(self, prompt_ids, sampling):
             begun.append((self.role, sampling.max_tokens))
