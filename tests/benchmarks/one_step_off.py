@@ -1,6 +1,7 @@
 """Rollouts beside updates (staleness 1) against rollouts and updates in turn, of the ideal (R + L) / max(R, L).
 
-R and L are the medians of rollout and update when they take turns, in the same run; no overlap can do better than the longer of them.
+R and L are the medians of rollout and update when they take turns, in the same run. A share may be above 1: the next step's rollout also
+takes the places that the last long turns of this one leave empty, which R has to wait for.
 
 - vLLM and the torch learner, real training steps, publishing and its proof included: one model that works alone (protocol `solo`), since
   two cores hold one engine and one learner at work, one thread each. The update's part of the work is set so that R and L are alike.
