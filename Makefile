@@ -28,7 +28,7 @@ test-all: setup ## every test
 test-algorithm: setup ## the tests that start no engine (half a minute)
 	@$(PYTHON) -m pytest -q -m "not engine and not slow" $(ARGS)
 
-bench: setup ## ratios to ideal limits, written to docs/performance.md (20 minutes on two quiet cores)
+bench: setup ## ratios to ideal limits, written to docs/performance.md (25 minutes on two quiet cores)
 	@$(PYTHON) -m tests.benchmarks.performance --measure $(ARGS)
 
 lint: setup ## ruff

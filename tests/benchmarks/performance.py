@@ -25,6 +25,7 @@ BENCHMARKS = (
     "weight_sync",
     "step_breakdown",
     "memory",
+    "serving",
 )
 """In the order of the page."""
 
