@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 from longshort.team.rollout import Decoding, run_episode, stable_seed
 from longshort.types import LONG, ROLES, Sampling
@@ -44,7 +45,7 @@ async def places_taken(policies, tokens, seed):
     prompts = [Scripted([tokens]).render(problem, (), LONG, policy.tokenizer) for problem in problems(SLOTS)]
 
     async def chain(number):
-        for turn in range(TURNS // 4):
+        for turn in range(TURNS // 2):
             early = (number * tokens) // SLOTS if turn == 0 else 0  # so that they do not all end at once
             sampling = Sampling(max_tokens=tokens - early, stop=(), seed=stable_seed(seed, number, turn))
             completion = await policy.generate(prompts[number], sampling)
@@ -52,7 +53,8 @@ async def places_taken(policies, tokens, seed):
 
     before, began = await busy(policies), time.perf_counter()
     await asyncio.gather(*map(chain, range(SLOTS)))
-    return 1 - ((await busy(policies))[LONG] - before[LONG]) / (time.perf_counter() - began)
+    wall, after = time.perf_counter() - began, await busy(policies)
+    return 1 - (after[LONG] - before[LONG]) / wall
 
 
 async def measure(policies, runs, name):
@@ -64,11 +66,9 @@ async def measure(policies, runs, name):
     for share, turn_s, taken in rows:
         say(f"{name}: one at a time {share:.1%} at {1000 * turn_s:.0f} ms a turn, places taken {taken:.1%}")
     alone, seconds, taken = zip(*rows, strict=True)
-    return (
-        alone,
-        taken,
-        f"{name}: turns of {tokens} tokens, an engine busy for {spread([1000 * one for one in seconds], '{:.0f}')} ms with a lone one.",
-    )
+    way = 1000 * median(share * turn_s / (1 - share) for share, turn_s, _ in rows)
+    lone = spread([1000 * one for one in seconds], "{:.0f}")
+    return alone, taken, way, f"{name}: turns of {tokens} tokens, an engine busy for {lone} ms with a lone one, its way {way:.1f} ms."
 
 
 async def main(runs, results):
@@ -81,19 +81,15 @@ async def main(runs, results):
                 await sleeping.start(policies)
                 found["sleeping engines"] = await measure(policies, runs, "sleeping engines")
     figures = []
-    for name, (alone, taken, _) in found.items():
+    for name, (alone, taken, way, _) in found.items():
+        one = f"The way of a turn takes {way:.1f} ms: a message to the engine's process, its thread waking up, a message back."
+        full = "What an engine's process does between its steps, taking requests in and handing turns out, and its wait for a core."
         shared = {"form": "{:.1%}", "at_most": 0.05, "ideal": (0.0,), "limit": "always at work"}
         figures += [
-            Figure(what=f"framework's share of the time, one dialogue, {name}", values=alone, cause=CAUSES["one"], **shared),
-            Figure(what=f"framework's share of the time, places taken, {name}", values=taken, cause=CAUSES["taken"], **shared),
+            Figure(what=f"framework's share of the time, one dialogue, {name}", values=alone, cause=one, **shared),
+            Figure(what=f"framework's share of the time, places taken, {name}", values=taken, cause=full, **shared),
         ]
     leave("overhead", __doc__, figures, results, [note for *_, note in found.values()])
-
-
-CAUSES = {
-    "one": "The way of a turn: a message to the engine's process, its thread waking up, a message back, and the next prompt.",
-    "taken": "A finished turn waits for others to travel with (GATHER_S), and its place is empty meanwhile; the driver needs a core too.",
-}
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ HEAD = """# Performance
 
 Every figure is a ratio to an ideal limit that was measured or computed in the same run, so that it says something about this program and
 not about the machine. `make bench` measures all of them and writes this page; each command below measures its own alone. Models are made
-on the spot, with random weights. Median (lowest to highest) over the runs; a machine that others share makes the spread, not the median,
-wide. A missed target stands with its cause.
+on the spot, with random weights. Median (lowest to highest) over the runs; the load says how busy the machine was, on one that others
+share the figures are worse and their spread wide. A missed target stands with its cause.
 """
 
 

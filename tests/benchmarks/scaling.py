@@ -145,7 +145,7 @@ def exponents(row, kind):
 def figure(kind, axis, rows):
     seconds, tokens = (tuple(slope(factors_of(kind), [point[part] for point in row[axis]]) for row in rows) for part in (0, 1))
     what = "rollout seconds" if kind == "rollout" else "the framework's processor seconds"
-    cause = "Attention reads the whole dialogue for each token." if axis == "exchanges" else "Something grows with the square of a step."
+    cause = "This benchmark does not tell where the time went; if the framework's own seconds grow straight, not there."
     return Figure(what=f"{what} against {axis}, exponent", values=seconds, ideal=tokens, limit="sampled tokens", at_most=1.1, cause=cause)
 
 
