@@ -25,7 +25,7 @@ from longshort.pair import Pair, make_protocol
 from longshort.progress import Progress
 from longshort.strict_yaml import leaves
 from longshort.team.rewards import SynergyReward
-from longshort.team.rollout import Admission, Decoding, RewardFunction
+from longshort.team.rollout import Admission, Decoding, RewardFunction, live_episodes
 from longshort.types import Group, LongShortError, Problem
 
 MAY_CHANGE = (
@@ -164,8 +164,9 @@ class LongShortTrainer:
         return progress.metrics
 
     def rollouts(self, pair: Pair) -> Callable[[int], Awaitable[Rollout]]:
-        """What rolls out a step with a live pair: as many episodes at once as its engines decode together."""
-        config, engines = self.config, self.config.engines(self.protocol.roles)
+        """What rolls out a step with a live pair: as many episodes at once as keep both engines decoding."""
+        config = self.config
+        decoded = sum(engine.max_num_seqs for engine in config.engines(self.protocol.roles))
         return functools.partial(
             roll_out,
             steps=self.steps,
@@ -178,7 +179,7 @@ class LongShortTrainer:
             group_size=config.num_generations,
             decoding=Decoding(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k),
             seed=config.seed,
-            admission=Admission(live=sum(engine.max_num_seqs for engine in engines), starting=config.num_problems * config.num_generations),
+            admission=Admission(live=live_episodes(decoded), starting=config.num_problems * config.num_generations),
         )
 
     async def _restore(self, pair: Pair, folder: Path, progress: Progress) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +26,9 @@ from longshort.serving.conversation import PAIR, Ask, Asked, Event, Finished, Im
 from longshort.serving.folder import Found, find_team
 from longshort.serving.loop_thread import LoopThread
 from longshort.team.protocols import Solo, encode_problem
-from longshort.team.rollout import Decoding, run_episode, stable_seed
+from longshort.team.rollout import Decoding, live_episodes, run_episode, stable_seed
 from longshort.types import Episode, LongShortError, Problem, Sampling
 
-PLENTY = 1.5
-"""Episodes at once, for each that the engines decode at once: some are on their way between two messages, and none is as often with one
-model as with the other, yet both engines shall have all they can decode."""
 ALONE = {"long": "long_alone", "short": "short_alone"}
 
 
@@ -45,7 +41,7 @@ class Team:
     def __init__(self, found: Found):
         self.name, self.config, self.protocol = found.name, found.config, found.system.protocol
         self.models = {role: model.folder for role, model in found.system.models.items()}
-        self.capacity = math.ceil(PLENTY * sum(self.config.role(role).engine.max_num_seqs for role in self.protocol.roles))
+        self.capacity = live_episodes(sum(self.config.role(role).engine.max_num_seqs for role in self.protocol.roles))
         """Episodes at once; more wait for their turn."""
         self._undo = contextlib.AsyncExitStack()
         self._pair: Pair | None = None

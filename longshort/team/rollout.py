@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import math
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,10 +39,20 @@ class Decoding:
 AT_ONCE = contextlib.nullcontext()
 
 
-class Admission:
-    """How many episodes go on at once, so that both engines work and neither has to hold more dialogues than they can decode.
+PLENTY = 1.5
+"""Episodes at once, for each that the engines decode at once: some are on their way between two messages, and none is as often with one
+model as with the other, yet both engines shall have all they can decode."""
 
-    `live` bounds all of them: what both engines decode together. `starting` bounds those in their first turn: with one step's episodes
+
+def live_episodes(decoded: int) -> int:
+    """How many episodes to have going on over engines that decode so many at once, all together."""
+    return math.ceil(PLENTY * decoded)
+
+
+class Admission:
+    """How many episodes go on at once, so that both engines work and their caches need not hold everybody's dialogues.
+
+    `live` bounds all of them (`live_episodes`). `starting` bounds those in their first turn: with one step's episodes
     there at most, the next step's begin when these have moved on to the partner, so the two sets take opposite turns. Begun together they
     would swing together, everyone at one engine and then everyone at the other (tests/test_loop.py measures both).
     """

@@ -3,7 +3,7 @@
 Two engines in processes of their own, one thread each, and longshort's own `run_episode`. The lengths of all turns are drawn before, so
 that each of these does the same work, token by token:
 
-- ours: as the trainer rolls out, at most as many episodes at once as both engines decode together;
+- ours: as the trainer rolls out, at most half as many episodes again at once as both engines decode together;
 - lock-step: all episodes take their first turn, then all take their second, and so on: a barrier after each turn;
 - an engine alone: the turns of one role with the very same prompts, as if its partner answered at once. The longer of the two is the
   bound: no order of the turns can beat it;
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from longshort.team.rollout import Admission, Decoding, run_episode, stable_seed
+from longshort.team.rollout import Admission, Decoding, live_episodes, run_episode, stable_seed
 from longshort.types import ROLES, Sampling
 from tests.benchmarks.common import Figure, leave, options, say, spread
 from tests.benchmarks.scripted import Scripted, config, draw_lengths, engines, make_models, problems
@@ -29,7 +29,7 @@ SLOTS, EPISODES, EXCHANGES, SHORTEST, LONGEST, SLEEP_S = 8, 40, 2, 8, 56, 0.001
 
 async def ours(policies, asked, lengths, seed):
     """Episodes as `run_group` admits them."""
-    admission = Admission(live=2 * SLOTS, starting=EPISODES)
+    admission = Admission(live=live_episodes(2 * SLOTS), starting=EPISODES)
 
     async def one(number):
         async with admission.live:
