@@ -257,7 +257,10 @@ class Terminal:
         self.screen, inner = pty.openpty()
         command = [sys.executable, "-m", "longshort.cli", "chat", *arguments]
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-        self.process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, start_new_session=True, env=environment)
+        hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - it is ignored where the tests run in the background
+        self.process = subprocess.Popen(
+            command, stdin=inner, stdout=inner, stderr=inner, start_new_session=True, env=environment, preexec_fn=hears
+        )
         os.close(inner)
         self.seen = ""
 
