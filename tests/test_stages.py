@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from longshort.config import load
+from longshort.serving.folder import find_team
 from longshort.stages import stage_names
-from longshort.types import LongShortError
+from longshort.types import LONG, LongShortError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -43,6 +44,7 @@ def test_a_run_does_every_stage_once_and_summarises(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2] and "eval/accuracy" in rows[0]
     assert len((tmp_path / "run" / "episodes" / "step-000002.jsonl").read_text().splitlines()) == 16
+    assert find_team(tmp_path / "run" / "team").system.models[LONG].folder == str(tmp_path / "run" / "team" / "long")
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0 and again.stdout.count(", skipped") == 3 + 6 + 2
