@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longshort import __version__
@@ -76,6 +76,19 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
         return sub
 
+    _training(recipe_verb)
+    _evaluating(verb, recipe_verb)
+    _answering(verb)
+    _planning(recipe_verb)
+    verb("doctor", _doctor, "What is installed, which engine and device would be used, what is missing and how to get it.")
+    return parser
+
+
+Verb = Callable[..., argparse.ArgumentParser]
+"""Makes a command's parser: its name, its function, what it does."""
+
+
+def _training(recipe_verb: Verb) -> None:
     recipe_verb("run", _run, "All stages that the recipe configures, continuing where an earlier run stopped.")
     steps = ", ".join([*STEPS])
     coldstart = recipe_verb("coldstart", _coldstart, f"From long traces to two fine-tuned models, continuing where it stopped: {steps}.")
@@ -89,11 +102,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="continue from the newest, or this, checkpoint"
     )
+
+
+def _evaluating(verb: Verb, recipe_verb: Verb) -> None:
     evaluate = recipe_verb("eval", _eval, "Accuracy, tokens and cost of eval.systems on eval.benchmarks, side by side.")
     evaluate.add_argument("--systems", metavar="A,B", help="these systems instead of eval.systems, e.g. pair,single_long,single_long@3")
     evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the team checkpoint that is evaluated as trained (default: the newest)")
     evaluate.add_argument("--name", default="results", help="of the evaluation's files, eval/<name>.json (default: results)")
     evaluate.add_argument("--redo", action="store_true", help="first set aside what this evaluation has already")
+    page = verb("report", _report, "One page that opens offline: learning curves, accuracy against tokens, tables, every episode.")
+    page.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart; several are drawn together")
+    page.add_argument("--output", metavar="FILE", help="where the page goes (default: report.html in the first run's folder)")
+    page.add_argument("--episodes", type=int, default=5000, metavar="N", help="at most so many episodes (default: 5000)")
+    page.add_argument("--size", type=float, default=40, metavar="MB", help="of the episodes in the page, at most (default: 40)")
+    watch = "write it again while the run goes on (default: every 30)"
+    page.add_argument("--watch", nargs="?", type=int, const=30, metavar="SECONDS", help=watch)
+
+
+def _answering(verb: Verb) -> None:
     endpoint = verb("serve", _serve, "One OpenAI-compatible endpoint in which the pair answers, and a page to chat with it.")
     endpoint.add_argument("team", metavar="TEAM", help="a team folder, a checkpoint, a run's folder or a recipe")
     endpoint.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the team's, e.g. serve.max_queue=64")
@@ -115,13 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("--max-tokens", type=int, metavar="N", help="of both models together, per question (default: the team's)")
     talk.add_argument("--seed", type=int, metavar="N", help="the same for every question (default: a new one each)")
     talk.add_argument("--api-key-file", metavar="FILE", help="holds the key of the address (default: LONGSHORT_API_KEY, if set)")
-    page = verb("report", _report, "One page that opens offline: learning curves, accuracy against tokens, tables, every episode.")
-    page.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart; several are drawn together")
-    page.add_argument("--output", metavar="FILE", help="where the page goes (default: report.html in the first run's folder)")
-    page.add_argument("--episodes", type=int, default=5000, metavar="N", help="at most so many episodes (default: 5000)")
-    page.add_argument("--size", type=float, default=40, metavar="MB", help="of the episodes in the page, at most (default: 40)")
-    watch = "write it again while the run goes on (default: every 30)"
-    page.add_argument("--watch", nargs="?", type=int, const=30, metavar="SECONDS", help=watch)
+
+
+def _planning(recipe_verb: Verb) -> None:
     plan = recipe_verb("plan", _plan, "What would run where, how much memory it takes, and whether it fits.")
     plan.add_argument("--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder")
     plan.add_argument("--gpus", type=int, metavar="N", help="instead: where engines and learners would go on N GPUs (of each node)")
@@ -137,8 +159,6 @@ def _parser() -> argparse.ArgumentParser:
     on_gpus.add_argument("--fill-kv", action="store_true", help="KV caches take what is left instead of kv_cache_gib")
     on_gpus.add_argument("--kind", choices=["split", "colocated", "time-shared"], help="only layouts of this kind")
     on_gpus.add_argument("--rates", metavar="FILE", help="tokens per second in YAML, or a former run's metrics.jsonl (default: assumed)")
-    verb("doctor", _doctor, "What is installed, which engine and device would be used, what is missing and how to get it.")
-    return parser
 
 
 def _load(options: argparse.Namespace):

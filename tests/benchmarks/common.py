@@ -138,3 +138,21 @@ def _installed(library: str) -> str:
         return f"{library} {version(library)}"
     except PackageNotFoundError:
         return ""
+
+
+class Alone:
+    """One vLLM engine without anything around it."""
+
+    def __init__(self, model, config):
+        from longshort.backends.engine_loop import make_core
+
+        self.core = make_core("vllm", model, config, 0)
+
+    def run(self, requests):
+        """Seconds from the first request to the last token, and how many tokens were sampled."""
+        began, tokens = time.perf_counter(), 0
+        for number, (prompt, sampling) in enumerate(requests):
+            self.core.add(str(number), prompt, sampling)
+        while self.core.busy:
+            tokens += sum(len(completion.token_ids) for _, completion in self.core.step())
+        return time.perf_counter() - began, tokens

@@ -1,6 +1,6 @@
 """Importance rollouts per second through the pipeline against the engine alone on the same tokens.
 
-    python tests/benchmarks/rollouts.py [MODEL] [TRACES]        MODEL: a finished quickstart's runs/quickstart/models/base-short
+    python -m tests.benchmarks.rollouts [MODEL] [TRACES]      MODEL: a finished quickstart's runs/quickstart/models/base-short
 
 The pipeline: all prefixes of TRACES miniature traces (default 100), 8 rollouts each: prompts made, sent to an engine in a process of
 its own, graded and counted. Alone: the very same prompts, seeds and limits handed to the same kind of engine in one go, nothing graded.
@@ -24,27 +24,10 @@ from longshort.thoughts.rollouts import roll_out
 from longshort.thoughts.settings import ImportanceConfig
 from longshort.thoughts.traces import load_traces
 from longshort.types import SHORT
+from tests.benchmarks.common import Alone
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = 5
-
-
-class Alone:
-    """The engine without anything around it."""
-
-    def __init__(self, model, config):
-        from longshort.backends.engine_loop import make_core
-
-        self.core = make_core("vllm", model, config, 0)
-
-    def run(self, requests):
-        """Seconds from the first request to the last token, and how many tokens were sampled."""
-        began, tokens = time.perf_counter(), 0
-        for number, (prompt, sampling) in enumerate(requests):
-            self.core.add(str(number), prompt, sampling)
-        while self.core.busy:
-            tokens += sum(len(completion.token_ids) for _, completion in self.core.step())
-        return time.perf_counter() - began, tokens
 
 
 async def pipeline(engine, traces, seed):

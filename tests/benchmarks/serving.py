@@ -28,28 +28,10 @@ from longshort.serving.command import listen
 from longshort.serving.server import Listener, Service
 from longshort.serving.team import Team
 from tests import tiny_models
-from tests.benchmarks.common import RESULTS, Figure, leave, say, spread
+from tests.benchmarks.common import RESULTS, Alone, Figure, leave, say, spread
 
 CLIENTS, SLOTS, REQUESTS, QUEUE, BURST = 128, 32, 512, 128, 512
 WANTED = 0.8
-
-
-class Alone:
-    """One engine without anything around it."""
-
-    def __init__(self, model, config):
-        from longshort.backends.engine_loop import make_core
-
-        self.core = make_core("vllm", model, config, 0)
-
-    def run(self, requests):
-        """Seconds from the first request to the last token, and how many tokens were sampled."""
-        began, tokens = time.perf_counter(), 0
-        for number, (prompt, sampling) in enumerate(requests):
-            self.core.add(str(number), prompt, sampling)
-        while self.core.busy:
-            tokens += sum(len(completion.token_ids) for _, completion in self.core.step())
-        return time.perf_counter() - began, tokens
 
 
 class Recorded:
