@@ -151,7 +151,7 @@ def test_an_image_is_made_of_what_the_package_needs(tmp_path):
     assert {name for names in copied for name in names} == allowed
     for name in allowed:
         source, target = ROOT / name, tmp_path / "context" / name
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(source, target)
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     subprocess.run([*install, "--target", tmp_path / "installed", tmp_path / "context"], check=True, timeout=120)
     missing = [path for path in (ROOT / "longshort").rglob("*.*") if "__pycache__" not in path.parts]
