@@ -46,7 +46,7 @@ def evaluated(recipe):
             with GradingPool() as pool:
                 return {
                     temperature: await evaluate(
-                        team._engines(), team.protocol, PROBLEMS, pool, Decoding(temperature=temperature), seed=SEED
+                        team.engines(), team.protocol, PROBLEMS, pool, Decoding(temperature=temperature), seed=SEED
                     )
                     for temperature in (0.0, 1.0)
                 }

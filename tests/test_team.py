@@ -208,7 +208,7 @@ def test_a_team_answers_from_ordinary_code_as_its_evaluation_does(run, folder):
 
         async def evaluated():
             with GradingPool() as pool:
-                found = await evaluate(team._engines(), team.protocol, problems, pool, Decoding(temperature=1.0), seed=5)
+                found = await evaluate(team.engines(), team.protocol, problems, pool, Decoding(temperature=1.0), seed=5)
             return list(found.episodes)
 
         assert [texts(episode) for episode in team._thread.run(evaluated())] == [texts(episode) for episode in solved]

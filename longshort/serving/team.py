@@ -132,7 +132,7 @@ class Team:
             self._check_gpus()
             self._pair = await self._undo.enter_async_context(Pair(self.config, self.models, protocol=self.protocol))
             self._places, self._loop = asyncio.Semaphore(self.capacity), asyncio.get_running_loop()
-            await asyncio.gather(*map(_warm, self._engines().values()))
+            await asyncio.gather(*map(_warm, self.engines().values()))
         except BaseException:
             await self.__aexit__()
             raise
@@ -190,7 +190,7 @@ class Team:
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """By role: `busy_s`, `sampled_tokens`, `prompt_tokens`, `cached_tokens` since its process started, `restarts`, turns `waiting`."""
-        engines = self._engines()
+        engines = self.engines()
         found = await asyncio.gather(*(engine.stats() for engine in engines.values()))
         return {
             role: stats | {"restarts": engine.restarts, "waiting": engine.waiting}
@@ -219,7 +219,7 @@ class Team:
         return asked
 
     def _prepared(self, ask: Ask, problem: Problem) -> tuple[Asked, Mapping[str, Any]]:
-        asked, engines = self.protocol_for(ask), self._engines()
+        asked, engines = self.protocol_for(ask), self.engines()
         first = asked.next(())
         prompt = len(asked.render(problem, (), first, engines[first].tokenizer))
         if prompt >= engines[first].context:
@@ -228,7 +228,8 @@ class Team:
             )
         return asked, {role: engines[role] for role in asked.roles}
 
-    def _engines(self) -> Mapping[str, Any]:
+    def engines(self) -> Mapping[str, Any]:
+        """The engine of each role, while the team runs, in the event loop in which it does."""
         if self._pair is None:
             raise LongShortError("this team has not been started; use `async with team:`, or `team.solve(…)` from ordinary code")
         if asyncio.get_running_loop() is not self._loop:

@@ -148,7 +148,7 @@ async def main(source, runs, results):
     team = Team.from_pretrained(source, overrides=[*sizes, f"serve.max_queue={QUEUE}"])
     async with contextlib.AsyncExitStack() as undo:
         await undo.enter_async_context(team)
-        engines = {role: Recorded(engine) for role, engine in team._engines().items()}
+        engines = {role: Recorded(engine) for role, engine in team.engines().items()}
         alone = {}
         for role, model in team.models.items():
             engine = team.config.role(role).engine
