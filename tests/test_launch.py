@@ -149,6 +149,7 @@ def test_an_image_is_made_of_what_the_package_needs(tmp_path):
     copied = [words.split()[:-1] for words in re.findall(r"^COPY (.*)$", CONTAINER.read_text(), re.M)]
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {name for names in copied for name in names} == allowed
+    (tmp_path / "context").mkdir()
     for name in allowed:
         source, target = ROOT / name, tmp_path / "context" / name
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(source, target)

@@ -45,9 +45,7 @@ def evaluated(recipe):
         async with Team.from_pretrained(recipe) as team:
             with GradingPool() as pool:
                 return {
-                    temperature: await evaluate(
-                        team.engines(), team.protocol, PROBLEMS, pool, Decoding(temperature=temperature), seed=SEED
-                    )
+                    temperature: await evaluate(team.engines(), team.protocol, PROBLEMS, pool, Decoding(temperature=temperature), seed=SEED)
                     for temperature in (0.0, 1.0)
                 }
 
