@@ -67,6 +67,7 @@ def test_every_system_stands_in_the_results_and_what_cannot_be_loaded_is_told(fi
     assert done.stdout.count("starting engines") <= 12  # heartbeats included: two models, two starts
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_killed_on_its_way_and_continued_ends_with_the_same_numbers(recipe, first):
     _, folder = first
     started = subprocess.Popen(command(recipe, "second"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -114,6 +114,7 @@ def test_two_steps_of_both_roles_with_one_vllm_engine(tmp_path, base):
         assert (facts["r"], facts["lora_alpha"], facts["base_model_name_or_path"]) == (LORA[role]["r"], 16, base)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_adapters_takes_bit_equal_steps(tmp_path, base):
     same = {"max_steps": 3, "save_steps": 2, "deterministic": True, "backend": "transformers"}
     whole = LongShortTrainer(args=config(tmp_path / "whole", base, **same), reward=even_tokens)
