@@ -76,7 +76,9 @@ def _explain_one(item: Mapping[str, Any], known: Sequence[str], source: str) -> 
     # Pydantic's location holds the names of union branches too ("list[str]"), which mean nothing to a reader.
     path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
     if item["type"] != "extra_forbidden":
-        yield f"{source}: {path or 'recipe'}: {item['msg'].removeprefix('Value error, ')} (got {reprlib.repr(item['input'])})"
+        # What is wrong between two settings names both values itself; the whole section behind it would bury the sentence.
+        got = "" if isinstance(item["input"], dict) and item["type"] == "value_error" else f" (got {reprlib.repr(item['input'])})"
+        yield ": ".join(filter(None, (source, path, item["msg"].removeprefix("Value error, ")))) + got
         return
     for unknown in _expand(path, item["input"]):
         yield f"{source}: unknown key {unknown!r}; {_suggest(unknown, known)}"
