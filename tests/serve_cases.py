@@ -67,10 +67,10 @@ class ScriptedTeam(Team):
         system = System(name="pair", title="pair", models={}, protocol=make_protocol(config))
         super().__init__(Found(name="scripted", config=config, system=system))
         self.script, self.delay, self.follows = ANSWER, 0.0, True
-        self.engines = {role: ScriptedEngine(role, self) for role in ROLES}
+        self.scripted = {role: ScriptedEngine(role, self) for role in ROLES}
 
-    def _engines(self):
-        return self.engines
+    def engines(self):
+        return self.scripted
 
     async def stats(self):
         if any(line[2] == DIE for line in self.script):
@@ -83,7 +83,7 @@ class ScriptedTeam(Team):
     def play(self, *script, delay: float = 0.0) -> None:
         """What the engines say from now on; their counts start again."""
         self.script, self.delay = script, delay
-        for engine in self.engines.values():
+        for engine in self.scripted.values():
             engine.asked, engine.left, engine.samplings, engine.prompts = 0, 0, [], []
 
 

@@ -147,16 +147,16 @@ def test_each_way_to_stop_has_its_finish_reason(team, client, script, settings, 
 def test_settings_reach_the_engines(team, client):
     own = {"top_k": 5, "long_token_budget": 9}
     ask(client, temperature=0.25, top_p=0.9, seed=11, stop=["###"], max_completion_tokens=40, extra_body=own)
-    long, short = (team.engines[role].samplings[0] for role in (LONG, SHORT))
+    long, short = (team.scripted[role].samplings[0] for role in (LONG, SHORT))
     assert (long.temperature, long.top_p, long.top_k, long.max_tokens, long.stop) == (0.25, 0.9, 5, 9, ("</think>",))
     assert (short.max_tokens, short.stop) == (36, ("</answer>", "</rethink>", "###"))
     team.play(*ANSWER)
     ask(client)
-    assert team.engines[LONG].samplings[0].temperature == 0.5  # the team's own
+    assert team.scripted[LONG].samplings[0].temperature == 0.5  # the team's own
 
 
 def test_a_seed_repeats_and_answers_of_one_request_differ(team, client):
-    seeds = lambda: [sampling.seed for sampling in team.engines[LONG].samplings]  # noqa: E731
+    seeds = lambda: [sampling.seed for sampling in team.scripted[LONG].samplings]  # noqa: E731
     ask(client, seed=7, n=3)
     ask(client, seed=7, n=3)
     assert len(set(seeds())) == 3 and sorted(seeds()[:3]) == sorted(seeds()[3:])
@@ -167,7 +167,7 @@ def test_a_seed_repeats_and_answers_of_one_request_differ(team, client):
 
 
 def test_a_conversation_is_written_out_and_one_message_stands_as_it_is(team, client):
-    asked = lambda: team.engines[LONG].prompts[-1].partition("<|problem|>")[2].partition("<|solve|>")[0]  # noqa: E731
+    asked = lambda: team.scripted[LONG].prompts[-1].partition("<|problem|>")[2].partition("<|solve|>")[0]  # noqa: E731
     ask(client, [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "2?"}], "name": "ann"}])
     assert asked() == "1+2?"
     ask(client, [{"role": "system", "content": "Be brief."}, *QUESTION])
@@ -182,9 +182,9 @@ def test_a_conversation_is_written_out_and_one_message_stands_as_it_is(team, cli
 )
 def test_tags_and_special_tokens_in_a_question_are_data(team, client, text):
     assert ask(client, [{"role": "user", "content": text}]).choices[0].message.content == "Total: 3"
-    tokenizer = team.engines[LONG].tokenizer
+    tokenizer = team.scripted[LONG].tokenizer
     bytes_of_text = len(text.encode())
-    (prompt,) = team.engines[LONG].prompts
+    (prompt,) = team.scripted[LONG].prompts
     assert prompt == f"<|problem|>{text}<|solve|><think>"
     reply = ask(client, [{"role": "user", "content": text}])
     assert reply.usage.prompt_tokens == bytes_of_text + 3, tokenizer  # each byte of it is a token; one special token would be fewer
@@ -219,7 +219,7 @@ def test_what_cannot_be_is_refused_in_the_api_s_own_shape(team, client, settings
     for stream in ({}, {"stream": True}) if "stream_options" not in settings else ({},):
         error = refusal(client, **{"messages": QUESTION, **settings, **stream})
         assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
-        assert says in error["message"] and team.engines[LONG].asked == 0
+        assert says in error["message"] and team.scripted[LONG].asked == 0
 
 
 def test_what_asks_for_nothing_is_accepted(team, client):

@@ -65,7 +65,7 @@ def test_a_caller_who_leaves_frees_the_engine(server, team, more):
     team.play(*STUCK)
     with pytest.raises(httpx.ReadTimeout):
         in_many(server, 1, lambda client: client.post("/v1/chat/completions", json=BODY | more, timeout=0.5))
-    server.until(lambda: team.engines[LONG].left == 1 and server.service.gate.running == 0)
+    server.until(lambda: team.scripted[LONG].left == 1 and server.service.gate.running == 0)
 
 
 def test_a_caller_who_leaves_the_queue_gives_up_the_place(server, team):
@@ -79,7 +79,7 @@ def test_a_caller_who_leaves_the_queue_gives_up_the_place(server, team):
             with pytest.raises(httpx.ReadTimeout):
                 await client.post("/v1/chat/completions", json=BODY, timeout=0.3)
             await asyncio.to_thread(server.until, lambda: gate.waiting == 0)
-            left = gate.running, team.engines[LONG].asked
+            left = gate.running, team.scripted[LONG].asked
             for task in stuck:
                 task.cancel()
             await asyncio.gather(*stuck, return_exceptions=True)
@@ -94,7 +94,7 @@ def test_a_stream_that_is_closed_half_way_ends_its_episode(server, team):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
     with client, client.chat.completions.create(model="scripted", messages=QUESTION, stream=True) as stream:
         assert any(getattr(chunk.choices[0].delta, "reasoning_content", None) for chunk in stream)
-    server.until(lambda: team.engines[SHORT].left == 1)
+    server.until(lambda: team.scripted[SHORT].left == 1)
 
 
 def test_an_engine_that_is_given_up_fails_the_request_cleanly(server, team):
@@ -134,7 +134,7 @@ def test_an_answer_that_takes_too_long_is_given_up():
         server.team.play(*STUCK)
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
-        server.until(lambda: server.team.engines[LONG].left == 1)
+        server.until(lambda: server.team.scripted[LONG].left == 1)
 
 
 def test_a_drain_finishes_what_runs_and_takes_nothing_new():
@@ -162,14 +162,14 @@ def test_a_drain_fails_what_is_not_done_in_time():
         async def scene():
             async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
                 running = [asyncio.create_task(post(client, **more)) for more in ({}, {"stream": True})]
-                await asyncio.to_thread(server.until, lambda: server.team.engines[SHORT].asked == 2)
+                await asyncio.to_thread(server.until, lambda: server.team.scripted[SHORT].asked == 2)
                 finished = await asyncio.to_thread(server.call, server.service.gate.drain(0.1))
                 return [await one for one in running], finished
 
         (whole, streamed), finished = asyncio.run(scene())
         assert not finished and whole.status_code == 503 and "not done within 0.1 s" in whole.json()["error"]["message"]
         assert streamed.status_code == 200 and '"code":"draining"' in streamed.text and streamed.text.endswith("data: [DONE]\n\n")
-        assert server.team.engines[SHORT].left == 2
+        assert server.team.scripted[SHORT].left == 2
 
 
 def test_the_key_is_asked_for_and_never_told(capfd):
