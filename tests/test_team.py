@@ -219,7 +219,7 @@ def test_a_team_answers_from_ordinary_code_as_its_evaluation_does(run, folder):
         for event in team.stream(QUESTION, max_tokens=200):
             if isinstance(event, Piece):
                 break
-        assert all(engine.waiting == 0 for engine in team._thread.run(coroutine(team._engines))), "who leaves frees the engines"
+        assert all(engine.waiting == 0 for engine in team._thread.run(coroutine(team.engines))), "who leaves frees the engines"
         with pytest.raises(LongShortError, match="runs in another event loop"):
             asyncio.run(team.ask(Ask(question=QUESTION)))
         with pytest.raises(ImpossibleAsk, match=r"question takes \d+ tokens, but the long model's context holds 256"):
