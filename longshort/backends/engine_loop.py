@@ -23,8 +23,9 @@ Watch = Callable[[Sequence[int]], None]
 """Told a turn's ids so far, every now and then while it is being written."""
 News = tuple[str, Completion | tuple[int, tuple[int, ...]]]
 """A request's id, and its completion, or (position, ids) that have been written since the last news of it."""
-GATHER_S = 0.02
-"""Seconds that a finished turn waits for others to travel with. A message per engine step would cost as much as sampling a tiny model."""
+GATHER_S, GATHER_EACH_S = 0.05, 0.002
+"""Seconds that a finished turn waits for others to travel with: so many for each turn that is still wanted, and at most so many in all.
+A message per engine step would cost as much as sampling a tiny model; where little is being written, there is nobody to wait for."""
 TELL_S = 0.1
 """Seconds between two tellings of what watched turns hold so far: often enough for a reader, and each one costs the driver time."""
 
@@ -50,6 +51,7 @@ class EngineLoop:
         self._aborts: list[str] = []
         self._calls: list[tuple[str, tuple, Future]] = []
         self._done: list[tuple[str, Completion]] = []
+        self._open: set[str] = set()
         self._watched: dict[str, tuple[int, list[int]]] = {}
         self._told = -math.inf
         self._failure: BaseException | None = None
@@ -80,7 +82,7 @@ class EngineLoop:
         with self._changed:
             self._changed.wait_for(lambda: self._done or self._failure or self._drafts(), timeout)
         if self.core.busy and not self._failure:
-            time.sleep(GATHER_S)
+            time.sleep(min(GATHER_S, GATHER_EACH_S * len(self._open)))
         with self._changed:
             if self._failure:
                 raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
@@ -161,11 +163,13 @@ class EngineLoop:
             _call(core, *call)
         for request_id, prompt_ids, sampling, watched in inbox:
             core.add(request_id, prompt_ids, sampling)
+            self._open.add(request_id)
             if watched:
                 with self._changed:
                     self._watched[request_id] = (0, [])
         if aborts:
             core.abort(aborts)
+            self._open.difference_update(aborts)
             with self._changed:
                 for request_id in aborts:
                     self._watched.pop(request_id, None)
@@ -178,6 +182,7 @@ class EngineLoop:
         finished = core.step()
         self.busy_s += time.perf_counter() - began
         self.sampled_tokens += sum(len(completion.token_ids) for _, completion in finished)
+        self._open.difference_update(request_id for request_id, _ in finished)
         if finished or self._watched:
             with self._changed:
                 self._done.extend(finished)

@@ -7,6 +7,9 @@ sending its next question when the last is answered. Each engine decodes 32 mess
 bound: every message that the engines were asked for in a run, handed to the same kind of engine in one go, with nobody waiting for an
 answer and nothing around it; both engines at the same time, as in serving; the later one to finish counts. One warm-up, then the runs, each
 with new questions, whole and streamed. At the end a burst of more clients than there are places.
+
+First with vLLM on this machine's cores, which server and clients need too, then with engines in the same processes whose work is a sleep of
+15 ms a step: what serving costs where engines have devices of their own.
 """
 
 import argparse
@@ -18,9 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import ray
 
+from longshort.backends import ray_cluster
 from longshort.backends.vllm_engine import environment
 from longshort.config import dump
 from longshort.miniature.world import make_problems
@@ -29,8 +34,9 @@ from longshort.serving.server import Listener, Service
 from longshort.serving.team import Team
 from tests import tiny_models
 from tests.benchmarks.common import RESULTS, Alone, Figure, leave, say, spread
+from tests.benchmarks.sleeping import TalkingCore, remote_engine
 
-CLIENTS, SLOTS, REQUESTS, QUEUE, BURST = 128, 32, 512, 128, 512
+CLIENTS, SLOTS, REQUESTS, QUEUE, BURST, SLEEP_S = 128, 32, 768, 128, 512, 0.015
 WANTED = 0.8
 
 
@@ -104,13 +110,13 @@ def percentile(values, share):
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def figures(runs, stream):
+def figures(name, runs, stream):
     """The rows of one way to ask."""
-    kind = "streamed" if stream else "whole"
+    kind = f"{'streamed' if stream else 'whole'}, {name}"
     server, client = (median(run[key] for run in runs) for key in ("server_ms", "clients_ms"))
-    cause = (
-        f"server and clients take {server:.1f} and {client:.1f} ms of processor time per request from the cores that the engines decode on"
-    )
+    cause = f"Server and clients take {server:.1f} and {client:.1f} ms of processor time per request"
+    if name == "vLLM":
+        cause += "; the engines decode on the same cores, where the one with less to do takes many small steps, each as long as a full one"
     rows = [
         Figure(
             what=f"requests per second, {kind}, of the engines' alone",
@@ -118,16 +124,16 @@ def figures(runs, stream):
             ideal=(1.0,),
             limit="both engines alone, all messages at once",
             at_least=WANTED,
-            cause=cause,
+            cause=f"{cause}.",
         ),
         Figure(what=f"requests per second, {kind}", values=tuple(REQUESTS / run["seconds"] for run in runs), form="{:.1f}"),
     ]
-    for name, share in (("p50", 0.5), ("p95", 0.95)):
+    for point, share in (("p50", 0.5), ("p95", 0.95)):
         ends = tuple(percentile([end for _, _, end in run["answers"]], share) for run in runs)
-        rows.append(Figure(what=f"seconds to the end of an answer, {kind}, {name}", values=ends))
+        rows.append(Figure(what=f"seconds to the end of an answer, {kind}, {point}", values=ends))
         if stream:
             firsts = tuple(percentile([first for _, first, _ in run["answers"] if first is not None], share) for run in runs)
-            rows.append(Figure(what=f"seconds to the first text, {name}", values=firsts))
+            rows.append(Figure(what=f"seconds to the first text, {kind}, {point}", values=firsts))
     return rows
 
 
@@ -143,17 +149,43 @@ async def burst(clients, gate):
     )
 
 
-async def main(source, runs, results):
+class AloneAsleep(Alone):
+    """As Alone, with a core whose work is a sleep."""
+
+    def __init__(self, *arguments):
+        self.core = TalkingCore(*arguments)
+
+
+def digit(tokenizer):
+    return tokenizer.convert_tokens_to_ids("7")
+
+
+def sleeper(name, model, config, tokenizer, **_):
+    """In the place of `ray_cluster.make_engine`."""
+    return remote_engine(name, config, tokenizer, TalkingCore, SLOTS, SLEEP_S, digit(tokenizer))
+
+
+def by_itself(name, model, engine, tokenizer):
+    """An actor that holds the same kind of engine without anything around it."""
+    options = {"num_cpus": 0.1}
+    if name == "work a sleep":
+        return ray.remote(AloneAsleep).options(**options).remote(SLOTS, SLEEP_S, digit(tokenizer))
+    return ray.remote(Alone).options(**options, runtime_env={"env_vars": environment(engine, 1)}).remote(model, engine)
+
+
+async def serve(name, source, runs):
+    """(figures, notes) of the server over one kind of engines."""
     sizes = [f"{role}.engine.max_num_seqs={SLOTS}" for role in ("long", "short")]
     team = Team.from_pretrained(source, overrides=[*sizes, f"serve.max_queue={QUEUE}"])
     async with contextlib.AsyncExitStack() as undo:
+        if name == "work a sleep":
+            undo.enter_context(patch.object(ray_cluster, "make_engine", sleeper))
         await undo.enter_async_context(team)
         engines = {role: Recorded(engine) for role, engine in team.engines().items()}
-        alone = {}
-        for role, model in team.models.items():
-            engine = team.config.role(role).engine
-            options = {"num_cpus": 0.1, "runtime_env": {"env_vars": environment(engine, 1)}}
-            alone[role] = ray.remote(Alone).options(**options).remote(model, engine)
+        alone = {
+            role: by_itself(name, team.models[role], team.config.role(role).engine, engine.tokenizer)
+            for role, engine in team.engines().items()
+        }
         listening = undo.enter_context(contextlib.closing(listen("127.0.0.1", 0)))
         service = Service(team, name="team")
         server = Listener(service.app, keep_alive_s=75)
@@ -162,6 +194,7 @@ async def main(source, runs, results):
         await clients.start(listening.getsockname()[1])
         undo.callback(clients.stop)
         seen = {False: [], True: []}
+        say(f"{name}:")
         for run in range(runs + 1):
             for stream, kept in seen.items():
                 one = await measured(clients, engines, alone, run, stream)
@@ -171,10 +204,19 @@ async def main(source, runs, results):
         clients.stop()
         server.should_exit = True
         await serving
-    rows = [row for stream, kept in seen.items() for row in figures(kept, stream)]
+    rows = [row for stream, kept in seen.items() for row in figures(name, kept, stream)]
     busy = [spread([run[key] for run in seen[False]], "{:.1f}") for key in ("server_ms", "clients_ms")]
-    notes = [overload, f"processor time per whole request: server {busy[0]} ms, clients {busy[1]} ms; all on the engines' cores"]
-    leave("serving", __doc__, rows, results, notes)
+    return rows, [f"{name}: processor time per whole request: server {busy[0]} ms, clients {busy[1]} ms", f"{name}: {overload}"]
+
+
+async def main(source, runs, results):
+    config = Team.from_pretrained(source).config
+    undo = ray_cluster.start(config)
+    try:
+        found = [await serve(name, source, runs) for name in ("vLLM", "work a sleep")]
+    finally:
+        undo()
+    leave("serving", __doc__, [row for rows, _ in found for row in rows], results, [note for _, notes in found for note in notes])
 
 
 if __name__ == "__main__":

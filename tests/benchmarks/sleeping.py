@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,13 +55,16 @@ class SleepingCore:
     def step(self) -> list[tuple[str, Completion]]:
         while self._queue and len(self._writing) < self.slots:
             self._writing.append(self._queue.popleft())
-        time.sleep(self.seconds * len(self._writing))
+        time.sleep(self._cost())
         self.decoded += 1
         for turn in self._writing:
             turn["left"] -= 1
         finished = [turn for turn in self._writing if not turn["left"]]
         self._writing = [turn for turn in self._writing if turn["left"]]
         return [(turn["id"], self._completion(turn)) for turn in finished]
+
+    def _cost(self) -> float:
+        return self.seconds * len(self._writing)
 
     def _completion(self, turn: Mapping[str, Any]) -> Completion:
         count, updates = turn["tokens"], tuple(turn["updates"])
@@ -75,11 +79,43 @@ class SleepingCore:
         self.version = version
 
 
-class SleepingEngine(EngineLoop):
-    """As EngineActor of longshort/backends/ray_cluster.py."""
+class TalkingCore(SleepingCore):
+    """One whose turns end with a tag after a few tokens, drawn from the request's seed; the short model hands back every third time.
 
-    def __init__(self, slots: int, seconds: float):
-        super().__init__(lambda: SleepingCore(slots, seconds))
+    A step takes `seconds` however many turns it is writing, as a GPU's nearly does: a place left empty is a loss. Its words are `word`.
+    """
+
+    def __init__(self, slots: int, seconds: float, word: int):
+        super().__init__(slots, seconds)
+        self.word = word
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+        super().add(request_id, prompt_ids, sampling)
+        turn, dice = self._queue[-1], random.Random(sampling.seed)
+        wanted = dice.randint(6, 24)
+        if wanted <= sampling.max_tokens and sampling.stop_token_ids:
+            closing = -1 if dice.random() < 1 / 3 else 0
+            turn |= {"tokens": wanted, "left": wanted, "end": (sampling.stop_token_ids[closing], sampling.stop[closing])}
+
+    def _cost(self) -> float:
+        return self.seconds
+
+    def written(self) -> Iterator[tuple[str, Sequence[int]]]:
+        for turn in self._writing:
+            yield turn["id"], (self.word,) * (turn["tokens"] - turn["left"])
+
+    def _completion(self, turn: Mapping[str, Any]) -> Completion:
+        end, stop = turn.get("end", (self.word, "length"))
+        count = turn["tokens"] - 1
+        ids = (*(self.word,) * count, end)
+        return Completion(token_ids=ids, logprobs=(LOGPROB,) * len(ids), text="7" * (count + (stop == "length")), stop=stop, version=0)
+
+
+class SleepingEngine(EngineLoop):
+    """As EngineActor of longshort/backends/ray_cluster.py, with one of these cores."""
+
+    def __init__(self, core: type[SleepingCore], *arguments: Any):
+        super().__init__(lambda: core(*arguments))
 
     def ready(self) -> int:
         return os.getpid()
@@ -101,32 +137,36 @@ class SleepingLearner:
         return answers[method]()
 
 
+def remote_engine(role: str, config: LongShortConfig, tokenizer, core: type[SleepingCore], *arguments: Any) -> RemoteEngine:
+    """As `ray_cluster.make_engine`: an engine with such a core in a process of its own."""
+    actor = ray.remote(SleepingEngine).options(num_cpus=0, max_concurrency=8)
+    return RemoteEngine(
+        role,
+        config,
+        tokenizer,
+        engine=config.role(role).engine,
+        backend="sleeping",
+        model="",
+        spawn=lambda: actor.remote(core, *arguments),
+        kill=_kill,
+        failures=(RayError,),
+    )
+
+
+def _kill(actor, pid: int | None) -> None:
+    ray.kill(actor)
+
+
 @contextlib.contextmanager
 def policies(config: LongShortConfig, *, seconds: float, update_s: float = 0.0) -> Iterator[dict[str, LivePolicy]]:
     """Both roles, with as many places as the recipe's `max_num_seqs`; the cluster must be up."""
     with contextlib.ExitStack() as undo:
         live = {}
         for role in ROLES:
-            engine = config.role(role).engine
-            actor, learner = (
-                ray.remote(SleepingEngine).options(num_cpus=0, max_concurrency=8),
-                ray.remote(SleepingLearner).options(num_cpus=0),
-            )
-            spawn = lambda actor=actor, engine=engine: actor.remote(engine.max_num_seqs, seconds)  # noqa: E731
-            kill = lambda actor, pid: ray.kill(actor)  # noqa: E731
-            sampler = RemoteEngine(
-                role,
-                config,
-                build_tokenizer(role),
-                engine=engine,
-                backend="sleeping",
-                model="",
-                spawn=spawn,
-                kill=kill,
-                failures=(RayError,),
-            )
+            learner = ray.remote(SleepingLearner).options(num_cpus=0)
+            sampler = remote_engine(role, config, build_tokenizer(role), SleepingCore, config.role(role).engine.max_num_seqs, seconds)
             undo.callback(sampler.close)
-            trainer = RemoteLearner(role, [learner.remote(update_s)], kill=kill, death=RayActorError)
+            trainer = RemoteLearner(role, [learner.remote(update_s)], kill=_kill, death=RayActorError)
             undo.callback(trainer.close)
             live[role] = LivePolicy(role, sampler, trainer, config)
         yield live

@@ -24,7 +24,7 @@ from longshort.types import ROLES, Sampling
 from tests.benchmarks.common import Figure, leave, options, say, spread
 from tests.benchmarks.scripted import Scripted, config, draw_lengths, engines, make_models, problems
 
-SLOTS, EPISODES, EXCHANGES, SHORTEST, LONGEST, SLEEP_S = 8, 40, 2, 8, 56, 0.001
+SLOTS, EPISODES, EXCHANGES, SHORTEST, LONGEST, SLEEP_S = 8, 64, 2, 8, 56, 0.001
 
 
 async def ours(policies, asked, lengths, seed):

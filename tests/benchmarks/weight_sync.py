@@ -105,7 +105,6 @@ class Swaps:
         await self.policy.engine._actor.__ray_call__.remote(read, str(self.folder / "saved"))
 
     async def restart(self) -> None:
-        self.policy.engine.step_finished()
         await self.policy.engine.restart(RuntimeError("asked for"))
 
     async def run(self) -> None:
