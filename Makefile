@@ -16,7 +16,7 @@ help: ## what can be made
 setup: ## the environment in .venv (3 minutes once, then at once)
 	@bash launch/setup.sh
 
-quickstart: setup ## train two tiny models to solve problems together (10 to 15 minutes on 2 cores, more on slow ones)
+quickstart: setup ## train two tiny models to solve problems together (20 minutes on 2 quick and quiet cores, up to 50 on others)
 	@.venv/bin/longshort run recipes/quickstart.yaml $(ARGS)
 
 test: setup ## every test that takes less than a minute
@@ -28,7 +28,7 @@ test-all: setup ## every test
 test-algorithm: setup ## the tests that start no engine (half a minute)
 	@$(PYTHON) -m pytest -q -m "not engine and not slow" $(ARGS)
 
-bench: setup ## ratios to ideal limits, written to docs/performance.md (25 minutes on two quiet cores)
+bench: setup ## ratios to ideal limits, written to docs/performance.md (35 minutes on two quiet cores)
 	@$(PYTHON) -m tests.benchmarks.performance --measure $(ARGS)
 
 lint: setup ## ruff
