@@ -116,7 +116,7 @@ def figures(name, runs, stream):
     server, client = (median(run[key] for run in runs) for key in ("server_ms", "clients_ms"))
     cause = f"Server and clients take {server:.1f} and {client:.1f} ms of processor time per request"
     if name == "vLLM":
-        cause += "; the engines decode on the same cores, where the one with less to do takes many small steps, each as long as a full one"
+        cause += "; the engines decode on the same cores, where the less busy one takes many small steps, each nearly as long as a full one"
     rows = [
         Figure(
             what=f"requests per second, {kind}, of the engines' alone",
