@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longshort.config import LongShortConfig
     from longshort.evaluation.command import evaluate_recipe
-    from longshort.serving.team import Team
+    from longshort.recipe.schema import LongShortConfig
+    from longshort.team.team import Team
     from longshort.trainer import LongShortTrainer
     from longshort.types import LongShortError, Problem
 
 __version__ = "0.1.0"
 __all__ = ["LongShortConfig", "LongShortError", "LongShortTrainer", "Problem", "Team", "__version__", "evaluate_recipe"]
 _HOMES = {
-    "LongShortConfig": "config",
+    "LongShortConfig": "recipe.schema",
     "LongShortError": "types",
     "LongShortTrainer": "trainer",
     "Problem": "types",
-    "Team": "serving.team",
+    "Team": "team.team",
     "evaluate_recipe": "evaluation.command",
 }
 

@@ -162,14 +162,14 @@ def _planning(recipe_verb: Verb) -> None:
 
 
 def _load(options: argparse.Namespace):
-    from longshort.config import load
+    from longshort.recipe.schema import load
 
     return load(options.recipe, options.overrides)
 
 
 def _run(options: argparse.Namespace) -> int:
     config = _load(options)
-    from longshort.stages import run
+    from longshort.run import run
 
     run(config)
     return 0
@@ -178,7 +178,7 @@ def _run(options: argparse.Namespace) -> int:
 def _coldstart(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort import interruption
-    from longshort.thoughts.coldstart import cold_start
+    from longshort.coldstart.command import cold_start
 
     interruption.run(cold_start(config, only=getattr(options, "only", None), redo=options.redo))
     return 0
@@ -187,7 +187,7 @@ def _coldstart(options: argparse.Namespace) -> int:
 def _mixture(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort import interruption
-    from longshort.thoughts.mixture_run import run_mixture
+    from longshort.mixture.run import run_mixture
 
     interruption.run(run_mixture(config))
     return 0
@@ -195,7 +195,7 @@ def _mixture(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     config = _load(options)
-    from longshort.stages import after_cold_start
+    from longshort.run import after_cold_start
     from longshort.trainer import LongShortTrainer
 
     LongShortTrainer(args=after_cold_start(config)).train(resume=options.resume)
@@ -243,7 +243,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
-    from longshort.plan import check, plan, render
+    from longshort.planning.plan import check, plan, render
 
     status = 0
     if options.gpus is None:
@@ -253,7 +253,7 @@ def _plan(options: argparse.Namespace) -> int:
         print(render(planned))
         status = 1 if planned.too_small else 0
     else:
-        from longshort.placement_page import report, setup_of
+        from longshort.planning.placement_page import report, setup_of
 
         print(report(setup_of(config, options)))
     if options.dry_run:
@@ -263,7 +263,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from longshort.doctor import doctor, render
+    from longshort.planning.doctor import doctor, render
 
     rows, healthy = doctor()
     print(render(rows))

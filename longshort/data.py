@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from longshort.team.answers import last_boxed
+from longshort.dialogue.answers import last_boxed
 from longshort.types import LongShortError, Problem
 
 MAX_QUESTION = 100_000
@@ -79,8 +79,8 @@ def read_rows(source: str, limit: int | None) -> Rows:
 
 
 def _miniature(split: str, limit: int | None) -> Rows:
-    from longshort.miniature.settings import MiniatureConfig
     from longshort.miniature.world import make_problems
+    from longshort.recipe.miniature import MiniatureConfig
 
     for problem in make_problems(split, limit or MiniatureConfig().num_train, seed=0):
         yield f"miniature:{split}, {problem.id}", asdict(problem)

@@ -15,18 +15,19 @@ from statistics import fmean
 from typing import Any
 
 from longshort import console
-from longshort.backends import devices, ray_cluster, weight_transfer
-from longshort.backends.adapter_engine import AdapterEngine
-from longshort.backends.remote_engine import RemoteEngine
-from longshort.backends.remote_learner import RemoteLearner
-from longshort.backends.weight_sync import check_canary
-from longshort.backends.weight_transfer import ObjectStore
-from longshort.config import LongShortConfig
+from longshort.backends import devices, ray_cluster
+from longshort.backends.engines.adapter_engine import AdapterEngine
+from longshort.backends.engines.remote_engine import RemoteEngine
+from longshort.backends.learners.remote_learner import RemoteLearner
+from longshort.backends.time_share import InTurns, Resident
+from longshort.backends.weights import weight_transfer
+from longshort.backends.weights.weight_sync import check_canary
+from longshort.backends.weights.weight_transfer import ObjectStore
+from longshort.dialogue.grading import GradingPool
+from longshort.dialogue.protocols import PROTOCOLS, encode_problem
+from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.runner import Evaluation, evaluate
-from longshort.team.grading import GradingPool
-from longshort.team.protocols import PROTOCOLS, encode_problem
-from longshort.team.rollout import Decoding
-from longshort.time_share import InTurns, Resident
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import Completion, LongShortError, Problem, Sample, Sampling
 
 CANARY_TOKENS = 8

@@ -16,16 +16,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from longshort import checkpoint, console, interruption
-from longshort.config import LongShortConfig, dump, parse
+from longshort import console, interruption
+from longshort.dialogue.rewards import SynergyReward
+from longshort.dialogue.rollout import Admission, Decoding, RewardFunction, live_episodes
 from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages, zero_variance
 from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
 from longshort.pair import Pair, make_protocol
-from longshort.progress import Progress
-from longshort.strict_yaml import leaves
-from longshort.team.rewards import SynergyReward
-from longshort.team.rollout import Admission, Decoding, RewardFunction, live_episodes
+from longshort.recipe.schema import LongShortConfig, dump, parse
+from longshort.recipe.strict_yaml import leaves
+from longshort.recorder import Progress
+from longshort.runs import checkpoint
 from longshort.types import Group, LongShortError, Problem
 
 MAY_CHANGE = (
@@ -43,7 +44,7 @@ class LongShortTrainer:
 
     `long`, `short`: model folders or hub names (default: the recipe's). `train_dataset`: problems, or dicts with the columns that
     longshort/data.py knows (default: the recipe's `dataset`). `reward`: `(problem, episodes, progress) -> [Reward]`, plain or async
-    (default: the recipe's synergy reward). `protocol`: an object like those in longshort/team/protocols.py (default: the recipe's).
+    (default: the recipe's synergy reward). `protocol`: an object like those in longshort/dialogue/protocols.py (default: the recipe's).
     Raises LongShortError before anything starts if the settings, models or data cannot work.
     """
 
@@ -86,9 +87,9 @@ class LongShortTrainer:
         """Write the pair as it was last saved (`train` saves at its end) as a team folder; returns it, by default `output_dir`/team.
 
         It holds both models, their tokenizers, the protocol and a card; `Team.from_pretrained` and `longshort serve` take it
-        (longshort/serving/folder.py). Raises LongShortError where nothing was saved yet, or the protocol is not the recipe's.
+        (longshort/team/folder.py). Raises LongShortError where nothing was saved yet, or the protocol is not the recipe's.
         """
-        from longshort.serving.folder import save_team
+        from longshort.team.folder import save_team
 
         if type(self.protocol) is not type(make_protocol(self.config)):
             raise LongShortError(
@@ -100,8 +101,8 @@ class LongShortTrainer:
         return save_team(folder or self.output_dir / "team", self.config, checkpoint.latest(self.output_dir))
 
     def check(self) -> None:
-        """Refuse, before anything starts, what cannot work (LongShortError): see longshort/plan.py."""
-        from longshort.plan import check
+        """Refuse, before anything starts, what cannot work (LongShortError): see longshort/planning/plan.py."""
+        from longshort.planning.plan import check
 
         console.say("checking models, tokenizers, data and memory")
         check(self.config, problems=self.problems, protocol=self.protocol, graded=self.reward is None)

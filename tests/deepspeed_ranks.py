@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import torch
 
-from longshort.backends.torch_learner import TorchLearner
-from longshort.config import LongShortConfig
+from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.learning import step as step_module
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, LongShortError, Sample
 from tests.learning_cases import VOCABULARY, sample_like
 
@@ -48,7 +48,7 @@ def plain(config: LongShortConfig) -> LongShortConfig:
 
 
 def learner_of(folder: str, config: LongShortConfig, **options):
-    from longshort.backends.deepspeed_learner import DeepSpeedLearner
+    from longshort.backends.learners.deepspeed_learner import DeepSpeedLearner
 
     return DeepSpeedLearner(LONG, folder, config, 4, **options)
 
@@ -127,7 +127,7 @@ VARIANTS = [
 
 def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
     """A learner's days, good and bad: what each leaves behind. `torch_state` was saved by a torch learner."""
-    from longshort.backends.deepspeed_learner import empty_batch
+    from longshort.backends.learners.deepspeed_learner import empty_batch
 
     learner = learner_of(folder, recipe(learner=settings_of(int(stage)), max_skipped_steps=3))
     seen = {"start": learner.weights(), "nothing": learner.update([sample_like(1, advantage=0.0)])}
@@ -161,7 +161,7 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
 
 def parcels(folder: str, stage: str) -> dict:
     """What rank 0 packs for an engine after an update, CUDA's handles played by the buffer's bytes; then, what is refused and by whom."""
-    from longshort.backends import weight_outbox
+    from longshort.backends.weights import weight_outbox
 
     weight_outbox.gpu_id, weight_outbox.BUFFER_BYTES = (lambda: "gpu"), 1024
     weight_outbox.reduce_tensor = lambda buffer: (None, (bytes(buffer.numpy()),))
@@ -187,7 +187,7 @@ def parcels(folder: str, stage: str) -> dict:
 
 
 def count_parcels(outbox) -> int:
-    from longshort.backends.weight_outbox import parcel
+    from longshort.backends.weights.weight_outbox import parcel
 
     sizes, count = outbox._sizes(), 0
     while sizes:
@@ -222,7 +222,7 @@ def launch(ranks: int, function: str, *arguments: str, folder: Path, timeout: fl
 def main() -> None:
     folder, rank, ranks, function, *arguments = sys.argv[1:]
     torch.set_num_threads(1)
-    from longshort.backends.deepspeed_learner import join
+    from longshort.backends.learners.deepspeed_learner import join
 
     join(torch.distributed.FileStore(f"{folder}/store", int(ranks)), int(rank), int(ranks), 60.0, gpu=False)
     result = globals()[function](*arguments)

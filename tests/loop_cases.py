@@ -4,8 +4,8 @@ import asyncio
 import functools
 from collections import deque
 
+from longshort.dialogue.rollout import Admission, Decoding
 from longshort.learning.loop import role_schedule, roll_out, train_loop
-from longshort.team.rollout import Admission, Decoding
 from longshort.types import LONG, ROLES, SHORT, Completion, Problem, Reward
 
 PROBLEMS = [Problem(id=f"p{i}", question="?", answer="1") for i in range(40)]

@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-from longshort.config import LongShortConfig, dump
+from longshort.recipe.schema import LongShortConfig, dump
 from longshort.report.report_page import write_report
 
 ROLES = ("long", "short")

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from longshort.config import parse
+from longshort.dialogue.protocols import encode_plain, special_ids
 from longshort.evaluation.systems import System
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.pair import make_protocol
-from longshort.serving.folder import Found
+from longshort.recipe.schema import parse
 from longshort.serving.server import Service
-from longshort.serving.team import Team
-from longshort.team.protocols import encode_plain, special_ids
+from longshort.team.folder import Found
+from longshort.team.team import Team
 from longshort.types import LONG, ROLES, SHORT, Completion, LongShortError
 
 ANSWER = ((LONG, "a: 7.", "</think>"), (SHORT, "Total: 3", "</answer>"))

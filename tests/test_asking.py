@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 
+from longshort.coldstart.asking import QUOTED, Answered, Fault, NoUsableAnswer, ask_json, find_json
+from longshort.dialogue.rollout import stable_seed
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.rollout import stable_seed
-from longshort.thoughts.asking import QUOTED, Answered, Fault, NoUsableAnswer, ask_json, find_json
 from longshort.types import LONG, Completion, Sampling
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from longshort.backends import attention
-from longshort.backends.attention import boundaries, choose_attention, each_alone, row_budget
-from longshort.backends.learner_model import load_model
-from longshort.backends.torch_learner import TorchLearner
-from longshort.config import LongShortConfig
+from longshort.backends.learners import attention
+from longshort.backends.learners.attention import boundaries, choose_attention, each_alone, row_budget
+from longshort.backends.learners.learner_model import load_model
+from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.learning.packing import pack
 from longshort.learning.step import token_logprobs
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, LongShortError
 from tests.learning_cases import sample_like, save_tiny
 

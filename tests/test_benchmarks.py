@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
+from longshort.dialogue.answers import canonical, quick
+from longshort.dialogue.grading import GradingPool, Verdict
 from longshort.evaluation.benchmarks import BENCHMARKS, GoldCheck, check_golds, gpqa, load_benchmark
-from longshort.team.answers import canonical, quick
-from longshort.team.grading import GradingPool, Verdict
 from longshort.types import LongShortError, Problem
 
 OFFICIAL = {

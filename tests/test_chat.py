@@ -15,9 +15,9 @@ from rich.console import Console
 
 from longshort import cli
 from longshort.serving.api_key import read_key
-from longshort.serving.conversation import Finished, Piece, TurnBegan, TurnEnded
 from longshort.serving.screen import AnswerOnly, Plain, Screen
 from longshort.serving.wire import told
+from longshort.team.conversation import Finished, Piece, TurnBegan, TurnEnded
 from longshort.types import Completion, Episode, LongShortError, Problem, Turn
 from tests.chat_server import Scripted, finished, serving, turn
 
@@ -216,7 +216,7 @@ def test_a_team_on_this_machine(monkeypatch, capsys):
         episode=Episode(problem=Problem(id="p", question="?", answer=""), turns=(said,), stop="answered"), text="4", finish_reason="stop"
     )
     team = Team(TurnEnded(turn=said), end)
-    monkeypatch.setattr("longshort.serving.team.Team", team)
+    monkeypatch.setattr("longshort.team.team.Team", team)
     assert (
         cli.main(["chat", "runs/x/team", "long.engine.num_gpus=1", "--once", "2+2?", "--mode", "short", "--seed", "5", "--max-tokens", "9"])
         == 0
@@ -227,7 +227,7 @@ def test_a_team_on_this_machine(monkeypatch, capsys):
     assert team.log == [("runs/x/team", ["long.engine.num_gpus=1"]), "freed", "engines ended"]
     for interruption, status in ((KeyboardInterrupt, 130), (LongShortError, 1)):
         team = Team(interruption)
-        monkeypatch.setattr("longshort.serving.team.Team", team)
+        monkeypatch.setattr("longshort.team.team.Team", team)
         assert cli.main(["chat", "runs/x/team", "--once", "2+2?"]) == status and team.log[1:] == ["freed", "engines ended"]
     assert capsys.readouterr().out == "[short, not finished]\n4\n[stopped]\n"
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from longshort import checkpoint
+from longshort.runs import checkpoint
 from longshort.types import LongShortError
 
 
@@ -68,7 +68,7 @@ def test_nothing_to_resume_is_said(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from longshort import checkpoint
+from longshort.runs import checkpoint
 out = Path(sys.argv[1])
 print("ready", flush=True)
 for step in range(2, 10_000):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshort.thoughts import chunking
-from longshort.thoughts.chunking import OneParagraph, by_rules, check_blocks, cut, split_steps
-from longshort.thoughts.records import Thought
-from longshort.thoughts.settings import ChunkConfig
+from longshort.coldstart import chunking
+from longshort.coldstart.chunking import OneParagraph, by_rules, check_blocks, cut, split_steps
+from longshort.coldstart.records import Thought
+from longshort.recipe.coldstart import ChunkConfig
 from tests.test_asking import ScriptedEngine
 
 BLOCKS = {

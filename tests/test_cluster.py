@@ -74,7 +74,7 @@ def test_vllm_takes_new_weights_while_turns_are_being_written(cluster, models):
     """In a process of its own with an engine's environment, step by step, so that it is known how many tokens the old weights wrote."""
     import ray
 
-    from longshort.backends.vllm_engine import VllmCore, environment
+    from longshort.backends.engines.vllm_engine import VllmCore, environment
 
     config = cluster.long.engine
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from longshort.config import parse
-from longshort.thoughts.coldstart import check
+from longshort.coldstart.command import check
+from longshort.recipe.schema import parse
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 from tests import tiny_models
 
@@ -64,8 +64,8 @@ def test_from_a_file_of_traces_to_two_models(tmp_path):
     """One command, killed in the middle of the rollouts and started again; then a step made anew under another rule."""
     import random
 
-    from longshort.config import dump
     from longshort.miniature.world import make_problems, teacher_trace
+    from longshort.recipe.schema import dump
 
     problems = make_problems("train", 24, 0)
     rows = [{"problem": p.question, "answer": p.answer, "response": teacher_trace(p, random.Random(i))} for i, p in enumerate(problems)]
@@ -118,7 +118,7 @@ def test_from_a_file_of_traces_to_two_models(tmp_path):
 @pytest.mark.engine
 def test_real_traces_are_cut_by_the_command(tmp_path, shared_data):
     source = shared_data / "long_traces_amc23.jsonl"
-    from longshort.config import dump
+    from longshort.recipe.schema import dump
 
     config = recipe(tmp_path, dict.fromkeys(ROLES, "x"), traces=str(source))
     (tmp_path / "recipe.yaml").write_text(dump(config))

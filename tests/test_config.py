@@ -2,7 +2,7 @@
 
 import pytest
 
-from longshort.config import LongShortConfig, dump, load, lookup, parse
+from longshort.recipe.schema import LongShortConfig, dump, load, lookup, parse
 from longshort.types import LongShortError
 
 

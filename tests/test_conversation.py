@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from longshort.dialogue.protocols import LongShort, OneMessage
+from longshort.dialogue.rollout import Decoding
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.serving.conversation import Ask, Asked, Draft, Finished, ImpossibleAsk, Piece, TurnBegan, TurnEnded, converse
-from longshort.team.protocols import LongShort, OneMessage
-from longshort.team.rollout import Decoding
+from longshort.team.conversation import Ask, Asked, Draft, Finished, ImpossibleAsk, Piece, TurnBegan, TurnEnded, converse
 from longshort.types import LONG, SHORT, Completion, LongShortError, Problem
 
 PROBLEM = Problem(id="ask", question="Last digit of a: 7+b: 6?", answer="")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from longshort.backends import ray_cluster
-from longshort.backends.torch_learner import TorchLearner
+from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.types import LONG, LongShortError, Reward
 from tests import tiny_models
 from tests.deepspeed_ranks import CUTS, SAMPLES, VARIANTS, launch, plain, recipe, same, settings_of, torch_gradient_of, two_updates

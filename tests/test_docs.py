@@ -17,8 +17,8 @@ def blocks(section):
 
 
 def test_a_protocol_of_ones_own_takes_turns(monkeypatch):
+    from longshort.dialogue import protocols
     from longshort.miniature.tokenizer import build_tokenizer
-    from longshort.team import protocols
     from longshort.types import Problem
 
     monkeypatch.setattr(protocols, "PROTOCOLS", dict(protocols.PROTOCOLS))
@@ -61,7 +61,7 @@ def test_a_dataset_of_ones_own_is_read():
 
 
 def test_a_partition_rule_of_ones_own_is_a_line_in_the_table(monkeypatch):
-    from longshort.thoughts import partition
+    from longshort.coldstart import partition
 
     monkeypatch.setattr(partition, "PARTITIONS", dict(partition.PARTITIONS))
     blocks("A partition rule")
@@ -70,7 +70,7 @@ def test_a_partition_rule_of_ones_own_is_a_line_in_the_table(monkeypatch):
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
 def test_every_recipe_is_one(recipe):
-    from longshort.config import load
+    from longshort.recipe.schema import load
 
     assert load(ROOT / "recipes" / recipe).output_dir.startswith("runs/")
 
@@ -78,7 +78,7 @@ def test_every_recipe_is_one(recipe):
 def test_the_recipe_on_the_page_about_thoughts_is_one():
     import yaml
 
-    from longshort.config import parse
+    from longshort.recipe.schema import parse
 
     text = (ROOT / "docs" / "thoughts.md").read_text(encoding="utf-8")
     found = parse(yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S)[1]))

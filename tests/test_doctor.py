@@ -5,8 +5,8 @@ import sys
 import pytest
 from packaging.requirements import Requirement
 
-from longshort import doctor
-from longshort.doctor import MISSING, NOTE, OK, Finding
+from longshort.planning import doctor
+from longshort.planning.doctor import MISSING, NOTE, OK, Finding
 
 
 def states(rows):
@@ -87,7 +87,7 @@ def test_render_counts_what_is_missing():
 
 def test_asking_for_help_loads_no_heavy_library():
     heavy = {"torch", "ray", "vllm", "datasets", "transformers", "pyarrow"}
-    code = f"import sys, longshort.cli, longshort.doctor, longshort.config, longshort.data; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, longshort.cli, longshort.planning.doctor, longshort.recipe.schema, longshort.data; print(sorted({heavy} & set(sys.modules)))"
     assert doctor.probe({"imports": code}) == {"imports": (True, "[]")}
 
 

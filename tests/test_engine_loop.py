@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from longshort.backends import engine_loop
-from longshort.backends.engine_loop import GATHER_EACH_S, GATHER_S, EngineLoop
+from longshort.backends.engines import engine_loop
+from longshort.backends.engines.engine_loop import GATHER_EACH_S, GATHER_S, EngineLoop
 from longshort.types import Completion, Sampling
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longshort.episodes import episode_of, episode_row
+from longshort.runs.episodes import episode_of, episode_row
 from longshort.types import LONG, SHORT, Completion, Episode, Problem, Turn
 
 

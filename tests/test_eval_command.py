@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longshort.config import dump
+from longshort.recipe.schema import dump
 from tests import tiny_models
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

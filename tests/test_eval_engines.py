@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from longshort.backends import ray_cluster
-from longshort.config import parse
 from longshort.evaluation.engines import Engines
 from longshort.evaluation.systems import Model, System, in_order
-from longshort.model_files import identity
+from longshort.recipe.schema import parse
+from longshort.runs.model_files import identity
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 

@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from longshort.backends import ray_cluster
-from longshort.config import parse
 from longshort.evaluation.command import evaluate_recipe
 from longshort.interruption import Interrupted
+from longshort.recipe.schema import parse
 from longshort.types import LONG, SHORT, Completion, LongShortError
 from tests import tiny_models
 

@@ -2,11 +2,11 @@
 
 import asyncio
 
+from longshort.dialogue.protocols import LongShort
+from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.measures import summarise
 from longshort.evaluation.runner import evaluate
 from longshort.evaluation.tables import results_table
-from longshort.team.protocols import LongShort
-from longshort.team.rollout import Decoding
 from longshort.types import LONG, SHORT, Completion, Problem
 
 PRICES = {LONG: 1.0, SHORT: 0.5}

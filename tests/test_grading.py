@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from longshort.team import answers, grading_worker
-from longshort.team.grading import GradingPool, Verdict, check_gold, last_boxed
+from longshort.dialogue import answers, grading_worker
+from longshort.dialogue.grading import GradingPool, Verdict, check_gold, last_boxed
 from longshort.types import LongShortError, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ NEEDS_ALGEBRA = ("x+y", r"\boxed{y+x}")
 
 EVIL_WORKER = r"""
 import ctypes, sys, time
-import longshort.team.grading_worker as worker
+import longshort.dialogue.grading_worker as worker
 
 def compare(gold, answer):
     if "hang" in answer:
@@ -312,7 +312,7 @@ def test_close_leaves_no_process_and_refuses_more_work():
 
 PARENT = r"""
 import sys
-from longshort.team.grading import GradingPool
+from longshort.dialogue.grading import GradingPool
 class EvilPool(GradingPool):
     command = (sys.executable, sys.argv[1])
 pool = EvilPool(workers=2, timeout_s=600)
@@ -341,7 +341,7 @@ def test_workers_die_with_a_killed_parent_even_when_busy(tmp_path):
 def test_the_parent_never_imports_the_algebra():
     script = r"""
 import sys
-from longshort.team.grading import GradingPool
+from longshort.dialogue.grading import GradingPool
 with GradingPool() as pool:
     print(pool.grade_all([("x+y", r"\boxed{y+x}")])[0].reason, {"sympy", "math_verify"} & set(sys.modules))
 """

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshort.thoughts.importance import PENALTY, pooled, score, skeleton
+from longshort.coldstart.importance import PENALTY, pooled, score, skeleton
 
 
 def test_two_thoughts_by_hand():

@@ -2,7 +2,7 @@
 
 import json
 
-from longshort import jobs
+from longshort.backends import jobs
 
 
 def test_what_is_left_is_told_from_the_pace_of_this_part_alone(tmp_path, monkeypatch):

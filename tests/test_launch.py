@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from longshort import strict_yaml
+from longshort.recipe import strict_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -36,7 +36,7 @@ def test_the_lock_pins_everything_and_leaves_out_what_breaks_vllm():
 def test_the_lock_lies_within_the_ranges_of_the_package():
     from packaging.requirements import Requirement
 
-    from longshort.doctor import requirements
+    from longshort.planning.doctor import requirements
 
     pinned = {
         item.name.lower().replace("_", "-"): str(item.specifier).removeprefix("==")
@@ -110,7 +110,7 @@ def seconds(text: str) -> int:
 
 def test_every_served_command_is_one_with_settings_that_exist():
     from longshort import cli
-    from longshort.config import parse
+    from longshort.recipe.schema import parse
 
     assert len(served()) == 6
     for where, words in served().items():
@@ -126,7 +126,7 @@ def test_every_served_command_is_one_with_settings_that_exist():
 
 
 def test_whoever_ends_the_server_waits_for_its_answers():
-    from longshort.serving.settings import ServeConfig
+    from longshort.recipe.serving import ServeConfig
 
     unit = dict(line.split("=", 1) for line in SERVICE.read_text().splitlines() if re.match("[A-Z][A-Za-z]+=", line))
     services = yaml.safe_load(COMPOSE.read_text())["services"]
@@ -174,7 +174,7 @@ def test_the_system_service_is_one_and_exposes_little(tmp_path):
 
 @pytest.mark.engine
 def test_a_ray_job_trains_on_a_head_with_a_token_and_leaves_nothing_running(tmp_path):
-    from longshort.config import dump
+    from longshort.recipe.schema import dump
     from tests import tiny_models
 
     recipe = tmp_path / "x.yaml"

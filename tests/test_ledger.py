@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longshort.ledger import Ledger, read, set_aside
+from longshort.runs.ledger import Ledger, read, set_aside
 from longshort.types import LongShortError
 
 SETTINGS, INPUTS = {"n": 8, "rule": "metric"}, {"chunk": "ab12"}

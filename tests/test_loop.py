@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from longshort.dialogue.rollout import Admission, Decoding, run_group, stable_seed
 from longshort.learning.loop import role_schedule, train_loop, training_samples
-from longshort.team.rollout import Admission, Decoding, run_group, stable_seed
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Reward
 from tests.loop_cases import (
     EXCHANGES,

@@ -9,16 +9,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from longshort.backends.adapter_engine import AdapterEngine
-from longshort.backends.adapters import PREFIX, Adapter, check_adapter, matching, merged
-from longshort.backends.lora_learner import AdapterLearner, LoraLearner, _base_state, learner_class
-from longshort.backends.torch_learner import TorchLearner
-from longshort.backends.transformers_engine import TransformersLoraCore
-from longshort.config import parse
-from longshort.model_files import read_facts
-from longshort.plan import check_adapters, checkpoint_bytes, plan
-from longshort.role_sections import LoraSection
-from longshort.sections import EngineConfig
+from longshort.backends.engines.adapter_engine import AdapterEngine
+from longshort.backends.engines.transformers_engine import TransformersLoraCore
+from longshort.backends.learners.lora_learner import AdapterLearner, LoraLearner, _base_state, learner_class
+from longshort.backends.learners.torch_learner import TorchLearner
+from longshort.backends.weights.adapters import PREFIX, Adapter, check_adapter, matching, merged
+from longshort.planning.plan import check_adapters, checkpoint_bytes, plan
+from longshort.recipe.roles import LoraSection
+from longshort.recipe.schema import parse
+from longshort.recipe.sections import EngineConfig
+from longshort.runs.model_files import read_facts
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests import tiny_models
 from tests.learning_cases import sample_like, save_tiny, tiny_model

@@ -7,7 +7,7 @@ import torch
 
 from longshort.learning.losses import IMPORTANCE_CORRECTIONS, LOSSES, check, k3, token_weights
 from longshort.learning.step import token_loss
-from longshort.sections import LossConfig
+from longshort.recipe.sections import LossConfig
 from longshort.types import Batch, LongShortError
 from tests.learning_cases import sample_like
 

@@ -4,12 +4,12 @@ from statistics import fmean
 
 import pytest
 
+from longshort.dialogue.metrics import episode_metrics, group_metrics
+from longshort.dialogue.protocols import LongShort, Solo
 from longshort.evaluation import measures
 from longshort.evaluation.measures import Comparison, accuracy, accuracy_interval, aes, compare, overall, pass_at, summarise, wilson
 from longshort.evaluation.rethinking import PHRASES, rethinking_phrases
 from longshort.evaluation.runner import Evaluation
-from longshort.team.metrics import episode_metrics, group_metrics
-from longshort.team.protocols import LongShort, Solo
 from longshort.types import LONG, SHORT, Completion, Episode, Group, LongShortError, Problem, Reward, Turn
 
 PROTOCOL = LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60)

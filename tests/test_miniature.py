@@ -5,19 +5,11 @@ import re
 
 import pytest
 
+from longshort.dialogue.protocols import ROLE_TAGS, LongShort, Solo, demonstration, encode_plain, encode_problem
 from longshort.miniature.models import build_model, save
-from longshort.miniature.settings import ModelShape
 from longshort.miniature.tokenizer import EOS, FINAL_NOTICE, PAD, PROBLEM, SOLVE, build_tokenizer
-from longshort.miniature.world import (
-    PHRASES,
-    compressed_trace,
-    dialogue,
-    hard_parts,
-    make_problems,
-    teacher_trace,
-    terms_of,
-)
-from longshort.team.protocols import ROLE_TAGS, LongShort, Solo, demonstration, encode_plain, encode_problem
+from longshort.miniature.world import PHRASES, compressed_trace, dialogue, hard_parts, make_problems, teacher_trace, terms_of
+from longshort.recipe.miniature import ModelShape
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
 
 PROBLEM_48 = Problem(id="p", question="Last digit of a: 4*6*2-b: 9+c: 2*9*7?", answer="5")  # 48 - 9 + 126 = 165

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from longshort.thoughts.mixture import EVEN, WEIGHTINGS, Bounds, Measurement, choose, draw, reweigh, signals, smooth
+from longshort.mixture.reweighting import EVEN, WEIGHTINGS, Bounds, Measurement, choose, draw, reweigh, signals, smooth
 from longshort.types import LongShortError
 
 PAPER = Bounds(tokens_short=1121, accuracy_short=0.289, tokens_long=7380, accuracy_long=0.756)
@@ -151,7 +151,7 @@ def test_seed_step_and_what_was_drawn_say_which_rows_come_next():
 
 def test_the_mixer_loads_no_heavy_library():
     probe = (
-        "import sys, longshort.thoughts.mixture; print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys()))"
+        "import sys, longshort.mixture.reweighting; print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

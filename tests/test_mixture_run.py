@@ -14,20 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from longshort import checkpoint
 from longshort.backends import ray_cluster
-from longshort.config import LongShortConfig, dump, parse
+from longshort.coldstart.records import Trace
+from longshort.dialogue.protocols import Solo
 from longshort.learning.supervised import fit
 from longshort.miniature.models import build_model, save
-from longshort.miniature.settings import ModelShape
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.miniature.world import make_problems
-from longshort.team.protocols import Solo
-from longshort.thoughts import mixture_run
-from longshort.thoughts.mixture import Bounds, Measurement, choose, reweigh, signals
-from longshort.thoughts.mixture_inputs import as_sample, prepare
-from longshort.thoughts.mixture_run import run_mixture
-from longshort.thoughts.records import Trace
+from longshort.mixture import run as mixture_run
+from longshort.mixture.inputs import as_sample, prepare
+from longshort.mixture.reweighting import Bounds, Measurement, choose, reweigh, signals
+from longshort.mixture.run import run_mixture
+from longshort.recipe.miniature import ModelShape
+from longshort.recipe.schema import LongShortConfig, dump, parse
+from longshort.runs import checkpoint
 from longshort.types import LONG, LongShortError, Problem
 
 LONG_TRACE, SHORT_TRACE = "So the last digit is 7.\n\nCheck 7.\n\n\\boxed{7}", "\\boxed{3}"

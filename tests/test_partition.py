@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshort.thoughts.partition import PARTITIONS, capped, divide, messages
+from longshort.coldstart.partition import PARTITIONS, capped, divide, messages
 from longshort.types import LONG, SHORT
 
 SCORES = [0.2, 0.1, 0.3, 0.3, -0.25, 0.5]

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from longshort.team.rollout import Decoding, run_episode
+from longshort.dialogue.rollout import Decoding, run_episode
 from longshort.types import LONG, ROLES, SHORT, Completion, Problem
 from tests.benchmarks import performance, prefix_cache, turns
 from tests.benchmarks.common import Figure, figure_of, leave, slope, spread

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from longshort import cli, model_files, step_time
-from longshort.config import dump, parse
-from longshort.doctor import GIB
-from longshort.memory_formulas import activations_gib, torch_state, zero_state
-from longshort.model_files import PUBLISHED, ModelFacts
-from longshort.placement import Setup, best, chosen, engine_parts, host_gib, learner_parts
-from longshort.placement_page import report
-from longshort.step_time import Rates, Work, engine_rate, learner_rate, read_rates
+from longshort import cli
+from longshort.planning import step_time
+from longshort.planning.doctor import GIB
+from longshort.planning.placement import Setup, best, chosen, engine_parts, host_gib, learner_parts
+from longshort.planning.placement_page import report
+from longshort.planning.step_time import Rates, Work, engine_rate, learner_rate, read_rates
+from longshort.preflight.memory_formulas import activations_gib, torch_state, zero_state
+from longshort.recipe.schema import dump, parse
+from longshort.runs import model_files
+from longshort.runs.model_files import PUBLISHED, ModelFacts
 from longshort.types import LongShortError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"

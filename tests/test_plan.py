@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from longshort import memory
-from longshort.config import parse
-from longshort.doctor import GIB
-from longshort.miniature.settings import ModelShape, ShortShape
-from longshort.model_files import read_facts, shape_facts
-from longshort.plan import check, check_contexts, check_disk, check_memory, plan, render
+from longshort.planning.doctor import GIB
+from longshort.planning.plan import check, check_contexts, check_disk, check_memory, plan, render
+from longshort.preflight import memory
+from longshort.recipe.miniature import ModelShape, ShortShape
+from longshort.recipe.schema import parse
+from longshort.runs.model_files import read_facts, shape_facts
 from longshort.types import LongShortError, Problem
 
 pytestmark = pytest.mark.engine
@@ -153,7 +153,7 @@ def test_a_cache_smaller_than_one_dialogue_and_a_context_beyond_the_model_are_re
 
 
 def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(recipe, monkeypatch):
-    monkeypatch.setattr("longshort.plan.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("longshort.planning.plan.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     config = recipe(save_total_limit=3)
     with pytest.raises(LongShortError, match=r"4 checkpoints take 0\.0 GiB but 0\.0 GiB are free on that disk"):
         check_disk(config, {"long": read_facts(config.long.model, "long.model")})
@@ -233,7 +233,7 @@ def test_the_cold_starts_processes_are_listed_and_come_before_the_trainings(reci
 
 def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatch, capsys):
     from longshort import cli
-    from longshort.config import dump
+    from longshort.recipe.schema import dump
 
     (tmp_path / "recipe.yaml").write_text(dump(recipe()))
     assert cli.main(["plan", str(tmp_path / "recipe.yaml")]) == 0

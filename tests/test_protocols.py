@@ -5,11 +5,8 @@ import json
 
 import pytest
 
-from longshort.episodes import episode_of, episode_row
-from longshort.learning.samples import sample_of
-from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.answers import last_boxed
-from longshort.team.protocols import (
+from longshort.dialogue.answers import last_boxed
+from longshort.dialogue.protocols import (
     FINAL_NOTICE,
     LongShort,
     OneMessage,
@@ -19,7 +16,10 @@ from longshort.team.protocols import (
     encode_plain,
     encode_problem,
 )
-from longshort.team.rollout import Decoding, run_episode
+from longshort.dialogue.rollout import Decoding, run_episode
+from longshort.learning.samples import sample_of
+from longshort.miniature.tokenizer import build_tokenizer
+from longshort.runs.episodes import episode_of, episode_row
 from longshort.types import LONG, SHORT, Completion, LongShortError, Problem, Turn
 
 TOKENIZERS = {LONG: build_tokenizer(LONG), SHORT: build_tokenizer(SHORT)}

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from longshort.backends.remote_engine import RemoteEngine
-from longshort.config import parse
+from longshort.backends.engines.remote_engine import RemoteEngine
+from longshort.recipe.schema import parse
 from longshort.types import LONG, Completion, LongShortError, Sampling
 
 PLAIN, POISON = Sampling(max_tokens=9, stop=()), Sampling(max_tokens=9, stop=(), seed=666)

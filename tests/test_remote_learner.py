@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from longshort.backends import remote_learner
-from longshort.backends.remote_learner import RemoteLearner
+from longshort.backends.learners import remote_learner
+from longshort.backends.learners.remote_learner import RemoteLearner
 from longshort.types import LongShortError
 
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from longshort import __version__
-from longshort.config import parse
+from longshort.dialogue.grading import Verdict
+from longshort.dialogue.protocols import LongShort
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark
 from longshort.evaluation.command import evaluate_recipe, measure, measured_before
 from longshort.evaluation.results import Results, add_aes, add_overall, compared, measured, read_results, with_greedy
@@ -16,8 +17,7 @@ from longshort.evaluation.tables import markdown, results_table, titles
 from longshort.evaluation.tasks import Prepared
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.miniature.world import hard_parts, make_problems
-from longshort.team.grading import Verdict
-from longshort.team.protocols import LongShort
+from longshort.recipe.schema import parse
 from longshort.types import LONG, ROLES, SHORT, Completion, Episode, LongShortError, Problem, Turn
 
 FACTS = {"title": "Sums", "source": "sums.jsonl", "problems": 4, "golds_parsed": 4, "golds_verified": 4}

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from longshort.sections import LengthConfig, RewardConfig
-from longshort.team.rewards import LENGTH_TERMS, SynergyReward, length_weight
+from longshort.dialogue.rewards import LENGTH_TERMS, SynergyReward, length_weight
+from longshort.recipe.sections import LengthConfig, RewardConfig
 from longshort.types import LONG, SHORT, Completion, Episode, Problem, Turn
 
 PROBLEM = Problem(id="p", question="?", answer="3")

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
+from longshort.coldstart.asking import NoUsableAnswer
+from longshort.coldstart.records import Thought
+from longshort.coldstart.rewriting import REWRITERS, Context, Draft, DraftMessage, rewrite
+from longshort.dialogue.grading import GradingPool
 from longshort.miniature.rewriting import short_texts
-from longshort.team.grading import GradingPool
-from longshort.thoughts.asking import NoUsableAnswer
-from longshort.thoughts.records import Thought
-from longshort.thoughts.rewriting import REWRITERS, Context, Draft, DraftMessage, rewrite
-from longshort.thoughts.settings import RewriteConfig
+from longshort.recipe.coldstart import RewriteConfig
 from longshort.types import LONG, SHORT, LongShortError, Problem
 from tests.test_asking import ScriptedEngine
 

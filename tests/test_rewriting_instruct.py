@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from longshort.thoughts.asking import Fault, NoUsableAnswer
-from longshort.thoughts.records import Thought
-from longshort.thoughts.rewriting_instruct import DraftMessage, Rewritten, check_texts, rewrite_by_instruct, rewriting_request
+from longshort.coldstart.asking import Fault, NoUsableAnswer
+from longshort.coldstart.records import Thought
+from longshort.coldstart.rewriting_instruct import DraftMessage, Rewritten, check_texts, rewrite_by_instruct, rewriting_request
 from longshort.types import LONG, SHORT
 from tests.test_asking import ScriptedEngine
 

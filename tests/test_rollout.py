@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from longshort.dialogue.protocols import LongShort
+from longshort.dialogue.rollout import Admission, Decoding, run_episode, run_group, stable_seed
 from longshort.learning.loop import spoken, training_samples
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.protocols import LongShort
-from longshort.team.rollout import Admission, Decoding, run_episode, run_group, stable_seed
 from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Turn
 
 PROBLEM = Problem(id="p", question="Last digit of a: 7+b: 6?", answer="3")

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
+from longshort.coldstart.rollouts import CannotRoll, encode_prefixes, roll_out
+from longshort.dialogue.grading import GradingPool, Verdict
+from longshort.dialogue.protocols import THINK, encode_plain, encode_problem
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.grading import GradingPool, Verdict
-from longshort.team.protocols import THINK, encode_plain, encode_problem
-from longshort.thoughts.rollouts import CannotRoll, encode_prefixes, roll_out
-from longshort.thoughts.settings import ImportanceConfig
+from longshort.recipe.coldstart import ImportanceConfig
 from longshort.types import SHORT, Completion, Problem
 
 PROBLEM = Problem(id="p", question="Last digit of a: 4*6*2?", answer="8")

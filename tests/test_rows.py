@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from longshort.coldstart.rows import Unfit, renderer
+from longshort.dialogue.rollout import Decoding, run_episode
 from longshort.learning.samples import sample_of
 from longshort.miniature.tokenizer import FINAL_NOTICE, build_tokenizer
-from longshort.team.rollout import Decoding, run_episode
-from longshort.thoughts.rows import Unfit, renderer
 from longshort.types import LONG, ROLES, SHORT, Completion, Problem
 from tests.tiny_models import config
 

@@ -14,13 +14,13 @@ import openai
 import psutil
 import pytest
 
-from longshort.config import dump
+from longshort.dialogue.grading import GradingPool
+from longshort.dialogue.rollout import Decoding, stable_seed
 from longshort.evaluation.runner import evaluate
 from longshort.miniature.world import make_problems
+from longshort.recipe.schema import dump
 from longshort.serving.replies import texts
-from longshort.serving.team import Team
-from longshort.team.grading import GradingPool
-from longshort.team.rollout import Decoding, stable_seed
+from longshort.team.team import Team
 from longshort.types import ROLES
 from tests import tiny_models
 

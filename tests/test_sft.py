@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
+from longshort.coldstart.rows import renderer
+from longshort.coldstart.sft import deepspeed_settings, make_trainer, newest_checkpoint, train_role
+from longshort.coldstart.steps import spans
 from longshort.miniature.world import dialogue, make_problems
-from longshort.thoughts.rows import renderer
-from longshort.thoughts.sft import deepspeed_settings, make_trainer, newest_checkpoint, train_role
-from longshort.thoughts.steps import spans
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 from tests import tiny_models
 
@@ -48,14 +48,14 @@ def world(tmp_path_factory):
 
 
 def changed(recipe, role=SHORT, output_dir=None, **sft):
-    from longshort.config import parse
+    from longshort.recipe.schema import parse
 
     section = recipe.role(role).model_dump()
     return parse(recipe.model_dump() | {role: section | {"sft": section["sft"] | sft}} | ({"output_dir": output_dir} if output_dir else {}))
 
 
 def rows_of(recipe, role):
-    from longshort.thoughts.pipeline import folder_of
+    from longshort.coldstart.pipeline import folder_of
 
     lines = (folder_of(recipe) / "rows.jsonl").read_text().splitlines()
     return [json.loads(line)[role] for line in lines if json.loads(line)["outcome"] == "ok"]
@@ -64,7 +64,7 @@ def rows_of(recipe, role):
 def trainer_of(recipe, role, folder):
     from transformers import AutoTokenizer
 
-    from longshort.backends.learner_model import load_model
+    from longshort.backends.learners.learner_model import load_model
 
     model = recipe.role(role).model
     return make_trainer(
@@ -109,9 +109,9 @@ def run_role(recipe, role=SHORT, stop_after=None, monkeypatch=None):
     """`train_role` in this process; with `stop_after` it dies in that step."""
     import transformers
 
-    from longshort.model_files import identity
-    from longshort.thoughts.pipeline import folder_of
-    from longshort.thoughts.sft import model_folder
+    from longshort.coldstart.pipeline import folder_of
+    from longshort.coldstart.sft import model_folder
+    from longshort.runs.model_files import identity
 
     if stop_after is not None:
         original = transformers.Trainer.training_step
@@ -130,7 +130,7 @@ def elsewhere(recipe, folder, role=SHORT, **sft):
     """The same rows in another run folder."""
     import shutil
 
-    from longshort.thoughts.pipeline import folder_of
+    from longshort.coldstart.pipeline import folder_of
 
     shutil.copytree(folder_of(recipe), folder / "thoughts", ignore=shutil.ignore_patterns("sft*"))
     return changed(recipe, role, output_dir=str(folder), **sft)
@@ -184,11 +184,11 @@ def test_deepspeed_zero_2_reaches_the_same_loss(world, tmp_path):
     zero = {"zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     batch = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
     recipe = elsewhere(world, tmp_path / "deepspeed", deepspeed=zero | batch | {"gradient_clipping": 1.0})
-    from longshort.config import dump
+    from longshort.recipe.schema import dump
 
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     script = (
-        "import json, sys; from longshort.config import load; from tests.test_sft import run_role; "
+        "import json, sys; from longshort.recipe.schema import load; from tests.test_sft import run_role; "
         "result, *_ = run_role(load(sys.argv[1])); import deepspeed.comm as dist; print(json.dumps(result), dist.get_backend())"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "recipe.yaml")], capture_output=True, text=True, timeout=280)

@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from longshort import LongShortTrainer, checkpoint
+from longshort import LongShortTrainer
 from longshort.backends import ray_cluster
 from longshort.pair import Pair
+from longshort.runs import checkpoint
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests import tiny_models
 from tests.learning_cases import sample_like
@@ -47,8 +48,8 @@ def test_vllm_writes_each_turn_with_its_roles_adapter(cluster, tmp_path):
     """In a process of its own with an engine's environment, step by step; the model's head is tied."""
     import ray
 
-    from longshort.backends.vllm_engine import VllmLoraCore, environment
-    from longshort.role_sections import LoraSection
+    from longshort.backends.engines.vllm_engine import VllmLoraCore, environment
+    from longshort.recipe.roles import LoraSection
 
     path, engine = tiny_models.make(tmp_path, tied_short=True)[SHORT], cluster.long.engine
 

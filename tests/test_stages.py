@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from longshort.config import load
-from longshort.serving.folder import find_team
-from longshort.stages import stage_names
+from longshort.recipe.schema import load
+from longshort.run import stage_names
+from longshort.team.folder import find_team
 from longshort.types import LONG, LongShortError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from longshort import checkpoint
 from longshort.pair import LivePolicy
+from longshort.runs import checkpoint
 from longshort.types import LONG, SHORT, LongShortError, Sample
 from tests import tiny_models
 from tests.test_trainer import episodes, metrics, trainer

@@ -8,16 +8,8 @@ import torch
 from longshort.learning import step as step_module
 from longshort.learning.optim import build_optimizer
 from longshort.learning.packing import pack
-from longshort.learning.step import (
-    StepSettings,
-    Tally,
-    micro_batches,
-    policy_gradient_step,
-    token_logprobs,
-    token_loss,
-    token_statistics,
-)
-from longshort.sections import LossConfig
+from longshort.learning.step import StepSettings, Tally, micro_batches, policy_gradient_step, token_logprobs, token_loss, token_statistics
+from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import VOCABULARY, sample_like, tiny_model
 

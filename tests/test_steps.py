@@ -6,11 +6,11 @@ from dataclasses import asdict
 
 import pytest
 
-from longshort.config import parse
-from longshort.ledger import encode
-from longshort.thoughts import pipeline
-from longshort.thoughts.pipeline import folder_of, run_steps
-from longshort.thoughts.steps import spans
+from longshort.coldstart import pipeline
+from longshort.coldstart.pipeline import folder_of, run_steps
+from longshort.coldstart.steps import spans
+from longshort.recipe.schema import parse
+from longshort.runs.ledger import encode
 from longshort.types import Problem
 
 ROWS = [

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from longshort.config import parse
+from longshort.dialogue.protocols import LongShort, OneMessage, Solo, StoppedEarly
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark
 from longshort.evaluation.command import check_systems
 from longshort.evaluation.systems import PRESETS, systems_of
 from longshort.evaluation.tasks import Prepared
-from longshort.team.protocols import LongShort, OneMessage, Solo, StoppedEarly
+from longshort.recipe.schema import parse
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
 from tests import tiny_models
 

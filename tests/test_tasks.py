@@ -9,14 +9,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from longshort.config import parse
+from longshort.dialogue.grading import GradingPool, Verdict
+from longshort.dialogue.protocols import Solo
+from longshort.dialogue.rollout import Decoding, stable_seed
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark
 from longshort.evaluation.systems import Model, System
 from longshort.evaluation.tasks import Prepared, Task, load_benchmarks, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.grading import GradingPool, Verdict
-from longshort.team.protocols import Solo
-from longshort.team.rollout import Decoding, stable_seed
+from longshort.recipe.schema import parse
 from longshort.types import LONG, Completion, LongShortError, Problem
 
 PROBLEMS = tuple(Problem(id=name, question=f"{name}?", answer=answer) for name, answer in (("a", "0"), ("b", "1"), ("c", "0")))

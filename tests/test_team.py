@@ -10,15 +10,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from longshort import checkpoint
-from longshort.config import dump
+from longshort.dialogue.grading import GradingPool
+from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.runner import evaluate
 from longshort.miniature.world import make_problems
-from longshort.serving.conversation import Ask, Finished, ImpossibleAsk, Piece, TurnEnded
-from longshort.serving.folder import find_team, save_team
-from longshort.serving.team import Team
-from longshort.team.grading import GradingPool
-from longshort.team.rollout import Decoding
+from longshort.recipe.schema import dump
+from longshort.runs import checkpoint
+from longshort.team.conversation import Ask, Finished, ImpossibleAsk, Piece, TurnEnded
+from longshort.team.folder import find_team, save_team
+from longshort.team.team import Team
 from longshort.trainer import LongShortTrainer
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 from tests import tiny_models

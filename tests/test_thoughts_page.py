@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from longshort.ledger import Ledger
+from longshort.coldstart.importance import score
 from longshort.report.curves import Point, by_position, by_thoughts_kept, draw, means, shares
 from longshort.report.page import embed, told
 from longshort.report.thoughts_page import write_page
-from longshort.thoughts.importance import score
+from longshort.runs.ledger import Ledger
 from longshort.types import LongShortError
 from tests.browser import started_browser  # noqa: F401
 

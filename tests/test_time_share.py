@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from longshort import checkpoint
-from longshort.backends.transformers_engine import TransformersCore
-from longshort.config import parse
+from longshort.backends.engines.transformers_engine import TransformersCore
+from longshort.backends.time_share import InTurns
 from longshort.pair import LivePolicy
-from longshort.sections import EngineConfig
-from longshort.time_share import InTurns
+from longshort.recipe.schema import parse
+from longshort.recipe.sections import EngineConfig
+from longshort.runs import checkpoint
 from longshort.types import LONG, SHORT, LongShortError, Sample, Sampling
 from tests import tiny_models
 from tests.test_engines import PROMPTS, inflated, load, sample
@@ -181,7 +181,7 @@ def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
     import ray
 
     from longshort.backends import ray_cluster
-    from longshort.backends.vllm_engine import VllmCore, environment
+    from longshort.backends.engines.vllm_engine import VllmCore, environment
 
     config = EngineConfig(**tiny_models.ENGINE)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longshort.backends.learner_model import recompute_layers
-from longshort.backends.torch_learner import TorchLearner, step_settings
-from longshort.config import LongShortConfig
+from longshort.backends.learners.learner_model import recompute_layers
+from longshort.backends.learners.torch_learner import TorchLearner, step_settings
 from longshort.learning.supervised import endless_order, fit
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, SHORT, LongShortError, Sample
 from tests.learning_cases import sample_like, save_tiny, tiny_model
 

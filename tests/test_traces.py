@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from longshort.team.grading import GradingPool
-from longshort.thoughts.traces import load_traces, unwrapped
+from longshort.coldstart.traces import load_traces, unwrapped
+from longshort.dialogue.grading import GradingPool
 from longshort.types import LongShortError
 
 

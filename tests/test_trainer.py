@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from longshort import LongShortConfig, LongShortTrainer, checkpoint
-from longshort.config import dump
+from longshort import LongShortConfig, LongShortTrainer
 from longshort.learning.loop import Step
 from longshort.miniature.world import make_problems
-from longshort.progress import Progress
+from longshort.recipe.schema import dump
+from longshort.recorder import Progress
+from longshort.runs import checkpoint
 from longshort.types import LONG, SHORT, Completion, Episode, Group, LongShortError, Problem, Reward, Turn
 from tests import tiny_models
 

@@ -12,7 +12,7 @@ import torch
 from longshort.learning import step as step_module
 from longshort.learning.packing import pack
 from longshort.learning.step import token_logprobs
-from longshort.sections import LossConfig
+from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import sample_like, save_tiny, tiny_model
 

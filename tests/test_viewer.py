@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from longshort.dialogue.protocols import encode_plain
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.report.viewer import viewer_parts
 from longshort.report.viewer_data import choose, expand, pack, spread, squeeze
 from longshort.report.viewer_files import evaluation_source, find, read_line
 from longshort.report.viewer_vocabulary import candidates, recognises, table
-from longshort.team.protocols import encode_plain
 from longshort.types import LONG, ROLES, SHORT
 
 HOSTILE = (
@@ -35,7 +35,7 @@ def made_tokenizers():
 
 
 def row(problem, said, stop="answered", question="1+1?", **more):
-    """A line in the format of longshort/episodes.py; `said` is [(role, text, closing tag, token ids, log-probs)]."""
+    """A line in the format of longshort/runs/episodes.py; `said` is [(role, text, closing tag, token ids, log-probs)]."""
     turns = [
         {"role": role, "text": text, "stop": tag, "version": 3, "context_ids": [7, 8], "token_ids": ids, "logprobs": logprobs}
         for role, text, tag, ids, logprobs in said

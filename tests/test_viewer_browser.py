@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from longshort.dialogue.protocols import encode_plain
 from longshort.report.report_page import write_report
-from longshort.team.protocols import encode_plain
 from longshort.types import LONG, ROLES
 from tests.browser import started_browser  # noqa: F401
 from tests.test_viewer import HOSTILE, SHOWN_HOSTILE, made_tokenizers, row, tiny, write  # noqa: F401

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longshort.backends import vllm_inbox, weight_outbox
-from longshort.backends.torch_learner import TorchLearner
-from longshort.backends.vllm_inbox import Inbox
-from longshort.backends.weight_outbox import Outbox, parcel
-from longshort.config import LongShortConfig
+from longshort.backends.learners.torch_learner import TorchLearner
+from longshort.backends.weights import vllm_inbox, weight_outbox
+from longshort.backends.weights.vllm_inbox import Inbox
+from longshort.backends.weights.weight_outbox import Outbox, parcel
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import SHORT, LongShortError
 from tests.learning_cases import save_tiny
 

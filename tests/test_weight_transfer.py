@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from longshort.backends.devices import check_time_share, shares_gpu
-from longshort.backends.remote_engine import RemoteEngine
-from longshort.backends.vllm_engine import engine_arguments
-from longshort.backends.weight_transfer import CudaIpc, Nccl, ObjectStore, choose, engine_options, make_sync
-from longshort.config import LongShortConfig
-from longshort.sections import EngineConfig
+from longshort.backends.engines.remote_engine import RemoteEngine
+from longshort.backends.engines.vllm_engine import engine_arguments
+from longshort.backends.weights.weight_transfer import CudaIpc, Nccl, ObjectStore, choose, engine_options, make_sync
+from longshort.recipe.schema import LongShortConfig
+from longshort.recipe.sections import EngineConfig
 from longshort.types import LONG, LongShortError
 from tests.test_weight_halves import MANIFEST
 

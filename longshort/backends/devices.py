@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from longshort.config import LongShortConfig
-from longshort.sections import EngineConfig
+from longshort.recipe.schema import LongShortConfig
+from longshort.recipe.sections import EngineConfig
 from longshort.types import LONG, ROLES, LongShortError
 
 

@@ -32,14 +32,14 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from longshort.backends.adapter_engine import AdapterEngine
 from longshort.backends.devices import check_devices, engine_backend, shares_gpu
-from longshort.backends.engine_loop import EngineLoop, make_core
-from longshort.backends.remote_engine import RemoteEngine, reason_of
-from longshort.backends.remote_learner import RemoteLearner
-from longshort.config import LongShortConfig
-from longshort.role_sections import LoraSection
-from longshort.sections import EngineConfig
+from longshort.backends.engines.adapter_engine import AdapterEngine
+from longshort.backends.engines.engine_loop import EngineLoop, make_core
+from longshort.backends.engines.remote_engine import RemoteEngine, reason_of
+from longshort.backends.learners.remote_learner import RemoteLearner
+from longshort.recipe.roles import LoraSection
+from longshort.recipe.schema import LongShortConfig
+from longshort.recipe.sections import EngineConfig
 from longshort.types import LongShortError
 
 
@@ -93,7 +93,7 @@ class LearnerActor:
     def __init__(self, role: str, model: str, config: LongShortConfig, total_updates: int, threads: int):
         import torch
 
-        from longshort.backends.lora_learner import learner_class
+        from longshort.backends.learners.lora_learner import learner_class
 
         torch.set_num_threads(threads)
         self._learner = learner_class(config, role)(role, model, config, total_updates, reference_folder=config.role(role).model)
@@ -104,7 +104,7 @@ class LearnerActor:
 
     def send(self, step: str, *arguments: Any) -> Any:
         """A step of the learner's half of a weight transfer; what CUDA or NCCL say there is no failure of the engine."""
-        from longshort.backends.weight_outbox import Outbox
+        from longshort.backends.weights.weight_outbox import Outbox
 
         self._outbox = self._outbox or Outbox(self._learner)
         try:
@@ -133,7 +133,7 @@ class RankActor(LearnerActor):
         """Meet the other ranks, then load the model."""
         import torch
 
-        from longshort.backends.deepspeed_learner import DeepSpeedLearner, join
+        from longshort.backends.learners.deepspeed_learner import DeepSpeedLearner, join
 
         role, model, config, total_updates, threads = self._arguments
         torch.set_num_threads(threads)
@@ -259,7 +259,7 @@ def make_engine(
     backend = engine_backend(engine)
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if backend == "vllm":
-        from longshort.backends.vllm_engine import environment as vllm_environment
+        from longshort.backends.engines.vllm_engine import environment as vllm_environment
 
         environment = vllm_environment(engine, threads)
     options = {"num_cpus": cpu_share(), "num_gpus": engine.num_gpus, "max_concurrency": 8, "runtime_env": {"env_vars": environment}}

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longshort.config import lookup
 from longshort.data import GENERATORS, READERS, load_problems, normalise
-from longshort.team.grading import GradingPool
-from longshort.team.rollout import stable_seed
+from longshort.dialogue.grading import GradingPool
+from longshort.dialogue.rollout import stable_seed
+from longshort.recipe.schema import lookup
 from longshort.types import LongShortError, Problem
 
 GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")

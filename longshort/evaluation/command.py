@@ -11,17 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from longshort import checkpoint, console, interruption
-from longshort.config import LongShortConfig, parse
+from longshort import console, interruption
+from longshort.dialogue.grading import GradingPool
 from longshort.evaluation.names import ALL, STAGES, TRAINING
 from longshort.evaluation.results import Results, add_aes, add_overall, compared, measured, with_greedy
 from longshort.evaluation.systems import Model, System, in_order, systems_of
 from longshort.evaluation.tables import results_table, titles
 from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
-from longshort.ledger import set_aside
-from longshort.model_files import read_facts
 from longshort.pair import Pair
-from longshort.team.grading import GradingPool
+from longshort.recipe.schema import LongShortConfig, parse
+from longshort.runs import checkpoint
+from longshort.runs.ledger import set_aside
+from longshort.runs.model_files import read_facts
 from longshort.types import LONG, SHORT, LongShortError
 
 
@@ -55,7 +56,7 @@ def evaluate_recipe(
 
 def check_systems(config: LongShortConfig, systems: Sequence[System], benchmarks: Sequence[Prepared]) -> None:
     """Refuse, before an engine starts, models without files, tokenizers that do not fit, prompts that are too long."""
-    from longshort.plan import check_contexts, check_prompts, load_tokenizer
+    from longshort.planning.plan import check_contexts, check_prompts, load_tokenizer
 
     problems = [problem for benchmark in benchmarks for problem in benchmark.loaded.problems]
     checked: dict[tuple[Model, str], Any] = {}

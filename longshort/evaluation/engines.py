@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from longshort import console
 from longshort.backends import ray_cluster
-from longshort.backends.remote_engine import RemoteEngine
-from longshort.config import LongShortConfig
+from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.evaluation.systems import Model, System
-from longshort.model_files import find_folder
+from longshort.recipe.schema import LongShortConfig
+from longshort.runs.model_files import find_folder
 
 Key = tuple[str, str]
 """A model's folder, and the settings that its answers depend on."""

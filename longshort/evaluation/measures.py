@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from longshort.dialogue.metrics import episode_metrics
 from longshort.evaluation.rethinking import rethinking_phrases
 from longshort.evaluation.runner import Evaluation
-from longshort.team.metrics import episode_metrics
 from longshort.types import Episode, LongShortError, Problem
 
 Z95 = NormalDist().inv_cdf(0.975)

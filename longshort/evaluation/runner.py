@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longshort.episodes import episode_of, episode_row
-from longshort.ledger import Ledger
-from longshort.team.rollout import Decoding, Engine, run_episode, stable_seed
+from longshort.dialogue.rollout import Decoding, Engine, run_episode, stable_seed
+from longshort.runs.episodes import episode_of, episode_row
+from longshort.runs.ledger import Ledger
 from longshort.types import Episode, Problem
 
 

@@ -8,7 +8,7 @@
     single_long@3     the same, stopped after 3 thoughts and made to answer (any system in which one model answers alone, any number)
     long_plays_both   the trained long model in both roles; so short_plays_both
 
-`eval.systems` takes these names, or descriptions (longshort/sections.py, SystemConfig). `eval.cross_play` adds every long model of a list
+`eval.systems` takes these names, or descriptions (longshort/recipe/sections.py, SystemConfig). `eval.cross_play` adds every long model of a list
 of checkpoints with every short model of it.
 """
 
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longshort import checkpoint
-from longshort.config import LongShortConfig, lookup
+from longshort.dialogue.protocols import OneMessage, Solo, StoppedEarly
 from longshort.evaluation.names import cross_name, last_part
-from longshort.model_files import find_folder
 from longshort.pair import make_protocol
-from longshort.sections import SystemConfig
-from longshort.team.protocols import OneMessage, Solo, StoppedEarly
+from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.recipe.sections import SystemConfig
+from longshort.runs import checkpoint
+from longshort.runs.model_files import find_folder
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 PRESETS = {
@@ -168,8 +168,8 @@ def _is_made_here(config: LongShortConfig, stage: str) -> bool:
 
 def _made_here(config: LongShortConfig, stage: str, role: str, chosen: Path | None, where: str) -> str:
     """The folder of a model that this run made, or the recipe's own model; empty where the recipe names none."""
-    from longshort.stages import cold_folder
-    from longshort.thoughts.generators import base_model
+    from longshort.coldstart.generators import base_model
+    from longshort.run import cold_folder
 
     output_dir = Path(config.output_dir)
     if stage == "trained":

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from longshort import console
-from longshort.config import LongShortConfig
+from longshort.dialogue.grading import GradingPool
+from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark, check_golds, load_benchmark
 from longshort.evaluation.names import GREEDY, SAMPLED
 from longshort.evaluation.runner import Evaluation, attempt_key, evaluate, evaluation_of, write_to
 from longshort.evaluation.systems import System
-from longshort.ledger import Ledger, read, text_digest
-from longshort.model_files import identity
-from longshort.sections import BenchmarkEntry
-from longshort.team.grading import GradingPool
-from longshort.team.rollout import Decoding
+from longshort.recipe.schema import LongShortConfig
+from longshort.recipe.sections import BenchmarkEntry
+from longshort.runs.ledger import Ledger, read, text_digest
+from longshort.runs.model_files import identity
 from longshort.types import LongShortError
 
 LONGEST_PART = 100

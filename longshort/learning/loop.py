@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from longshort.dialogue.rollout import Admission, Decoding, Engine, RewardFunction, run_group, stable_seed
 from longshort.learning.samples import sample_of
-from longshort.team.rollout import Admission, Decoding, Engine, RewardFunction, run_group, stable_seed
 from longshort.types import Episode, Group, Problem, Sample
 
 T = TypeVar("T")

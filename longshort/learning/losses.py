@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longshort.sections import LossConfig
+from longshort.recipe.sections import LossConfig
 from longshort.types import LongShortError, Sample
 
 

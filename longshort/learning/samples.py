@@ -1,6 +1,6 @@
 """From episodes to training sequences: one sequence per (episode, role), the role's tokens exactly as sampled.
 
-Rendering is append-only (team/protocols.py), so the prompt of a role's last turn already holds everything that it read and wrote before.
+Rendering is append-only (dialogue/protocols.py), so the prompt of a role's last turn already holds everything that it read and wrote before.
 That prompt plus the last completion is the whole sequence: T tokens are learned from in one forward pass over T, not T².
 """
 
@@ -27,7 +27,7 @@ def sample_of(episode: Episode, role: str, advantage: float) -> Sample | None:
         if token_ids[:end] != turn.prompt_ids + turn.completion.token_ids:
             raise ValueError(
                 f"episode on problem {episode.problem.id}: the last prompt of {role!r} does not begin with the {end} ids "
-                f"of its turn {number} as sampled; rendering must be append-only (team/protocols.py)"
+                f"of its turn {number} as sampled; rendering must be append-only (dialogue/protocols.py)"
             )
         mask[start:end] = [1] * (end - start)
         logprobs[start:end] = turn.completion.logprobs

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longshort.learning import losses
 from longshort.learning.packing import pack
-from longshort.sections import LossConfig
+from longshort.recipe.sections import LossConfig
 from longshort.types import Batch, Sample
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSettings:
-    """What one update needs to know of the recipe (names as in longshort/config.py)."""
+    """What one update needs to know of the recipe (names as in longshort/recipe/schema.py)."""
 
     loss: LossConfig
     temperature: float
@@ -81,7 +81,7 @@ class StepSettings:
 
 
 class Alone:
-    """How one process does its part of an update: all of it. DeepSpeed's ranks do it together (backends/deepspeed_learner.py)."""
+    """How one process does its part of an update: all of it. DeepSpeed's ranks do it together (backends/learners/deepspeed_learner.py)."""
 
     writes = True
     """Whether this process is the one that writes files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longshort.miniature.settings import ModelShape
+from longshort.recipe.miniature import ModelShape
 from longshort.types import LongShortError
 
 if TYPE_CHECKING:

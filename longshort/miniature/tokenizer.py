@@ -6,8 +6,8 @@ must fail here, in seconds, and not on the first pair of real models.
 
 from __future__ import annotations
 
+from longshort.dialogue.protocols import ROLE_TAGS
 from longshort.miniature.world import PHRASES, RESTATE, WAIT
-from longshort.team.protocols import ROLE_TAGS
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 FINAL_NOTICE = "Last turn. "

@@ -5,14 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from longshort.config import LongShortConfig
-from longshort.jobs import Progress
-from longshort.learning.samples import sample_of
-from longshort.learning.supervised import fit
-from longshort.miniature.models import build_model, save
-from longshort.miniature.tokenizer import build_tokenizer
-from longshort.miniature.world import GAP, compressed_trace, dialogue, direct_ending, make_problems, teacher_trace
-from longshort.team.protocols import (
+from longshort.backends.jobs import Progress
+from longshort.dialogue.protocols import (
     END_ANSWER,
     END_THINK,
     RETHINK,
@@ -23,6 +17,12 @@ from longshort.team.protocols import (
     encode_problem,
     special_ids,
 )
+from longshort.learning.samples import sample_of
+from longshort.learning.supervised import fit
+from longshort.miniature.models import build_model, save
+from longshort.miniature.tokenizer import build_tokenizer
+from longshort.miniature.world import GAP, compressed_trace, dialogue, direct_ending, make_problems, teacher_trace
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, SHORT, Problem, Sample
 
 

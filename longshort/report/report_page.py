@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from longshort.evaluation import names
+from longshort.recipe.strict_yaml import leaves
 from longshort.report import page, pareto, run_files
 from longshort.report.panels import TRAINING, colour, draw_groups, window_of
 from longshort.report.plots import RUNS
 from longshort.report.run_files import RunFiles
 from longshort.report.tables import Entry, benchmark_tables, benchmark_title, benchmarks, entries
 from longshort.report.viewer import viewer_parts
-from longshort.strict_yaml import leaves
 from longshort.types import ROLES, LongShortError
 
 FEW = 6

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from longshort.recipe.strict_yaml import leaves, read_yaml
 from longshort.report.reading import reason
-from longshort.strict_yaml import leaves, read_yaml
 from longshort.types import LongShortError
 
 PARTS = ("recipe.yaml", "metrics.jsonl", "episodes", "eval")

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longshort.ledger import read
+from longshort.coldstart.pipeline import CONTINUE, DROPPED_BEFORE, STEPS
 from longshort.report.reading import reason
-from longshort.thoughts.pipeline import CONTINUE, DROPPED_BEFORE, STEPS
+from longshort.runs.ledger import read
 from longshort.types import ROLES, LongShortError
 
 

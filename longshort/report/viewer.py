@@ -28,7 +28,7 @@ class Viewer:
 
 
 def viewer_parts(runs: Sequence[Run], *, episodes: int = 5000, size_mb: float = 40) -> Viewer:
-    """The viewer of the runs' training and evaluation episodes (longshort/episodes.py), found in their folders.
+    """The viewer of the runs' training and evaluation episodes (longshort/runs/episodes.py), found in their folders.
 
     At most `episodes` of them are embedded, chosen evenly over steps and evaluations; when they are larger than `size_mb` (packed,
     1 MB = 10^6 bytes), the tokens of the oldest training steps are left out. Both are said on the page. A `</script>` in an

@@ -52,7 +52,7 @@ class LineTurn(_Shape):
 
 
 class Line(_Shape):
-    """One episode as longshort/episodes.py writes it, with what training or an evaluation added."""
+    """One episode as longshort/runs/episodes.py writes it, with what training or an evaluation added."""
 
     problem: LineProblem
     turns: list[LineTurn]

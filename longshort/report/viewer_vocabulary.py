@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from longshort import checkpoint
 from longshort.report.viewer_files import EVALUATION, Run, Source
+from longshort.runs import checkpoint
 from longshort.types import ROLES
 
 Samples = Sequence[tuple[list[int], str]]

@@ -136,7 +136,7 @@ class Here:
 
 @contextlib.contextmanager
 def _here(options: argparse.Namespace) -> Iterator[Here]:
-    from longshort.serving.team import Team
+    from longshort.team.team import Team
 
     with Team.from_pretrained(options.team, overrides=options.overrides) as team:
         yield Here(team)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from longshort import console, interruption
 from longshort.serving.api_key import read_key
-from longshort.serving.team import Team
+from longshort.team.team import Team
 from longshort.types import LongShortError
 
 NEEDS = ("starlette", "uvicorn", "prometheus_client")

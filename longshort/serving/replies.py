@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from longshort.serving.conversation import Finished, Piece, TurnEnded
-from longshort.team.protocols import RETHINK
+from longshort.dialogue.protocols import RETHINK
+from longshort.team.conversation import Finished, Piece, TurnEnded
 from longshort.types import LONG, ROLES, Episode, Turn
 
 BETWEEN = "\n\n"

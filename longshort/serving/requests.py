@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from longshort.serving.conversation import Ask, ImpossibleAsk
+from longshort.dialogue.rollout import stable_seed
 from longshort.serving.http_errors import ApiError, impossible, refused
-from longshort.team.rollout import stable_seed
+from longshort.team.conversation import Ask, ImpossibleAsk
 
 MAX_CHOICES, MAX_STOPS = 64, 16
 IGNORED = {"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls", "store"}

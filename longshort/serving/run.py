@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from longshort.serving.admission import Gate
-from longshort.serving.conversation import Ask, Event, Finished, ImpossibleAsk
 from longshort.serving.http_errors import ApiError, impossible
 from longshort.serving.metrics import Metrics
+from longshort.team.conversation import Ask, Event, Finished, ImpossibleAsk
 from longshort.types import LongShortError
 
 Batch = list[tuple[int, Event]]

@@ -24,15 +24,15 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from longshort.serving.admission import FAREWELL_S, Gate
-from longshort.serving.conversation import PAIR, Ask, Finished, Piece
 from longshort.serving.guard import Guard, read_body
 from longshort.serving.http_errors import ApiError, bug, on_api_error, on_bug, on_gone, on_http_exception
 from longshort.serving.metrics import FAILED, Metrics
 from longshort.serving.replies import DONE, Chat, Reply, Telling, Text, sse
 from longshort.serving.requests import ChatRequest, Sampled, TextRequest, read_request
 from longshort.serving.run import Batch, Run
-from longshort.serving.team import Team
 from longshort.serving.wire import told
+from longshort.team.conversation import PAIR, Ask, Finished, Piece
+from longshort.team.team import Team
 
 SHAPES = {ChatRequest: Chat, TextRequest: Text}
 Result = TypeVar("Result")
@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 class Service:
     """A live team behind HTTP: `app` is the ASGI application, `gate.drain` ends it in order.
 
-    `team` is a started longshort/serving/team.py Team, `name` what callers name as the model.
+    `team` is a started longshort/team/team.py Team, `name` what callers name as the model.
     `hosts`: the names under which the server may be called, empty for any; `pages`: routes beside the API's.
     """
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshort.serving.conversation import Event, Piece, TurnBegan, TurnEnded
-from longshort.team.protocols import RETHINK
+from longshort.dialogue.protocols import RETHINK
+from longshort.team.conversation import Event, Piece, TurnBegan, TurnEnded
 
 
 def told(event: Event) -> dict[str, Any]:

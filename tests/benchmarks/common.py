@@ -144,7 +144,7 @@ class Alone:
     """One vLLM engine without anything around it."""
 
     def __init__(self, model, config):
-        from longshort.backends.engine_loop import make_core
+        from longshort.backends.engines.engine_loop import make_core
 
         self.core = make_core("vllm", model, config, 0)
 

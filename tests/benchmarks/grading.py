@@ -72,7 +72,7 @@ def median_ratio(times: dict[str, list[float]]) -> float:
 
 
 def main() -> None:
-    from longshort.team.grading import GradingPool
+    from longshort.dialogue.grading import GradingPool
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9)

@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from longshort.config import LongShortConfig
 from longshort.learning.advantages import advantages
 from longshort.learning.loop import training_samples
 from longshort.learning.step import micro_batches
 from longshort.miniature.models import build_model, save
-from longshort.miniature.settings import ModelShape
 from longshort.miniature.tokenizer import build_tokenizer
+from longshort.recipe.miniature import ModelShape
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Sample, Turn
 from tests.benchmarks.common import Figure, leave, options, say, spread
 
@@ -134,7 +134,7 @@ class Duel:
     """Our learner and TRL's trainer, one step each in turn: processor seconds and clock seconds by side, and the first gradients."""
 
     def __init__(self, folder: Path, groups: list[Group], steps: int):
-        from longshort.backends.torch_learner import TorchLearner
+        from longshort.backends.learners.torch_learner import TorchLearner
 
         self.groups, self.samples, rollouts = groups, samples_of(groups), rollouts_of(groups)
         self.cpu: dict[str, list[float]] = {"TRL": [], "ours": []}

@@ -61,7 +61,7 @@ def update(way: str, kept: Path) -> None:
     from safetensors.torch import save_file
 
     from longshort.learning import step
-    from longshort.sections import LossConfig
+    from longshort.recipe.sections import LossConfig
     from longshort.types import LONG, Sample
 
     torch.set_num_threads(1)

@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 from statistics import fmean, median
 
+from longshort.dialogue.protocols import Solo
+from longshort.dialogue.rollout import Admission, Decoding
 from longshort.learning.advantages import advantages
 from longshort.learning.loop import roll_out, train_loop
 from longshort.pair import Pair
-from longshort.team.protocols import Solo
-from longshort.team.rollout import Admission, Decoding
 from longshort.types import LONG, ROLES, Reward
 from tests.benchmarks import sleeping
 from tests.benchmarks.common import Figure, leave, options, say, spread

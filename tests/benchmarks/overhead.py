@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from longshort.team.rollout import Decoding, run_episode, stable_seed
+from longshort.dialogue.rollout import Decoding, run_episode, stable_seed
 from longshort.types import LONG, ROLES, Sampling
 from tests.benchmarks import sleeping
 from tests.benchmarks.common import Figure, leave, options, say, spread

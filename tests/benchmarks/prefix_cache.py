@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from longshort.team.rollout import Decoding, run_episode, stable_seed
+from longshort.dialogue.rollout import Decoding, run_episode, stable_seed
 from longshort.types import ROLES
 from tests.benchmarks.common import Figure, leave, options, say, slope, spread
 from tests.benchmarks.scripted import Scripted, config, draw_lengths, engines, make_models, problems

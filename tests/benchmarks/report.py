@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from shutil import which
 
-from longshort.episodes import episode_row
+from longshort.dialogue.protocols import LongShort, demonstration
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.report.report_page import write_report
-from longshort.team.protocols import LongShort, demonstration
+from longshort.runs.episodes import episode_row
 from longshort.types import LONG, ROLES, SHORT, Problem
 from tests.browser import Browser
 

@@ -17,12 +17,12 @@ import ray
 from transformers import AutoTokenizer
 
 from longshort.backends import ray_cluster
-from longshort.backends.vllm_engine import environment
-from longshort.config import load
-from longshort.team.grading import GradingPool
-from longshort.thoughts.rollouts import roll_out
-from longshort.thoughts.settings import ImportanceConfig
-from longshort.thoughts.traces import load_traces
+from longshort.backends.engines.vllm_engine import environment
+from longshort.coldstart.rollouts import roll_out
+from longshort.coldstart.traces import load_traces
+from longshort.dialogue.grading import GradingPool
+from longshort.recipe.coldstart import ImportanceConfig
+from longshort.recipe.schema import load
 from longshort.types import SHORT
 from tests.benchmarks.common import Alone
 

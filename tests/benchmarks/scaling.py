@@ -19,14 +19,14 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
-from longshort.episodes import episode_row
+from longshort.dialogue.metrics import group_metrics
+from longshort.dialogue.rewards import SynergyReward
+from longshort.dialogue.rollout import Admission, Decoding
 from longshort.learning.advantages import advantages
 from longshort.learning.loop import roll_out, training_samples
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.sections import RewardConfig
-from longshort.team.metrics import group_metrics
-from longshort.team.rewards import SynergyReward
-from longshort.team.rollout import Admission, Decoding
+from longshort.recipe.sections import RewardConfig
+from longshort.runs.episodes import episode_row
 from longshort.types import ROLES, Completion
 from tests.benchmarks.common import Figure, leave, options, say, slope, spread
 from tests.benchmarks.scripted import Scripted, config, engines, make_models, problems

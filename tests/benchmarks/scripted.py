@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshort.config import LongShortConfig, parse
-from longshort.miniature.settings import LongShape, ModelShape
-from longshort.team.protocols import END_ANSWER, END_THINK, RETHINK, LongShort
+from longshort.dialogue.protocols import END_ANSWER, END_THINK, RETHINK, LongShort
+from longshort.recipe.miniature import LongShape, ModelShape
+from longshort.recipe.schema import LongShortConfig, parse
 from longshort.types import LONG, ROLES, Problem
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ from unittest.mock import patch
 import ray
 
 from longshort.backends import ray_cluster
-from longshort.backends.vllm_engine import environment
-from longshort.config import dump
+from longshort.backends.engines.vllm_engine import environment
 from longshort.miniature.world import make_problems
+from longshort.recipe.schema import dump
 from longshort.serving.command import listen
 from longshort.serving.server import Listener, Service
-from longshort.serving.team import Team
+from longshort.team.team import Team
 from tests import tiny_models
 from tests.benchmarks.common import RESULTS, Alone, Figure, leave, say, spread
 from tests.benchmarks.sleeping import TalkingCore, remote_engine

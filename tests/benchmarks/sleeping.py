@@ -17,12 +17,12 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from longshort.backends import ray_cluster
-from longshort.backends.engine_loop import EngineLoop
-from longshort.backends.remote_engine import RemoteEngine
-from longshort.backends.remote_learner import RemoteLearner
-from longshort.config import LongShortConfig
+from longshort.backends.engines.engine_loop import EngineLoop
+from longshort.backends.engines.remote_engine import RemoteEngine
+from longshort.backends.learners.remote_learner import RemoteLearner
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.pair import LivePolicy
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import ROLES, Completion, Sampling
 
 LOGPROB = -1.0

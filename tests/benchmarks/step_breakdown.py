@@ -22,10 +22,10 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
+from longshort.dialogue.rewards import SynergyReward
 from longshort.learning.loop import train_loop
 from longshort.learning.step import Alone
-from longshort.progress import Progress
-from longshort.team.rewards import SynergyReward
+from longshort.recorder import Progress
 from longshort.trainer import LongShortTrainer
 from tests import tiny_models
 from tests.benchmarks.common import Figure, leave, options, say, spread

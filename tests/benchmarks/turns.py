@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from longshort.team.rollout import Admission, Decoding, live_episodes, run_episode, stable_seed
+from longshort.dialogue.rollout import Admission, Decoding, live_episodes, run_episode, stable_seed
 from longshort.types import ROLES, Sampling
 from tests.benchmarks.common import Figure, leave, options, say, spread
 from tests.benchmarks.scripted import Scripted, config, draw_lengths, engines, make_models, problems

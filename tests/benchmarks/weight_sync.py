@@ -25,11 +25,11 @@ from statistics import median
 from unittest.mock import patch
 
 from longshort.backends import ray_cluster
-from longshort.config import LongShortConfig
 from longshort.miniature.models import build_model, save
-from longshort.miniature.settings import LongShape, ModelShape
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.pair import LivePolicy
+from longshort.recipe.miniature import LongShape, ModelShape
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, Sample
 from tests.benchmarks.common import Figure, leave, options, say, spread
 

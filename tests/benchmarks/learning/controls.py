@@ -17,13 +17,13 @@ import math
 import sys
 from pathlib import Path
 
-from longshort import checkpoint
 from longshort.backends import ray_cluster
-from longshort.config import load, parse
+from longshort.dialogue.protocols import Solo
 from longshort.evaluation.command import measure, measured_before
 from longshort.evaluation.tables import results_table
 from longshort.pair import Pair, make_protocol
-from longshort.team.protocols import Solo
+from longshort.recipe.schema import load, parse
+from longshort.runs import checkpoint
 from longshort.trainer import LongShortTrainer
 from longshort.types import LONG, ROLES, SHORT
 

@@ -19,13 +19,13 @@ import shutil
 from pathlib import Path
 from statistics import fmean
 
-from longshort import checkpoint
 from longshort.backends import ray_cluster
-from longshort.config import load
+from longshort.dialogue.protocols import Solo
 from longshort.evaluation.command import measure
+from longshort.mixture.run import run_mixture
 from longshort.pair import Pair
-from longshort.team.protocols import Solo
-from longshort.thoughts.mixture_run import run_mixture
+from longshort.recipe.schema import load
+from longshort.runs import checkpoint
 from longshort.types import LONG
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "tldr.yaml"

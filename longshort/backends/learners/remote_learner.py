@@ -1,0 +1,100 @@
+"""The driver's side of a learner in other processes: one, or several ranks that do everything together.
+
+Ray-free: what kills a process, and the error of one that died, are handed in (longshort/backends/ray_cluster.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from longshort.backends.engines.remote_engine import reason_of
+from longshort.types import LongShortError, Sample
+
+SETTLE_S = 5.0
+"""How long the ranks are listened to once one of them has failed: whom the others lost is often told of after them."""
+
+
+class RemoteLearner:
+    """Every method of TorchLearner, awaited. All ranks run it, the first one's answer counts.
+
+    A process that dies is a LongShortError. So is a rank that fails alone or lets the others wait for `learner.timeout_s`: it is named,
+    and the others are ended, for they would wait for it.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        actors: Sequence[Any],
+        *,
+        kill: Callable[[Any, int | None], None],
+        death: type[BaseException],
+        joined: Sequence[Any] = (),
+    ):
+        self.role, self._actors, self._kill, self._death, self._joined = role, actors, kill, death, joined
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        if self._joined:
+            joined, self._joined = self._joined, ()
+            await self._first(joined)
+        return await self._first([actor.call.remote(method, *arguments) for actor in self._actors])
+
+    async def send(self, step: str, *arguments: Any) -> Any:
+        """A step of the learner's half of a weight transfer (longshort/backends/weights/weight_outbox.py)."""
+        return await self._first([actor.send.remote(step, *arguments) for actor in self._actors])
+
+    async def address(self) -> tuple[str, int]:
+        """A free port of rank 0's node, for an engine to meet it."""
+        return await self._first([self._actors[0].address.remote()])
+
+    async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
+        return await self.call("update", list(samples))
+
+    def weights(self) -> Any:
+        """A reference to the weights in the object store, not the weights."""
+        first, *_ = [actor.call.remote("weights") for actor in self._actors]
+        return first
+
+    def close(self) -> None:
+        for actor in self._actors:
+            self._kill(actor, None)
+
+    async def _first(self, references: Sequence[Any]) -> Any:
+        """The first rank's answer, once all have answered."""
+        tasks = [asyncio.ensure_future(_answer(reference)) for reference in references]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if any(task.done() and task.exception() for task in tasks):
+                await asyncio.wait(tasks, timeout=SETTLE_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+        errors = {rank: _told(task.exception()) for rank, task in enumerate(tasks) if task.done() and task.exception()}
+        if errors:
+            raise self._failure(errors, [rank for rank, task in enumerate(tasks) if not task.done()])
+        return tasks[0].result()
+
+    def _failure(self, errors: Mapping[int, BaseException], silent: Sequence[int]) -> BaseException:
+        """What to raise; unless all ranks refuse for the same reason, they are of no use any more."""
+        ranks = len(self._actors)
+        dead = {rank: error for rank, error in errors.items() if isinstance(error, self._death)}
+        agreed = len(errors) == ranks and all(isinstance(error, LongShortError) for error in errors.values())
+        if agreed or (ranks == 1 and not dead):
+            return errors[0]
+        self.close()
+        told = [f"rank {rank} of {ranks}: {reason_of(error)}" for rank, error in (dead or errors).items()]
+        if not dead:
+            told = [f"rank {rank} of {ranks} gives no sign of life" for rank in silent] + told
+        reasons = "; ".join(told) if ranks > 1 else reason_of(dead[0])
+        return LongShortError(f"the {self.role} learner {'died' if dead else 'failed'}: {reasons}; resume from the last checkpoint")
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference
+
+
+def _told(error: BaseException) -> BaseException:
+    """The error that the process raised, if it was meant to be read."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, LongShortError) else error

@@ -1,0 +1,69 @@
+"""The models that make cold-start data, each behind an engine of ours: the instruct model and the rollout model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from longshort import console
+from longshort.backends import ray_cluster
+from longshort.backends.engines.remote_engine import RemoteEngine
+from longshort.recipe.coldstart import GeneratorConfig
+from longshort.recipe.schema import LongShortConfig
+from longshort.runs.model_files import find_folder, identity
+from longshort.types import SHORT, LongShortError
+
+
+def base_model(config: LongShortConfig, role: str) -> str:
+    """The model of a role before its cold start: the recipe's, or the one that the miniature's base training made."""
+    model = config.role(role).model
+    if model or not config.miniature:
+        return model
+    folder = Path(config.output_dir) / "models" / f"base-{role}"
+    if not (folder / "config.json").is_file():
+        raise LongShortError(f"{role}.model is empty and {folder} is not there; run `longshort run` first (stage base), or name a model")
+    return str(folder)
+
+
+def rollout_generator(config: LongShortConfig) -> GeneratorConfig:
+    """Who continues prefixes: `coldstart.rollout`, else the short role's model before its cold start."""
+    return config.coldstart.rollout or GeneratorConfig(model=base_model(config, SHORT), engine=config.short.engine)
+
+
+def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
+    """What the generator's answers depend on: the model, not where it lies; the engine's arithmetic and context, not its memory."""
+    engine = generator.engine.model_dump(include={"backend", "dtype", "max_model_len"})
+    return {"model": identity(generator.model, f"{key}.model"), **engine}
+
+
+@asynccontextmanager
+async def engines(config: LongShortConfig, name: str, generator: GeneratorConfig, count: int = 1) -> AsyncIterator[list[RemoteEngine]]:
+    """`count` engines with the same model, started side by side; `name` is the recipe's key, for errors."""
+    from transformers import AutoTokenizer
+
+    if not generator.model:
+        raise LongShortError(f"{name}.model is empty: name a model folder or a hub name")
+    folder = str(find_folder(generator.model, f"{name}.model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with ExitStack() as undo:
+        undo.callback(ray_cluster.start(config))
+        started = []
+        for _ in range(count):
+            started.append(ray_cluster.make_engine(name, folder, config, tokenizer, engine=generator.engine))
+            undo.callback(started[-1].close)
+        async with console.heartbeat(lambda: f"starting {count} engine(s) for {name} ({started[0].backend})"):
+            await asyncio.gather(*(engine.start() for engine in started))
+        yield started
+
+
+@asynccontextmanager
+async def instruct_engine(config: LongShortConfig, wanted: bool) -> AsyncIterator[RemoteEngine | None]:
+    """The instruct model's engine, or None where the recipe does not need it."""
+    if not wanted:
+        yield None
+        return
+    async with engines(config, "coldstart.instruct", config.coldstart.instruct) as (engine,):
+        yield engine

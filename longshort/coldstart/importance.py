@@ -1,0 +1,92 @@
+"""How much each thought of a trace matters (arXiv 2505.11827, section 3.2).
+
+A small non-reasoning model continues every prefix y_1..y_i of a trace N times; P_i is the share of continuations that reach the right
+answer, P_0 that from the problem alone. Then
+
+    M(y_i) = log2(1 + T1 T2 P_i) - delta_i      T1 = (d - d_{1..i}) / d    T2 = (d - d_i) / d
+    delta_i = 0.25 if P_i <= P_{i-1} else 0     d = tokens of all thoughts, d_i of thought i
+
+This module is arithmetic only; longshort/coldstart/rollouts.py makes the counts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import NormalDist
+
+from longshort.evaluation.measures import wilson
+
+PENALTY = 0.25
+"""delta of a thought that did not raise the share of right answers."""
+Count = tuple[int, int]
+"""(right continuations, continuations) of one prefix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One thought's importance.
+
+    `p` is P_i with its Wilson interval [`low`, `high`]; `bound` is T1 T2 epsilon / ln 2, how far `m + delta` may be from the value at the
+    true P_i at the confidence asked for; `loose_bound` is the paper's epsilon / ln 2. With N = 8 both are wide: read them.
+    """
+
+    m: float
+    delta: float
+    p: float
+    low: float
+    high: float
+    bound: float
+    loose_bound: float
+
+
+def score(tokens: Sequence[int], counts: Sequence[Count], confidence: float = 0.95) -> list[Score]:
+    """The Score of each thought; `tokens` has d_1..d_n, `counts` one entry more: P_0 stands first.
+
+        tokens (10, 30), counts ((0, 8), (4, 8), (8, 8))
+        -> M_1 = log2(1 + 30/40 * 30/40 * 1/2) = 0.357,  M_2 = log2(1 + 0) = 0
+
+    Raises ValueError when the lengths do not fit, a thought has no token, or a prefix has no rollout.
+    """
+    if len(counts) != len(tokens) + 1:
+        raise ValueError(f"{len(tokens)} thoughts need {len(tokens) + 1} prefixes (P_0 first), got {len(counts)}")
+    if not tokens or min(tokens) < 1:
+        raise ValueError(f"every thought has at least one token, got {list(tokens)}")
+    if min(n for _, n in counts) < 1:
+        raise ValueError(f"every prefix has at least one rollout, got {[n for _, n in counts]}")
+    total, z = sum(tokens), NormalDist().inv_cdf(0.5 + confidence / 2)
+    scores = []
+    for own, done, (before, n_before), (right, n) in zip(tokens, accumulate(tokens), counts, counts[1:], strict=False):
+        p = right / n
+        weight = (total - done) / total * (total - own) / total
+        delta = PENALTY if p <= before / n_before else 0.0
+        loose = math.sqrt(math.log(2 / (1 - confidence)) / (2 * n)) / math.log(2)
+        low, high = wilson(right, n, z)
+        scores.append(
+            Score(m=math.log2(1 + weight * p) - delta, delta=delta, p=p, low=low, high=high, bound=weight * loose, loose_bound=loose)
+        )
+    return scores
+
+
+def pooled(counts: Mapping[str, Sequence[Count]], keys: Mapping[str, Sequence[Hashable]]) -> dict[str, list[Count]]:
+    """Counts added up over all prefixes with the same key, by trace: few rollouts each, many together.
+
+    Scores of single thoughts from 8 rollouts are nearly noise; thoughts of one kind in one place are worth the same, so their rollouts
+    may be added. Not in the paper.
+    """
+    sums: dict[Hashable, list[int]] = defaultdict(lambda: [0, 0])
+    for trace, trace_counts in counts.items():
+        for key, (right, n) in zip(keys[trace], trace_counts, strict=True):
+            sums[key][0] += right
+            sums[key][1] += n
+    return {trace: [tuple(sums[key]) for key in keys[trace]] for trace in counts}
+
+
+def skeleton(question: str, thoughts: Sequence[str]) -> list[Hashable]:
+    """The keys of a trace's prefixes for `pooled`: question and last thought with every digit masked; the empty prefix has none."""
+    masked = lambda text: re.sub(r"\d", "0", text.strip())  # noqa: E731
+    return [(masked(question), ""), *((masked(question), masked(thought)) for thought in thoughts)]

@@ -1,0 +1,123 @@
+"""Strict YAML and errors a person can act on: what lies under `longshort.recipe.schema`, knowing nothing of its settings."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from longshort.types import LongShortError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-6` is a number, as everyone expects and YAML 1.1 denies, and in which a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice; keep one", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
+    fault = f"the tag {node.tag!r} is refused: a recipe holds plain values only"
+    raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark)
+
+
+_Loader.add_constructor(None, _refuse_tag)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9_]+([eE][-+]?[0-9]+)?$|^[-+]?[0-9][0-9_]*\.[0-9_]*$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(text: str | bytes, source: str) -> Any:
+    """The plain values in `text`; LongShortError with the line for bad YAML, a tag such as `!!python/object`, a key that stands twice."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise LongShortError(f"{source}{line}: {error.problem or error}") from error
+    except yaml.YAMLError as error:
+        raise LongShortError(f"{source}: not valid YAML, or not UTF-8: {error}") from error
+
+
+def override(tree: dict[str, Any], text: str) -> None:
+    """Write the value of `key.sub=value` into the tree, making the sections on its way."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise LongShortError(f"override {text!r} must look like key.sub=value")
+    *sections, leaf = key.split(".")
+    for name in sections:
+        if tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
+        if not isinstance(tree, dict):
+            raise LongShortError(f"override {text!r}: {name!r} holds a value, not a section")
+    tree[leaf] = read_yaml(value, f"override {text!r}")
+
+
+def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str:
+    """The mistakes of a recipe, a line each: where, what, the value, and for an unknown key the nearest known one."""
+    lines = [line for item in error.errors() for line in _explain_one(item, list(_keys(schema)), source)]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _explain_one(item: Mapping[str, Any], known: Sequence[str], source: str) -> Iterator[str]:
+    # Pydantic's location holds the names of union branches too ("list[str]"), which mean nothing to a reader.
+    path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
+    if item["type"] != "extra_forbidden":
+        # What is wrong between two settings names both values itself; the whole section behind it would bury the sentence.
+        got = "" if isinstance(item["input"], dict) and item["type"] == "value_error" else f" (got {reprlib.repr(item['input'])})"
+        yield ": ".join(filter(None, (source, path, item["msg"].removeprefix("Value error, ")))) + got
+        return
+    for unknown in _expand(path, item["input"]):
+        yield f"{source}: unknown key {unknown!r}; {_suggest(unknown, known)}"
+
+
+def _suggest(unknown: str, known: Sequence[str]) -> str:
+    """The same setting elsewhere in the recipe, else the path that looks alike, else what the section holds."""
+    leaf, section = unknown.rsplit(".", 1)[-1], unknown.rpartition(".")[0]
+    siblings = [path.removeprefix(f"{section}.") for path in known if path.rpartition(".")[0] == section]
+    near = sorted((path for path in known if path.rsplit(".", 1)[-1] == leaf), key=lambda path: path.count("."))
+    near = near or [f"{section}.{name}".lstrip(".") for name in difflib.get_close_matches(leaf, siblings, n=1)]
+    near = near or difflib.get_close_matches(unknown, known, n=1, cutoff=0.8)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known keys here: {', '.join(siblings or [path for path in known if '.' not in path])}"
+
+
+def _expand(path: str, value: Any) -> Iterator[str]:
+    """`train: {max_steps: 3}` -> "train.max_steps"."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _expand(f"{path}.{key}", inner)
+    else:
+        yield path
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting in a nested dict."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,171 @@
+"""What a model folder says about itself, read from config.json and the safetensors headers: no weights are loaded, no code is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from longshort.backends.weights.weight_sync import expected_weights
+from longshort.recipe.miniature import ModelShape
+from longshort.types import LongShortError
+
+WHOLE_BYTES, PIECE_BYTES, PIECES = 2**26, 2**16, 64
+NO_PART_OF_A_MODEL = ("progress.json", "trainer_state.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """The sizes that memory depends on.
+
+    Qwen2.5-0.5B: parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_heads=2, kv_width=128, vocabulary=151_936,
+    context=32_768. `kv_width` is key-value heads times head size: one token's KV cache holds 2 * layers * kv_width numbers.
+    """
+
+    name: str
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_heads: int
+    kv_width: int
+    vocabulary: int
+    context: int
+
+    @property
+    def kv_numbers(self) -> int:
+        """Numbers in the KV cache per token."""
+        return 2 * self.layers * self.kv_width
+
+
+_QWEN_1_5B = dict(layers=28, hidden=1536, intermediate=8960, kv_heads=2, kv_width=256, vocabulary=151_936)
+_QWEN_7B = dict(parameters=7_615_616_512, layers=28, hidden=3584, intermediate=18_944, kv_heads=4, kv_width=512, vocabulary=152_064)
+_LLAMA_8B = dict(parameters=8_030_261_248, layers=32, hidden=4096, intermediate=14_336, kv_heads=8, kv_width=1024, vocabulary=128_256)
+_PUBLISHED = {
+    "Qwen/Qwen2.5-0.5B-Instruct": dict(
+        parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_heads=2, kv_width=128, vocabulary=151_936, context=32_768
+    ),
+    "Qwen/Qwen2.5-1.5B-Instruct": dict(parameters=1_543_714_304, context=32_768, **_QWEN_1_5B),
+    "Qwen/Qwen2.5-3B-Instruct": dict(
+        parameters=3_085_938_688, layers=36, hidden=2048, intermediate=11_008, kv_heads=2, kv_width=256, vocabulary=151_936, context=32_768
+    ),
+    "Qwen/Qwen2.5-7B-Instruct": dict(context=32_768, **_QWEN_7B),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": dict(parameters=1_777_088_000, context=131_072, **_QWEN_1_5B),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": dict(context=131_072, **_QWEN_7B),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": dict(context=131_072, **_LLAMA_8B),
+    "meta-llama/Llama-3.1-8B": dict(context=131_072, **_LLAMA_8B),
+    "meta-llama/Llama-3.1-8B-Instruct": dict(context=131_072, **_LLAMA_8B),
+}
+PUBLISHED = {name: ModelFacts(name=name, **sizes) for name, sizes in _PUBLISHED.items()}
+"""Well-known models, so that GPUs can be planned without the model and without a network: the numbers of each one's public config.json
+and of the parameter count on its hub page; tests/test_placement.py counts the parameters again."""
+
+
+def read_facts(model: str, key: str) -> ModelFacts:
+    """The facts of a model folder or hub name that the recipe names under `key` ("long.model").
+
+    LongShortError for a missing folder, a missing or damaged config.json or safetensors file, a pickle-only or code-carrying model.
+    """
+    folder = find_folder(model, key)
+    config = _read_config(folder, key)
+    shapes = _read_shapes(folder, key)
+    if config.get("tie_word_embeddings"):
+        shapes.pop("lm_head.weight", None)
+    text = config.get("text_config", config)
+    try:
+        heads, hidden = text["num_attention_heads"], text["hidden_size"]
+        head = text.get("head_dim") or hidden // heads
+        kv_heads = text.get("num_key_value_heads") or heads
+        return ModelFacts(
+            name=model,
+            parameters=sum(math.prod(shape) for shape in shapes.values()),
+            layers=text["num_hidden_layers"],
+            hidden=hidden,
+            intermediate=text["intermediate_size"],
+            kv_heads=kv_heads,
+            kv_width=kv_heads * head,
+            vocabulary=text["vocab_size"],
+            context=text["max_position_embeddings"],
+        )
+    except KeyError as error:
+        raise LongShortError(f"{key}: {folder / 'config.json'} has no {error}; is it a decoder-only language model?") from error
+
+
+def shape_facts(name: str, shape: ModelShape, vocabulary: int, context: int) -> ModelFacts:
+    """The facts of a miniature model before it is made (Qwen2 architecture, untied head)."""
+    kv_width = shape.hidden_size // shape.num_heads * shape.num_kv_heads
+    attention = 2 * shape.hidden_size * (shape.hidden_size + kv_width)
+    layer = attention + 3 * shape.hidden_size * shape.intermediate_size
+    return ModelFacts(
+        name=name,
+        parameters=shape.num_layers * layer + 2 * vocabulary * shape.hidden_size,
+        layers=shape.num_layers,
+        hidden=shape.hidden_size,
+        intermediate=shape.intermediate_size,
+        kv_heads=shape.num_kv_heads,
+        kv_width=kv_width,
+        vocabulary=vocabulary,
+        context=context,
+    )
+
+
+def find_folder(model: str, key: str) -> Path:
+    """The local folder of a model: itself, or where the hub's cache keeps it (fetched, where the hub can be reached)."""
+    if not model:
+        raise LongShortError(f"{key} is empty; name a model folder or a hub name")
+    if Path(model).is_dir():
+        return Path(model)
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+        raise LongShortError(f"{key}: no folder {model!r}, seen from {Path.cwd()}; correct the path, or give a hub name owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LongShortError(
+            f"{key}: {model!r} is neither a folder here (seen from {Path.cwd()}) nor a model that the hub or its cache gives ({reason}); "
+            "correct the name, or download it once where there is a network: hf download " + model
+        ) from error
+
+
+def identity(model: str, key: str) -> str:
+    """A short hash of a model folder's weights, configuration, tokenizer and template, wherever it lies.
+
+    Small files count whole; of weights beyond 64 MiB a file, 64 pieces spread over it and the size.
+    """
+    found = hashlib.sha256()
+    for path in sorted(find_folder(model, key).iterdir()):
+        if path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja") and path.name not in NO_PART_OF_A_MODEL:
+            size = path.stat().st_size
+            found.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                if size <= WHOLE_BYTES:
+                    found.update(file.read())
+                for piece in range(PIECES if size > WHOLE_BYTES else 0):
+                    file.seek(piece * (size - PIECE_BYTES) // (PIECES - 1))
+                    found.update(file.read(PIECE_BYTES))
+    return found.hexdigest()[:16]
+
+
+def _read_config(folder: Path, key: str) -> dict:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LongShortError(f"{key}: {folder / 'config.json'} cannot be read ({error}); give a folder with a whole model") from error
+    if "auto_map" in config:
+        raise LongShortError(f"{key}: {folder} brings its own code (auto_map in config.json), which is never run; use a model without it")
+    return config
+
+
+def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        found = f"only {', '.join(pickles)}, which can run code: convert them" if pickles else "no weights: copy the model again"
+        raise LongShortError(f"{key}: {folder} holds no *.safetensors, {found}")
+    try:
+        return expected_weights(str(folder))
+    except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
+        raise LongShortError(f"{key}: the weights in {folder} are damaged ({error or type(error).__name__}); copy them again") from error
