@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from longshort.version import __version__
+
 if TYPE_CHECKING:
     from longshort.evaluation.command import evaluate_recipe
     from longshort.recipe.schema import LongShortConfig
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from longshort.trainer import LongShortTrainer
     from longshort.types import LongShortError, Problem
 
-__version__ = "0.1.0"
 __all__ = ["LongShortConfig", "LongShortError", "LongShortTrainer", "Problem", "Team", "__version__", "evaluate_recipe"]
 _HOMES = {
     "LongShortConfig": "recipe.schema",

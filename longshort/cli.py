@@ -21,8 +21,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from longshort import __version__
 from longshort.types import LongShortError
+from longshort.version import __version__
 
 STEPS = {
     "chunk": "cut traces into thoughts",
@@ -181,6 +181,10 @@ def _coldstart(options: argparse.Namespace) -> int:
     from longshort.coldstart.command import cold_start
 
     interruption.run(cold_start(config, only=getattr(options, "only", None), redo=options.redo))
+    from longshort.report.thoughts_page import write_page
+    from longshort.runs.layout import RunFolder
+
+    print(f"  page       {write_page(RunFolder.of(config).thoughts)}")
     return 0
 
 
@@ -243,7 +247,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
-    from longshort.planning.plan import check, plan, render
+    from longshort.planning.plan import render
+    from longshort.preflight.checks import check
+    from longshort.preflight.memory import plan
 
     status = 0
     if options.gpus is None:

@@ -15,20 +15,18 @@ from statistics import fmean
 from typing import Any
 
 from longshort import console
-from longshort.backends import devices, ray_cluster
+from longshort.backends import devices, ray_cluster, weight_transfer
 from longshort.backends.engines.adapter_engine import AdapterEngine
 from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.backends.learners.remote_learner import RemoteLearner
 from longshort.backends.time_share import InTurns, Resident
-from longshort.backends.weights import weight_transfer
+from longshort.backends.weight_transfer import ObjectStore
 from longshort.backends.weights.weight_sync import check_canary
-from longshort.backends.weights.weight_transfer import ObjectStore
+from longshort.dialogue.encoding import encode_problem
 from longshort.dialogue.grading import GradingPool
-from longshort.dialogue.protocols import PROTOCOLS, encode_problem
-from longshort.dialogue.rollout import Decoding
-from longshort.evaluation.runner import Evaluation, evaluate
+from longshort.dialogue.protocols import make_protocol
 from longshort.recipe.schema import LongShortConfig
-from longshort.types import Completion, LongShortError, Problem, Sample, Sampling
+from longshort.types import Completion, LongShortError, Sample, Sampling
 
 CANARY_TOKENS = 8
 CANARY_QUESTION = "What is 1+1?"
@@ -108,23 +106,6 @@ class LivePolicy:
         engine_dtype, learner_dtype = self.config.role(self.role).engine.dtype, self.config.dtype
         loosest = engine_dtype if learner_dtype == "float32" else learner_dtype
         return check_canary(canary.logprobs, scores, loosest, self.role, self.version)
-
-
-def make_protocol(config: LongShortConfig):
-    """The recipe's turn protocol with its budgets and instructions."""
-    section = config.protocol
-    if section.name == "solo":
-        return PROTOCOLS["solo"](turn_tokens=config.long.turn_tokens, instructions=config.long.instructions or "")
-    options = {"final_notice": section.final_notice} if section.final_notice is not None else {}
-    instructions = {role: config.role(role).instructions for role in ("long", "short")}
-    return PROTOCOLS[section.name](
-        max_exchanges=section.max_exchanges,
-        turn_tokens={role: config.role(role).turn_tokens for role in ("long", "short")},
-        episode_tokens=section.episode_tokens,
-        tags=section.tags,
-        instructions={role: text for role, text in instructions.items() if text is not None},
-        **options,
-    )
 
 
 class Pair:
@@ -227,11 +208,3 @@ class Pair:
 
     async def __aexit__(self, *_: object) -> None:
         self._undo.close()
-
-    async def evaluate(self, problems: Sequence[Problem], *, temperature: float, num_samples: int = 1, seed: int = 0) -> Evaluation:
-        """Run held-out problems with the pair as it is now."""
-        decoding = Decoding(
-            temperature=temperature, top_p=self.config.top_p if temperature else 1.0, top_k=self.config.top_k if temperature else 0
-        )
-        async with console.heartbeat(lambda: f"evaluating {len(problems)} problems at temperature {temperature:g}"):
-            return await evaluate(self.policies, self.protocol, problems, self.pool, decoding, num_samples=num_samples, seed=seed)

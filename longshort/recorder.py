@@ -8,30 +8,39 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from longshort import __version__, console
+from longshort import console
 from longshort.dialogue.metrics import group_metrics
+from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.command import measure
 from longshort.evaluation.names import TRAINING
 from longshort.evaluation.tasks import Prepared, prepare_benchmarks
 from longshort.learning.advantages import zero_variance
-from longshort.learning.loop import Step, spoken
+from longshort.learning.loop import AdvantageFunction, Step, spoken
 from longshort.pair import Pair
+from longshort.recipe.schema import LongShortConfig
 from longshort.runs import checkpoint
 from longshort.runs.episodes import episode_row
 from longshort.runs.tracking import open_trackers
 from longshort.types import Group
-
-if TYPE_CHECKING:
-    from longshort.trainer import LongShortTrainer
+from longshort.version import __version__
 
 
-class Progress:
+class Recorder:
     """What surrounds the loop: log lines, metrics, episodes, checkpoints."""
 
-    def __init__(self, trainer: LongShortTrainer, pair: Pair):
-        self.trainer, self.pair, self.config = trainer, pair, trainer.config
+    def __init__(
+        self,
+        config: LongShortConfig,
+        output_dir: Path,
+        steps: int,
+        protocol: TurnProtocol,
+        advantage: AdvantageFunction,
+        pair: Pair,
+    ):
+        self.config, self.output_dir, self.steps, self.protocol = config, output_dir, steps, protocol
+        self.advantage, self.pair = advantage, pair
         self.done, self.saved, self.metrics = 0, -1, {}
         self._log = open_trackers(self.config)
         self._began, self._started_at = time.monotonic(), None
@@ -42,14 +51,14 @@ class Progress:
     def continue_from(self, step: int) -> None:
         """This run goes on after `step`, which is saved; later rows of an interrupted run's metrics are dropped."""
         self.done = self.saved = step
-        path = self.trainer.output_dir / "metrics.jsonl"
+        path = self.output_dir / "metrics.jsonl"
         if path.is_file():
             rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
 
     def status(self) -> str:
         waiting = {role: policy.engine.waiting for role, policy in self.pair.policies.items()}
-        return f"step {self.done + 1}/{self.trainer.steps}, turns being sampled: {waiting}"
+        return f"step {self.done + 1}/{self.steps}, turns being sampled: {waiting}"
 
     async def after(self, step: Step) -> None:
         if self._started_at is None:
@@ -65,7 +74,7 @@ class Progress:
             await self.save()
 
     async def _metrics(self, step: Step) -> dict[str, float]:
-        metrics = group_metrics([*step.groups, *step.replaced], self.trainer.protocol, self.config.prices)
+        metrics = group_metrics([*step.groups, *step.replaced], self.protocol, self.config.prices)
         metrics["team/refilled_groups"] = len(step.replaced)
         since, self._measured = self._measured, time.monotonic()
         for role, update in step.updates.items():
@@ -96,7 +105,7 @@ class Progress:
         if self.done % self.config.logging_steps == 0:
             taken = time.monotonic() - self._began
             per_step = taken / (self.done - self._started_at)
-            console.say(console.step_line(step.index, self.trainer.steps, self.metrics, per_step * (self.trainer.steps - self.done)))
+            console.say(console.step_line(step.index, self.steps, self.metrics, per_step * (self.steps - self.done)))
         if all(update.get("skipped_empty") for update in step.updates.values()):
             console.say(
                 "! every group scored the same: nothing to learn from this step; harder problems, a higher temperature or more "
@@ -128,13 +137,13 @@ class Progress:
         """
         sets = (step.groups, step.replaced)
         groups = [group for part in sets for group in part]
-        values = {role: [row for part in sets for row in self.trainer.advantage(part, role)] for role in self.trainer.protocol.roles}
+        values = {role: [row for part in sets for row in self.advantage(part, role)] for role in self.protocol.roles}
         extra = [[{} for _ in group.episodes] for group in groups]
         for role, of_role in gaps.items():
             for (_, row), gap in zip(spoken(step.groups, role, extra[: len(step.groups)]), of_role, strict=True):
                 if gap is not None:
                     row.setdefault("gaps", {})[role] = gap
-        path = self.trainer.output_dir / "episodes" / f"step-{self.done:06d}.jsonl"
+        path = self.output_dir / "episodes" / f"step-{self.done:06d}.jsonl"
         partial = path.with_suffix(".tmp")
         with partial.open("w", encoding="utf-8") as stream:
             for i, group in enumerate(groups):
@@ -146,11 +155,11 @@ class Progress:
 
     async def save_once(self) -> Path:
         """The checkpoint of the last finished step, saved unless it is already."""
-        return self.trainer.output_dir / f"checkpoint-{self.done}" if self.saved == self.done else await self.save()
+        return self.output_dir / f"checkpoint-{self.done}" if self.saved == self.done else await self.save()
 
     async def save(self) -> Path:
         """Commit both policies as they are now."""
-        folder = checkpoint.begin(self.trainer.output_dir, self.done)
+        folder = checkpoint.begin(self.output_dir, self.done)
         calls = (
             policy.learner.call("save", str(folder / role), str(folder / "state" / role)) for role, policy in self.pair.policies.items()
         )
@@ -162,7 +171,7 @@ class Progress:
             "recipe": self.config.model_dump(mode="json"),
         }
         final = await asyncio.to_thread(checkpoint.commit, folder, facts)
-        checkpoint.prune(self.trainer.output_dir, self.config.save_total_limit)
+        checkpoint.prune(self.output_dir, self.config.save_total_limit)
         self.saved = self.done
         return final
 

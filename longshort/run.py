@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from typing import Any
 from longshort import console, interruption
 from longshort.backends import ray_cluster
 from longshort.backends.jobs import side_by_side
-from longshort.dialogue.protocols import Solo
+from longshort.data import load_problems
+from longshort.dialogue.solo import Solo
+from longshort.evaluation.benchmarks import evaluation_problems
 from longshort.evaluation.command import measure, measured_before
 from longshort.evaluation.tables import results_table
 from longshort.pair import Pair
-from longshort.planning.plan import check
-from longshort.recipe.schema import LongShortConfig, parse
+from longshort.preflight.checks import check
+from longshort.recipe.schema import LongShortConfig, with_models
 from longshort.recipe.strict_yaml import leaves
 from longshort.runs import checkpoint
+from longshort.runs.layout import RunFolder, cold_model
 from longshort.trainer import LongShortTrainer, may_change
 from longshort.types import LONG, ROLES, LongShortError
 
@@ -53,7 +56,8 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
         console.say(f"  {number}. {name:<10} {STAGES[name].title} (about {console.duration(STAGES[name].seconds)})")
     console.say("checking the recipe, then starting Ray")
     async with console.heartbeat(lambda: "checking and starting"):
-        await asyncio.to_thread(check, config)
+        training = load_problems(config.dataset) if config.dataset else []
+        await asyncio.to_thread(check, config, training=training, held_out=evaluation_problems(config))
         undo = ray_cluster.start(config)
     try:
         for number, name in enumerate(names, 1):
@@ -69,7 +73,7 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
         await asyncio.to_thread(write_report, [Path(config.output_dir)])
         from longshort.team.folder import save_team
 
-        await asyncio.to_thread(save_team, Path(config.output_dir) / "team", config, checkpoint.latest(Path(config.output_dir)))
+        await asyncio.to_thread(save_team, RunFolder.of(config).team, config, checkpoint.latest(Path(config.output_dir)))
     console.say(
         f"\nwritten to {config.output_dir}: report.html, summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/, team/   "
         f"({console.duration(time.monotonic() - began)})"
@@ -94,7 +98,7 @@ def stage_names(config: LongShortConfig) -> list[str]:
 
 
 async def _stage(config: LongShortConfig, name: str, label: str) -> None:
-    record = Path(config.output_dir) / "stages" / f"{name}.json"
+    record = RunFolder.of(config).stage(name)
     settings = {key: value for key, value in leaves(config.model_dump(mode="json")) if not may_change(key)}
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     if record.is_file():
@@ -120,15 +124,18 @@ async def _stage(config: LongShortConfig, name: str, label: str) -> None:
 async def base(config: LongShortConfig) -> dict[str, Any]:
     from longshort.miniature.training import train_base
 
-    folders = {role: model_folder(config, f"base-{role}") for role in ROLES}
+    folders = {role: RunFolder.of(config).base(role) for role in ROLES}
     await side_by_side({role: (train_base, config, role, str(folder)) for role, folder in folders.items()}, folders)
     return {role: str(folder) for role, folder in folders.items()}
 
 
 async def coldstart(config: LongShortConfig) -> dict[str, Any]:
     from longshort.coldstart.command import cold_start
+    from longshort.report.thoughts_page import write_page
 
-    return await cold_start(config)
+    models = await cold_start(config)
+    console.say(f"  page       {write_page(RunFolder.of(config).thoughts)}")
+    return models
 
 
 async def mixture(config: LongShortConfig) -> dict[str, Any]:
@@ -140,7 +147,7 @@ async def mixture(config: LongShortConfig) -> dict[str, Any]:
 async def baseline(config: LongShortConfig) -> dict[str, Any]:
     """The single long model, alone, on the held-out problems."""
     protocol = Solo(turn_tokens=config.long.engine.max_model_len)
-    async with Pair(config, {LONG: str(model_folder(config, "base-long"))}, protocol=protocol) as pair:
+    async with Pair(config, {LONG: str(RunFolder.of(config).base(LONG))}, protocol=protocol) as pair:
         return _show(await measure(config, pair, "long_baseline", title="single long model"))
 
 
@@ -166,31 +173,14 @@ def after_cold_start(config: LongShortConfig) -> LongShortConfig:
     """The recipe with the models that its cold start made, where it has one; LongShortError when they are not there yet."""
     if not config.coldstart:
         return config
-    folders = {role: str(cold_folder(config, role)) for role in ROLES}
+    folders = {role: cold_model(config, role) for role in ROLES}
     console.say(f"models of the cold start: {', '.join(folders.values())}")
     return with_models(config, folders)
 
 
-def cold_folder(config: LongShortConfig, role: str) -> Path:
-    """The model that the cold start made of a role; LongShortError when it is not there yet."""
-    folder = model_folder(config, f"cold-{role}")
-    if not (folder / "config.json").is_file():
-        raise LongShortError(f"the recipe has a cold start but {folder} is not there; run `longshort coldstart` with this recipe first")
-    return folder
-
-
-def with_models(config: LongShortConfig, models: Mapping[str, str]) -> LongShortConfig:
-    """The recipe with these models in place of its own."""
-    return parse(config.model_dump() | {role: config.role(role).model_dump() | {"model": model} for role, model in models.items()})
-
-
-def model_folder(config: LongShortConfig, name: str) -> Path:
-    return Path(config.output_dir) / "models" / name
-
-
 def write_summary(config: LongShortConfig, names: list[str]) -> dict[str, Any]:
     """runs/<name>/summary.json: one block per system, seconds per stage, the seed."""
-    records = {name: json.loads((Path(config.output_dir) / "stages" / f"{name}.json").read_text()) for name in names}
+    records = {name: json.loads(RunFolder.of(config).stage(name).read_text()) for name in names}
     summary: dict[str, Any] = {}
     if "baseline" in records:
         summary["long_baseline"] = records["baseline"]["result"]
@@ -199,7 +189,7 @@ def write_summary(config: LongShortConfig, names: list[str]) -> dict[str, Any]:
     if "mixture" in records:
         summary["mixture"] = records["mixture"]["result"]
     summary |= {"seconds": {name: round(record["seconds"], 1) for name, record in records.items()}, "seed": config.seed}
-    (Path(config.output_dir) / "summary.json").write_text(json.dumps(summary, indent=1))
+    RunFolder.of(config).summary.write_text(json.dumps(summary, indent=1))
     return summary
 
 

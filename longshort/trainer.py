@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from longshort import console, interruption
+from longshort.dialogue.protocols import make_protocol
 from longshort.dialogue.rewards import SynergyReward
 from longshort.dialogue.rollout import Admission, Decoding, RewardFunction, live_episodes
+from longshort.evaluation.benchmarks import evaluation_problems
 from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages, zero_variance
 from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
-from longshort.pair import Pair, make_protocol
+from longshort.pair import Pair
+from longshort.preflight.checks import check
 from longshort.recipe.schema import LongShortConfig, dump, parse
 from longshort.recipe.strict_yaml import leaves
-from longshort.recorder import Progress
+from longshort.recorder import Recorder
 from longshort.runs import checkpoint
 from longshort.types import Group, LongShortError, Problem
 
@@ -101,11 +104,10 @@ class LongShortTrainer:
         return save_team(folder or self.output_dir / "team", self.config, checkpoint.latest(self.output_dir))
 
     def check(self) -> None:
-        """Refuse, before anything starts, what cannot work (LongShortError): see longshort/planning/plan.py."""
-        from longshort.planning.plan import check
-
+        """Refuse, before anything starts, what cannot work (LongShortError): see longshort/preflight/checks.py."""
         console.say("checking models, tokenizers, data and memory")
-        check(self.config, problems=self.problems, protocol=self.protocol, graded=self.reward is None)
+        held_out = evaluation_problems(self.config)
+        check(self.config, training=self.problems, held_out=held_out, protocol=self.protocol, graded=self.reward is None)
 
     def checkpoint_to_resume(self, resume: bool | str | Path) -> Path | None:
         """The verified checkpoint to continue from, or None for a new run.
@@ -140,29 +142,29 @@ class LongShortTrainer:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         (self.output_dir / "episodes").mkdir(exist_ok=True)
         (self.output_dir / "recipe.yaml").write_text(dump(self.config))
-        progress = Progress(self, pair)
+        recorder = Recorder(self.config, self.output_dir, self.steps, self.protocol, self.advantage, pair)
         if folder:
-            await self._restore(pair, folder, progress)
+            await self._restore(pair, folder, recorder)
         stop = asyncio.Event()
         with interruption.graceful(stop) as received:
-            async with console.heartbeat(progress.status):
+            async with console.heartbeat(recorder.status):
                 await train_loop(
-                    start=progress.done,
+                    start=recorder.done,
                     steps=self.steps,
                     roll_out=self.rollouts(pair),
                     policies=pair.policies,
                     advantage=self.advantage,
                     schedule=self.schedule,
                     staleness=self.config.staleness,
-                    after=progress.after,
+                    after=recorder.after,
                     stop=stop,
                 )
             if received:
                 raise Interrupted(
-                    received[0], f"saved {await progress.save_once()}; continue with --resume (`longshort run` continues by itself)"
+                    received[0], f"saved {await recorder.save_once()}; continue with --resume (`longshort run` continues by itself)"
                 )
-        await progress.save_once()
-        return progress.metrics
+        await recorder.save_once()
+        return recorder.metrics
 
     def rollouts(self, pair: Pair) -> Callable[[int], Awaitable[Rollout]]:
         """What rolls out a step with a live pair: as many episodes at once as keep both engines decoding."""
@@ -183,15 +185,15 @@ class LongShortTrainer:
             admission=Admission(live=live_episodes(decoded), starting=config.num_problems * config.num_generations),
         )
 
-    async def _restore(self, pair: Pair, folder: Path, progress: Progress) -> None:
+    async def _restore(self, pair: Pair, folder: Path, recorder: Recorder) -> None:
         """Learners continue from the checkpoint (their weights are theirs already); engines get those weights, proven."""
         facts = checkpoint.verify(folder)
-        progress.continue_from(facts["step"])
+        recorder.continue_from(facts["step"])
         await asyncio.gather(*(policy.learner.call("load", str(folder / "state" / role)) for role, policy in pair.policies.items()))
         for role, policy in pair.policies.items():
             policy.version = facts["versions"][role] - 1
         await asyncio.gather(*(policy.publish() for policy in pair.policies.values()))
-        console.say(f"resumed {folder} after step {progress.done}")
+        console.say(f"resumed {folder} after step {recorder.done}")
 
     def step_problems(self, step: int) -> list[Problem]:
         """The problems of a step: epoch after epoch of seeded permutations, so that the step alone says where in the data a run is."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from longshort.dialogue.protocols import encode_plain, special_ids
+from longshort.dialogue.encoding import encode_plain, special_ids
+from longshort.dialogue.protocols import make_protocol
 from longshort.evaluation.systems import System
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.pair import make_protocol
 from longshort.recipe.schema import parse
 from longshort.serving.server import Service
 from longshort.team.folder import Found

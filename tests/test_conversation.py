@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from longshort.dialogue.protocols import LongShort, OneMessage
+from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.rollout import Decoding
+from longshort.dialogue.solo import OneMessage
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.team.conversation import Ask, Asked, Draft, Finished, ImpossibleAsk, Piece, TurnBegan, TurnEnded, converse
 from longshort.types import LONG, SHORT, Completion, LongShortError, Problem

@@ -6,9 +6,10 @@ import pytest
 
 from longshort.backends.engines.engine_loop import LocalEngine
 from longshort.backends.engines.transformers_engine import TransformersCore, processed_logprobs
-from longshort.backends.weights.weight_sync import check_canary, check_weights, expected_weights
+from longshort.backends.weights.weight_sync import check_canary, check_weights
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.recipe.sections import EngineConfig
+from longshort.runs.model_files import expected_weights
 from longshort.types import LONG, SHORT, LongShortError, Sampling
 from tests import tiny_models
 

@@ -14,7 +14,8 @@ from longshort.backends.engines.transformers_engine import TransformersLoraCore
 from longshort.backends.learners.lora_learner import AdapterLearner, LoraLearner, _base_state, learner_class
 from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.backends.weights.adapters import PREFIX, Adapter, check_adapter, matching, merged
-from longshort.planning.plan import check_adapters, checkpoint_bytes, plan
+from longshort.preflight.checks import check_adapters, check_names, checkpoint_bytes
+from longshort.preflight.memory import plan
 from longshort.recipe.roles import LoraSection
 from longshort.recipe.schema import parse
 from longshort.recipe.sections import EngineConfig
@@ -291,7 +292,6 @@ def test_settings_that_cannot_work_are_refused(settings, says):
     [
         ({"model": "a"}, {"model": "b"}, {}, "share_engine needs one base model: long.model is 'a', short.model is 'b'"),
         ({"engine": {"max_model_len": 64}}, {}, {}, "long.engine.max_model_len is 64 and short.engine.max_model_len 2048"),
-        ({}, {}, {"protocol": {"name": "solo"}}, "protocol solo has one role"),
         ({}, {}, {"miniature": {}}, "share_engine needs one base model, but miniature makes two"),
         ({}, {}, {"coldstart": {"traces": "x.jsonl"}}, "share_engine needs one base model, but coldstart makes two"),
     ],
@@ -301,6 +301,12 @@ def test_one_engine_needs_one_base_and_one_setting(long, short, top, says):
         parse({"share_engine": True, "long": {"lora": {}} | long, "short": {"lora": {}} | short} | top)
     if not top:
         assert parse({"long": {"lora": {}} | long, "short": {"lora": {}} | short})
+
+
+def test_one_engine_for_both_needs_two_roles():
+    config = parse({"share_engine": True, "long": {"lora": {}}, "short": {"lora": {}}, "protocol": {"name": "solo"}})
+    with pytest.raises(LongShortError, match="share_engine: protocol solo has one role"):
+        check_names(config)
 
 
 def tensors_of(module, a, b):

@@ -5,7 +5,8 @@ from statistics import fmean
 import pytest
 
 from longshort.dialogue.metrics import episode_metrics, group_metrics
-from longshort.dialogue.protocols import LongShort, Solo
+from longshort.dialogue.protocols import LongShort
+from longshort.dialogue.solo import Solo
 from longshort.evaluation import measures
 from longshort.evaluation.measures import Comparison, accuracy, accuracy_interval, aes, compare, overall, pass_at, summarise, wilson
 from longshort.evaluation.rethinking import PHRASES, rethinking_phrases

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from longshort.dialogue.protocols import ROLE_TAGS, LongShort, Solo, demonstration, encode_plain, encode_problem
+from longshort.dialogue.encoding import ROLE_TAGS, encode_plain, encode_problem
+from longshort.dialogue.protocols import LongShort, demonstration
+from longshort.dialogue.solo import Solo
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import EOS, FINAL_NOTICE, PAD, PROBLEM, SOLVE, build_tokenizer
 from longshort.miniature.world import PHRASES, compressed_trace, dialogue, hard_parts, make_problems, teacher_trace, terms_of

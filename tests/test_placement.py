@@ -8,11 +8,10 @@ import pytest
 
 from longshort import cli
 from longshort.planning import step_time
-from longshort.planning.doctor import GIB
 from longshort.planning.placement import Setup, best, chosen, engine_parts, host_gib, learner_parts
 from longshort.planning.placement_page import report
 from longshort.planning.step_time import Rates, Work, engine_rate, learner_rate, read_rates
-from longshort.preflight.memory_formulas import activations_gib, torch_state, zero_state
+from longshort.preflight.memory_formulas import GIB, activations_gib, torch_state, zero_state
 from longshort.recipe.schema import dump, parse
 from longshort.runs import model_files
 from longshort.runs.model_files import PUBLISHED, ModelFacts

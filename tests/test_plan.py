@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from longshort.planning.doctor import GIB
-from longshort.planning.plan import check, check_contexts, check_disk, check_memory, plan, render
+from longshort.planning.plan import render
 from longshort.preflight import memory
+from longshort.preflight.checks import check, check_contexts, check_disk, check_memory
+from longshort.preflight.memory import plan, shape_facts
+from longshort.preflight.memory_formulas import GIB
 from longshort.recipe.miniature import ModelShape, ShortShape
 from longshort.recipe.schema import parse
-from longshort.runs.model_files import read_facts, shape_facts
+from longshort.runs.model_files import read_facts
 from longshort.types import LongShortError, Problem
 
 pytestmark = pytest.mark.engine

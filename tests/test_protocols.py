@@ -6,17 +6,10 @@ import json
 import pytest
 
 from longshort.dialogue.answers import last_boxed
-from longshort.dialogue.protocols import (
-    FINAL_NOTICE,
-    LongShort,
-    OneMessage,
-    Solo,
-    StoppedEarly,
-    demonstration,
-    encode_plain,
-    encode_problem,
-)
+from longshort.dialogue.encoding import encode_plain, encode_problem
+from longshort.dialogue.protocols import FINAL_NOTICE, LongShort, demonstration
 from longshort.dialogue.rollout import Decoding, run_episode
+from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
 from longshort.learning.samples import sample_of
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.runs.episodes import episode_of, episode_row

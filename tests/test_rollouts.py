@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from longshort.coldstart.rollouts import CannotRoll, encode_prefixes, roll_out
+from longshort.dialogue.encoding import THINK, encode_plain, encode_problem
 from longshort.dialogue.grading import GradingPool, Verdict
-from longshort.dialogue.protocols import THINK, encode_plain, encode_problem
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.recipe.coldstart import ImportanceConfig
 from longshort.types import SHORT, Completion, Problem

@@ -110,7 +110,7 @@ def run_role(recipe, role=SHORT, stop_after=None, monkeypatch=None):
     import transformers
 
     from longshort.coldstart.pipeline import folder_of
-    from longshort.coldstart.sft import model_folder
+    from longshort.runs.layout import model_folder
     from longshort.runs.model_files import identity
 
     if stop_after is not None:

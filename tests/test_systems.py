@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from longshort.dialogue.protocols import LongShort, OneMessage, Solo, StoppedEarly
+from longshort.dialogue.protocols import LongShort
+from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark
 from longshort.evaluation.command import check_systems
 from longshort.evaluation.systems import PRESETS, systems_of

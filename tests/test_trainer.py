@@ -17,7 +17,7 @@ from longshort import LongShortConfig, LongShortTrainer
 from longshort.learning.loop import Step
 from longshort.miniature.world import make_problems
 from longshort.recipe.schema import dump
-from longshort.recorder import Progress
+from longshort.recorder import Recorder
 from longshort.runs import checkpoint
 from longshort.types import LONG, SHORT, Completion, Episode, Group, LongShortError, Problem, Reward, Turn
 from tests import tiny_models
@@ -107,7 +107,7 @@ def progress_with(run, gaps):
         return SimpleNamespace(gaps=of_last_update)
 
     (run.output_dir / "episodes").mkdir(parents=True)
-    return Progress(run, SimpleNamespace(policies={role: policy(role) for role in (LONG, SHORT)}))
+    return Recorder(run.config, run.output_dir, run.steps, run.protocol, run.advantage, SimpleNamespace(policies={role: policy(role) for role in (LONG, SHORT)}))
 
 
 def write_episodes(progress, step):

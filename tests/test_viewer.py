@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from longshort.dialogue.protocols import encode_plain
+from longshort.dialogue.encoding import encode_plain
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.report.viewer import viewer_parts
 from longshort.report.viewer_data import choose, expand, pack, spread, squeeze

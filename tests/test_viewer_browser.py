@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longshort.dialogue.protocols import encode_plain
+from longshort.dialogue.encoding import encode_plain
 from longshort.report.report_page import write_report
 from longshort.types import LONG, ROLES
 from tests.browser import started_browser  # noqa: F401

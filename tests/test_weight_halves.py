@@ -207,7 +207,7 @@ def test_foreign_weights_are_refused_before_the_engine_is_touched(manifest, says
 
 
 def test_ipc_between_two_gpus_is_refused_with_both(monkeypatch):
-    monkeypatch.setattr(weight_outbox, "gpu_id", lambda: "gpu-b")
+    monkeypatch.setattr(vllm_inbox, "gpu_id", lambda: "gpu-b")
     monkeypatch.setattr(vllm_inbox, "infos", lambda backend: (Init28, Update28))
     with pytest.raises(LongShortError, match=r"the engine is on GPU gpu-b and its learner on gpu-a; give both a share of one GPU"):
         Inbox(Worker(), "ipc", {}).connect({"gpu": "gpu-a", "buffer_bytes": 9})

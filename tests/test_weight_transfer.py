@@ -8,7 +8,7 @@ import pytest
 from longshort.backends.devices import check_time_share, shares_gpu
 from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.backends.engines.vllm_engine import engine_arguments
-from longshort.backends.weights.weight_transfer import CudaIpc, Nccl, ObjectStore, choose, engine_options, make_sync
+from longshort.backends.weight_transfer import CudaIpc, Nccl, ObjectStore, choose, engine_options, make_sync
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
 from longshort.types import LONG, LongShortError

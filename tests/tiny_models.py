@@ -15,11 +15,10 @@ ENGINE = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
 
 def make_speaking(folder: Path) -> dict[str, str]:
     """Both models after a few supervised steps on dialogues: they close most turns with a tag, and know nothing else."""
-    from longshort.dialogue.protocols import demonstration
+    from longshort.dialogue.protocols import demonstration, make_protocol
     from longshort.learning.samples import sample_of
     from longshort.learning.supervised import fit
     from longshort.miniature.world import dialogue, make_problems
-    from longshort.pair import make_protocol
 
     protocol = make_protocol(config(folder, {LONG: "", SHORT: ""}))
     tokenizers = {LONG: build_tokenizer(LONG), SHORT: build_tokenizer(SHORT)}

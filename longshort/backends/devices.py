@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from longshort.dialogue.protocols import make_protocol
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
-from longshort.types import LONG, ROLES, LongShortError
+from longshort.types import LongShortError
 
 
 def engine_backend(config: EngineConfig) -> str:
@@ -45,7 +46,7 @@ def check_devices(config: LongShortConfig, resources: Mapping[str, float]) -> No
         if ranks > there:
             raise LongShortError(f"learner.ranks is {ranks} but the cluster has {there:g} CPUs; lower it")
         return
-    roles = [LONG] if config.protocol.name == "solo" else ROLES
+    roles = make_protocol(config).roles
     engines = sum(config.role(role).engine.num_gpus for role in roles)
     wanted = len(roles) * ranks * config.learner_gpus + engines
     if wanted > there:

@@ -4,37 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from longshort import console
 from longshort.backends import ray_cluster
-
-PROGRESS = "progress.json"
-"""What a job keeps up to date in its folder: step, steps, loss, and seconds left at the pace since this part of it began or continued."""
-
-
-class Progress:
-    """Writes a job's progress file, at most once a second."""
-
-    def __init__(self, folder: str | Path):
-        self.path, self._shown = Path(folder) / PROGRESS, 0.0
-        self._began, self._before = time.monotonic(), -1
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, done: int, steps: int, loss: float) -> None:
-        if self._before < 0:
-            self._before = done - 1
-        if time.monotonic() - self._shown < 1.0 and done < steps:
-            return
-        self._shown = time.monotonic()
-        left = (self._shown - self._began) / (done - self._before) * (steps - done)
-        partial = self.path.with_suffix(".tmp")
-        partial.write_text(json.dumps({"step": done, "steps": steps, "loss": loss, "left_s": left}))
-        os.replace(partial, self.path)
+from longshort.runs.job_progress import PROGRESS
 
 
 async def side_by_side(jobs: Mapping[str, tuple[Callable[..., Any], ...]], folders: Mapping[str, Path], gpus: float = 0.0) -> list[Any]:

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from longshort.backends.remote import cause_of
+
 if "ray" not in sys.modules and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
     # Whoever can talk to Ray can run code: a cluster of our own gets a secret token. Ray reads both once, while it is imported.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -35,8 +37,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from longshort.backends.devices import check_devices, engine_backend, shares_gpu
 from longshort.backends.engines.adapter_engine import AdapterEngine
 from longshort.backends.engines.engine_loop import EngineLoop, make_core
-from longshort.backends.engines.remote_engine import RemoteEngine, reason_of
+from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.backends.learners.remote_learner import RemoteLearner
+from longshort.backends.remote import reason_of
 from longshort.recipe.roles import LoraSection
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
@@ -237,8 +240,7 @@ async def _unwrap(reference) -> Any:
     try:
         return await reference
     except RayError as error:
-        cause = getattr(error, "cause", None)
-        raise cause if isinstance(cause, LongShortError) else error from None
+        raise cause_of(error) from None
 
 
 def make_engine(

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from longshort.dialogue.protocols import encode_problem
+from longshort.dialogue.encoding import encode_problem
 from longshort.dialogue.rollout import Engine, stable_seed
 from longshort.types import Completion, LongShortError, Sampling
 

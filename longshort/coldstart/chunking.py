@@ -14,7 +14,7 @@ from typing import Any
 
 from longshort.coldstart.asking import NoUsableAnswer, ask_json
 from longshort.coldstart.records import Chunks, Thought
-from longshort.dialogue.protocols import END_THINK
+from longshort.dialogue.encoding import END_THINK
 from longshort.dialogue.rollout import Engine
 from longshort.recipe.coldstart import ChunkConfig
 

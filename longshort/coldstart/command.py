@@ -9,15 +9,15 @@ from pathlib import Path
 
 from longshort import console
 from longshort.backends import ray_cluster
-from longshort.coldstart.generators import base_model, rollout_generator
+from longshort.coldstart.generators import rollout_generator
 from longshort.coldstart.partition import PARTITIONS
 from longshort.coldstart.pipeline import STEPS, folder_of, run_steps
 from longshort.coldstart.rewriting import REWRITERS
 from longshort.coldstart.sft import deepspeed_settings, fine_tune
 from longshort.data import READERS
-from longshort.planning.plan import check_output
+from longshort.preflight.checks import check_output
 from longshort.recipe.schema import LongShortConfig, lookup
-from longshort.report.thoughts_page import write_page
+from longshort.runs.layout import base_model
 from longshort.runs.ledger import set_aside
 from longshort.runs.model_files import read_facts
 from longshort.types import ROLES, LongShortError
@@ -40,7 +40,6 @@ async def cold_start(config: LongShortConfig, *, only: str | None = None, redo: 
         models = await fine_tune(config) if only in (None, SFT) else {}
     finally:
         undo()
-    console.say(f"  page       {write_page(folder)}")
     return models
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from longshort import console
@@ -13,19 +12,9 @@ from longshort.backends import ray_cluster
 from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.recipe.coldstart import GeneratorConfig
 from longshort.recipe.schema import LongShortConfig
+from longshort.runs.layout import base_model
 from longshort.runs.model_files import find_folder, identity
 from longshort.types import SHORT, LongShortError
-
-
-def base_model(config: LongShortConfig, role: str) -> str:
-    """The model of a role before its cold start: the recipe's, or the one that the miniature's base training made."""
-    model = config.role(role).model
-    if model or not config.miniature:
-        return model
-    folder = Path(config.output_dir) / "models" / f"base-{role}"
-    if not (folder / "config.json").is_file():
-        raise LongShortError(f"{role}.model is empty and {folder} is not there; run `longshort run` first (stage base), or name a model")
-    return str(folder)
 
 
 def rollout_generator(config: LongShortConfig) -> GeneratorConfig:

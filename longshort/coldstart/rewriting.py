@@ -14,8 +14,8 @@ from typing import Any
 from longshort.coldstart.asking import NoUsableAnswer
 from longshort.coldstart.rewriting_instruct import DraftMessage, rewrite_by_instruct
 from longshort.dialogue.answers import last_boxed
+from longshort.dialogue.encoding import END_ANSWER, END_THINK, RETHINK, ROLE_TAGS
 from longshort.dialogue.grading import GradingPool
-from longshort.dialogue.protocols import END_ANSWER, END_THINK, RETHINK, ROLE_TAGS
 from longshort.recipe.coldstart import RewriteConfig
 from longshort.types import LONG, SHORT, Problem
 

@@ -16,7 +16,7 @@ from typing import Any
 from longshort.coldstart.asking import Fault, ask_json
 from longshort.coldstart.records import Thought
 from longshort.dialogue.answers import last_boxed
-from longshort.dialogue.protocols import ROLE_TAGS
+from longshort.dialogue.encoding import ROLE_TAGS
 from longshort.dialogue.rollout import Engine
 from longshort.types import LONG, SHORT
 

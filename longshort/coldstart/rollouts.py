@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from longshort.dialogue.answers import last_boxed
+from longshort.dialogue.encoding import THINK, encode_plain, encode_problem, encode_tag
 from longshort.dialogue.grading import GradingPool
-from longshort.dialogue.protocols import THINK, encode_plain, encode_problem, encode_tag
 from longshort.dialogue.rollout import Engine, stable_seed
 from longshort.recipe.coldstart import ImportanceConfig
 from longshort.types import Problem, Sampling

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from longshort.dialogue.protocols import LENGTH_STOPS, demonstration
+from longshort.dialogue.protocols import demonstration
+from longshort.dialogue.turns import LENGTH_STOPS
 from longshort.learning.samples import sample_of
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import ROLES, SHORT, Problem, Sample
@@ -62,7 +63,7 @@ class Renderer:
 
 def renderer(config: LongShortConfig, tokenizers: Mapping[str, object]) -> Renderer:
     """The recipe's Renderer."""
-    from longshort.pair import make_protocol
+    from longshort.dialogue.protocols import make_protocol
 
     def protocol(max_exchanges: int):
         section = config.protocol.model_copy(update={"max_exchanges": max_exchanges})

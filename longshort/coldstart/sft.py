@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from longshort import console
-from longshort.backends.jobs import Progress, side_by_side
-from longshort.coldstart.generators import base_model
+from longshort.backends.jobs import side_by_side
 from longshort.coldstart.pipeline import folder_of
 from longshort.coldstart.records import OK
 from longshort.recipe.roles import SftConfig
 from longshort.recipe.schema import LongShortConfig
+from longshort.runs.job_progress import JobProgress
+from longshort.runs.layout import base_model
 from longshort.runs.ledger import Row, digest, read
 from longshort.runs.model_files import find_folder, identity
 from longshort.types import ROLES, LongShortError
@@ -152,7 +153,7 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
         report_to="none",
         disable_tqdm=True,
     )
-    progress = Progress(folder)
+    progress = JobProgress(folder)
     data = datasets.Dataset.from_dict({"input_ids": [row["token_ids"] for row in rows], "labels": list(map(labels_of, rows))})
     trainer = SFTTrainer(
         model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=_lora(settings), callbacks=[Report()]

@@ -14,7 +14,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from longshort.coldstart.chunking import OneParagraph, cut, split_steps
-from longshort.coldstart.generators import base_model, described, engines, instruct_engine, rollout_generator
+from longshort.coldstart.generators import described, engines, instruct_engine, rollout_generator
 from longshort.coldstart.importance import pooled, score, skeleton
 from longshort.coldstart.partition import PARTITIONS, divide, messages
 from longshort.coldstart.records import OK, Thought
@@ -23,6 +23,7 @@ from longshort.coldstart.rollouts import CannotRoll, roll_out
 from longshort.coldstart.rows import Unfit, renderer
 from longshort.coldstart.traces import unwrapped
 from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.runs.layout import base_model
 from longshort.runs.ledger import Row
 from longshort.runs.model_files import identity
 from longshort.types import ROLES, Problem
@@ -173,8 +174,8 @@ def rewrite_counts(work: Work) -> dict[str, Any]:
 
 async def rows(work: Work) -> None:
     """Each role's training row, rendered as rollouts are."""
-    from longshort.planning.plan import load_tokenizer
-    from longshort.run import with_models
+    from longshort.preflight.checks import load_tokenizer
+    from longshort.recipe.schema import with_models
     from longshort.runs.model_files import read_facts
 
     placed = with_models(work.config, {role: base_model(work.config, role) for role in ROLES})

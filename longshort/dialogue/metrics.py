@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from longshort.dialogue.protocols import STOPS
+from longshort.dialogue.turns import STOPS
 from longshort.types import Episode, Group
 
 

@@ -10,16 +10,24 @@ tokenizers, and one training sequence holds everything a role wrote in an episod
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from typing import Any
 
-from longshort.types import LONG, ROLES, SHORT, Completion, Episode, LongShortError, Problem, Turn
-
-THINK, END_THINK, ANSWER, END_ANSWER, RETHINK = "<think>", "</think>", "<answer>", "</answer>", "</rethink>"
-ROLE_TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, RETHINK)
-LENGTH_STOPS = ("turn_length", "episode_length", "context")
-STOPS = ("answered", "max_turns", *LENGTH_STOPS, "malformed")
+from longshort.dialogue.encoding import (
+    ANSWER,
+    END_ANSWER,
+    END_THINK,
+    RETHINK,
+    THINK,
+    encode_plain,
+    encode_problem,
+    encode_tag,
+    special_ids,
+)
+from longshort.dialogue.solo import Solo
+from longshort.dialogue.turns import LENGTH_STOPS, TurnProtocol, closed_well, count_hand_backs
+from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.types import LONG, ROLES, SHORT, Completion, Episode, Problem, Turn
 
 LONG_INSTRUCTIONS = (
     "You are the long thinker. Write the one next thought that matters most for solving the problem, in full detail, "
@@ -31,62 +39,6 @@ SHORT_INSTRUCTIONS = (
     "your partner will think again."
 )
 FINAL_NOTICE = "\nThis is the last turn: finish with \\boxed{} and </answer>.\n"
-
-
-def encode_plain(tokenizer, text: str) -> tuple[int, ...]:
-    """Encode `text` as data: a special-token string in it becomes ordinary characters, never control."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
-
-
-def encode_problem(tokenizer, instructions: str, question: str) -> tuple[int, ...]:
-    """The prompt before the first turn: the chat template's own tokens as control, the instructions and the question as data."""
-    content = f"{instructions}\n\n{question}" if instructions else question
-    before, after = _frame(tokenizer, str(tokenizer.chat_template))
-    return before + encode_plain(tokenizer, content) + after
-
-
-@functools.lru_cache(maxsize=16)
-def _frame(tokenizer, template: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What stands before and after every question. Kept, since rendering a template takes longer than encoding a short question."""
-    if not tokenizer.chat_template:
-        return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
-    slot = "QUESTIONxSLOT"
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": slot}], add_generation_prompt=True, tokenize=False)
-    before, found, after = rendered.partition(slot)
-    if not found or slot in after:
-        raise LongShortError(f"the chat template of {tokenizer.name_or_path!r} must contain the user's message exactly once")
-    encode_control = lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()  # noqa: E731
-    return encode_control(before), encode_control(after)
-
-
-def special_ids(tokenizer, tags: Sequence[str]) -> Mapping[str, int]:
-    """The single id of each role tag, for `tags: special`; raises LongShortError naming the tags this tokenizer lacks."""
-    return _special_ids(tokenizer, tuple(tags))
-
-
-@functools.lru_cache(maxsize=64)
-def _special_ids(tokenizer, tags: tuple[str, ...]) -> Mapping[str, int]:
-    vocabulary = tokenizer.get_added_vocab()  # which takes longer than all else in a turn
-    missing = [tag for tag in tags if tag not in vocabulary]
-    if missing:
-        raise LongShortError(
-            f"protocol.tags is 'special' but the tokenizer of {tokenizer.name_or_path!r} has no special token for {', '.join(missing)}; "
-            "add them (tokenizer.add_special_tokens, then resize the embeddings) or set protocol.tags: text"
-        )
-    return MappingProxyType({tag: vocabulary[tag] for tag in tags})
-
-
-def encode_tag(tokenizer, tag: str, tags: str) -> tuple[int, ...]:
-    """A role tag in the tokenizer's ids, as `protocol.tags` says: one special token, or plain text."""
-    return (special_ids(tokenizer, (tag,))[tag],) if tags == "special" else encode_plain(tokenizer, tag)
-
-
-def _closed_well(turn: Turn, closing: Sequence[str]) -> bool:
-    return turn.completion.stop in closing and not any(tag in turn.completion.text for tag in ROLE_TAGS)
-
-
-def _hand_backs(episode: Episode) -> int:
-    return sum(turn.completion.stop == RETHINK for turn in episode.turns)
 
 
 class LongShort:
@@ -115,6 +67,24 @@ class LongShort:
         self.instructions = {LONG: LONG_INSTRUCTIONS, SHORT: SHORT_INSTRUCTIONS} | dict(instructions or {})
         self.final_notice = final_notice
 
+    @classmethod
+    def of(cls, config: LongShortConfig) -> LongShort:
+        """Build the protocol from a recipe: its section `protocol`, and each role's turn budget and instructions."""
+        section = config.protocol
+        options = {"final_notice": section.final_notice} if section.final_notice is not None else {}
+        instructions = {role: config.role(role).instructions for role in ROLES}
+        return cls(
+            max_exchanges=section.max_exchanges,
+            turn_tokens={role: config.role(role).turn_tokens for role in ROLES},
+            episode_tokens=section.episode_tokens,
+            tags=section.tags,
+            instructions={role: text for role, text in instructions.items() if text is not None},
+            **options,
+        )
+
+    def instructions_of(self, role: str) -> str:
+        return self.instructions[role]
+
     def next(self, turns: Sequence[Turn]) -> str:
         """The role that speaks next, or the name of the reason to stop."""
         if not turns:
@@ -128,7 +98,7 @@ class LongShort:
             return LONG if len(turns) < 2 * self.max_exchanges else "max_turns"
         return stop if stop in LENGTH_STOPS else "malformed"
 
-    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
         """The speaker's prompt in its own token ids; extends its previous prompt and completion."""
         own = [i for i, turn in enumerate(turns) if turn.role == speaker]
         if own:
@@ -153,18 +123,18 @@ class LongShort:
         )
         return min(limits, key=lambda limit: limit[0])
 
-    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The tags that end the speaker's turn and, where tags are special tokens, their ids in the same order (else empty)."""
         tags = self.closing[speaker]
         return tags, tuple(special_ids(tokenizer, tags).values()) if self.tags == "special" else ()
 
-    def close(self, speaker: str, text: str, stop: str, tokenizer) -> tuple[int, ...]:
+    def close(self, speaker: str, text: str, stop: str, tokenizer: Any) -> tuple[int, ...]:
         """The ids of a scripted turn of `speaker`: its text, then its closing tag (used for demonstrations)."""
         return encode_plain(tokenizer, text) + self._tag(tokenizer, stop)
 
     def well_formed(self, episode: Episode, role: str) -> bool:
         """Whether each of the role's turns closed with one of its tags and holds no role tag inside (a `<` in maths is fine)."""
-        return all(_closed_well(turn, self.closing[role]) for turn in episode.turns if turn.role == role)
+        return all(closed_well(turn, self.closing[role]) for turn in episode.turns if turn.role == role)
 
     def final_text(self, episode: Episode) -> str:
         """The text that is graded: the last `</answer>` turn, or nothing when the episode was not answered."""
@@ -172,119 +142,22 @@ class LongShort:
 
     def hand_backs(self, episode: Episode) -> int:
         """How often short asked long to think again."""
-        return _hand_backs(episode)
+        return count_hand_backs(episode)
 
     def _tag(self, tokenizer, tag: str) -> tuple[int, ...]:
         return encode_tag(tokenizer, tag, self.tags)
 
 
-class Solo:
-    """One model answers alone in one turn that ends with its end-of-text token: the baseline, and the control of every table."""
-
-    tags = "text"  # none are written, so no tokenizer need have them
-
-    def __init__(self, *, role: str = LONG, turn_tokens: int, instructions: str = ""):
-        self.role, self.roles = role, (role,)
-        self.turn_tokens, self.instructions = turn_tokens, instructions
-
-    def next(self, turns: Sequence[Turn]) -> str:
-        if not turns:
-            return self.role
-        stop = turns[-1].completion.stop
-        return "answered" if stop == "eos" else stop if stop in LENGTH_STOPS else "malformed"
-
-    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
-        return encode_problem(tokenizer, self.instructions, problem.question)
-
-    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
-        return min((self.turn_tokens, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
-
-    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        return (), ()
-
-    def close(self, speaker: str, text: str, stop: str, tokenizer) -> tuple[int, ...]:
-        return encode_plain(tokenizer, text) + (tokenizer.eos_token_id,)
-
-    def well_formed(self, episode: Episode, role: str) -> bool:
-        return episode.stop == "answered"
-
-    def final_text(self, episode: Episode) -> str:
-        return episode.turns[-1].completion.text if episode.stop == "answered" else ""
-
-    def hand_backs(self, episode: Episode) -> int:
-        return 0
+PROTOCOLS: dict[str, type[TurnProtocol]] = {"long_short": LongShort, "solo": Solo}
+"""The protocols that `protocol.name` may name."""
 
 
-class OneMessage(Solo):
-    """A model of the pair alone: one message of its role, between its role's tags, is all there is, and what stands in it is graded.
-
-    The control that asks what a trained model is worth without its partner. `pair` is the protocol that it was trained in.
-    """
-
-    def __init__(self, *, role: str, turn_tokens: int, pair: LongShort):
-        super().__init__(role=role, turn_tokens=turn_tokens, instructions=pair.instructions[role])
-        self.opening, self.closing, self.tags = pair.opening[role], pair.closing[role], pair.tags
-
-    def next(self, turns: Sequence[Turn]) -> str:
-        return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
-
-    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
-        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
-
-    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        return self.closing, tuple(special_ids(tokenizer, self.closing).values()) if self.tags == "special" else ()
-
-    def well_formed(self, episode: Episode, role: str) -> bool:
-        """As in the pair: closed with a tag of the role, and no tag inside. Ended with the end-of-text token it is graded, yet not this."""
-        return all(_closed_well(turn, self.closing) for turn in episode.turns)
-
-    def hand_backs(self, episode: Episode) -> int:
-        """1 where a short model asked for its partner, who is not there: its message is graded as it stands."""
-        return _hand_backs(episode)
+def make_protocol(config: LongShortConfig) -> TurnProtocol:
+    """Build the recipe's turn protocol with its budgets and instructions; LongShortError for an unknown name."""
+    return lookup(PROTOCOLS, config.protocol.name, "protocol.name").of(config)
 
 
-class StoppedEarly(Solo):
-    """A long chain of thought cut after `thoughts` thoughts and made to answer: a control that asks what the rest of it was worth.
-
-    A thought ends with `separator`, and each is one turn of this protocol, an empty one too. After the last one allowed the model reads
-    `ending`, which opens the answer's box, and goes on from there, up to another separator; a model that has ended by itself before is left
-    alone. `turn_tokens` is for all turns together.
-    """
-
-    def __init__(self, *, role: str = LONG, thoughts: int, turn_tokens: int, instructions: str = "", separator: str, ending: str):
-        super().__init__(role=role, turn_tokens=turn_tokens, instructions=instructions)
-        self.thoughts, self.separator, self.ending = thoughts, separator, ending
-
-    def next(self, turns: Sequence[Turn]) -> str:
-        if turns and turns[-1].completion.stop == self.separator:
-            return self.role if len(turns) <= self.thoughts else "answered"
-        return super().next(turns)
-
-    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
-        if not turns:
-            return super().render(problem, turns, speaker, tokenizer)
-        written = turns[-1].prompt_ids + turns[-1].completion.token_ids
-        return written + encode_plain(tokenizer, self.ending) if len(turns) == self.thoughts else written
-
-    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
-        used = sum(len(turn.completion.token_ids) for turn in turns)
-        return min((self.turn_tokens - used, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
-
-    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        return (self.separator,), ()
-
-    def final_text(self, episode: Episode) -> str:
-        """The forced answer with the box that was opened for it; of a model that ended by itself, all it wrote."""
-        texts = [turn.completion.text for turn in episode.turns]
-        if episode.stop != "answered":
-            return ""
-        return self.ending + texts[-1] if len(texts) > self.thoughts else self.separator.join(texts)
-
-
-PROTOCOLS = {"long_short": LongShort, "solo": Solo}
-
-
-def demonstration(problem: Problem, messages: Sequence[tuple[str, str, str]], protocol, tokenizers: Mapping[str, object]) -> Episode:
+def demonstration(problem: Problem, messages: Sequence[tuple[str, str, str]], protocol: TurnProtocol, tokenizers: Mapping[str, Any]) -> Episode:
     """A scripted dialogue as an episode, rendered by the very code that renders rollouts, so that SFT and RL prompts are byte-identical.
 
     `messages` are (role, text, stop) in order, stop being the closing tag ("eos" for `solo`). Log-probs are 0: nobody sampled it.

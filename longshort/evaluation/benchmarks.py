@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,8 @@ from typing import Any
 from longshort.data import GENERATORS, READERS, load_problems, normalise
 from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import stable_seed
-from longshort.recipe.schema import lookup
+from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.recipe.sections import BenchmarkEntry
 from longshort.types import LongShortError, Problem
 
 GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -198,3 +200,42 @@ BENCHMARKS: dict[str, Benchmark] = {
     "miniature": Benchmark(title="miniature", hub="miniature:test", rows=400),
 }
 """By the name under which a recipe asks for them: the place to add your own."""
+
+
+LONGEST_PART = 100
+"""Characters of a benchmark's path that its files are called by: the last ones, for no file's name may have more than 255."""
+
+
+def file_part(benchmark: str) -> str:
+    """A benchmark's name as a part of a file's name: `miniature:test` -> "miniature-test"."""
+    return re.sub(r"[^\w@+-]+", "-", benchmark)[-LONGEST_PART:].strip("-")
+
+
+def load_benchmarks(config: LongShortConfig, faults: list[str] | None = None) -> list[tuple[LoadedBenchmark, int]]:
+    """The recipe's benchmarks, each with the samples per problem. One that cannot be loaded is a line of `faults`, or LongShortError."""
+    settings, found = config.eval, []
+    entries = [BenchmarkEntry(name=each) if isinstance(each, str) else each for each in settings.benchmarks]
+    counts = Counter(file_part(entry.name) for entry in entries)
+    if twice := [entry.name for entry in entries if counts[file_part(entry.name)] > 1]:
+        raise LongShortError(
+            f"eval.benchmarks: {' and '.join(twice)} would be kept in the same files ({file_part(twice[0])}); name each benchmark once, "
+            "and rename a file that differs from another in punctuation only"
+        )
+    for entry in entries:
+        try:
+            limit = entry.num_problems or settings.num_problems
+            loaded = load_benchmark(entry.name, data_dir=settings.data_dir, limit=limit, seed=settings.seed)
+        except LongShortError as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+            continue
+        found.append((loaded, entry.num_samples or settings.num_samples))
+    return found
+
+
+def evaluation_problems(config: LongShortConfig) -> list[Problem]:
+    """The problems of every benchmark that the recipe evaluates on; LongShortError where `eval_steps` has none to go on."""
+    if config.eval_steps and not config.eval.benchmarks:
+        raise LongShortError(f"eval_steps is {config.eval_steps} but eval.benchmarks is empty; name at least one, or set eval_steps: 0")
+    return [problem for loaded, _ in load_benchmarks(config) for problem in loaded.problems]

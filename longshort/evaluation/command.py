@@ -56,7 +56,7 @@ def evaluate_recipe(
 
 def check_systems(config: LongShortConfig, systems: Sequence[System], benchmarks: Sequence[Prepared]) -> None:
     """Refuse, before an engine starts, models without files, tokenizers that do not fit, prompts that are too long."""
-    from longshort.planning.plan import check_contexts, check_prompts, load_tokenizer
+    from longshort.preflight.checks import check_contexts, check_prompts, load_tokenizer
 
     problems = [problem for benchmark in benchmarks for problem in benchmark.loaded.problems]
     checked: dict[tuple[Model, str], Any] = {}

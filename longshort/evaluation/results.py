@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from longshort import __version__
 from longshort.evaluation.measures import COMPARED, aes, compare, overall, summarise
 from longshort.evaluation.names import ALL, GREEDY, SAMPLED
 from longshort.evaluation.runner import Evaluation
 from longshort.evaluation.tables import markdown
 from longshort.types import LongShortError
+from longshort.version import __version__
 
 LENGTHS = {"aes": "tokens", "aes_characters": "characters", "aes_cost": "cost"}
 """Which length each AES is about."""

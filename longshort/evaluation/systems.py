@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longshort.dialogue.protocols import OneMessage, Solo, StoppedEarly
+from longshort.dialogue.protocols import make_protocol
+from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
 from longshort.evaluation.names import cross_name, last_part
-from longshort.pair import make_protocol
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.recipe.sections import SystemConfig
 from longshort.runs import checkpoint
@@ -50,7 +50,7 @@ class Model:
 
     def arithmetic(self, config: LongShortConfig) -> dict[str, Any]:
         """What of its engine's settings its answers depend on; `auto` as what it means on this machine."""
-        from longshort.backends.ray_cluster import engine_backend
+        from longshort.backends.devices import engine_backend
 
         engine = config.role(self.origin).engine
         return {"backend": engine_backend(engine), **engine.model_dump(include={"dtype", "max_model_len", "extra"})}
@@ -168,8 +168,7 @@ def _is_made_here(config: LongShortConfig, stage: str) -> bool:
 
 def _made_here(config: LongShortConfig, stage: str, role: str, chosen: Path | None, where: str) -> str:
     """The folder of a model that this run made, or the recipe's own model; empty where the recipe names none."""
-    from longshort.coldstart.generators import base_model
-    from longshort.run import cold_folder
+    from longshort.runs.layout import base_model, cold_model
 
     output_dir = Path(config.output_dir)
     if stage == "trained":
@@ -183,7 +182,7 @@ def _made_here(config: LongShortConfig, stage: str, role: str, chosen: Path | No
     if stage == "cold_start":
         if not config.coldstart:
             raise LongShortError(f"{where}: the models of the cold start, but the recipe has no coldstart section; leave this system out")
-        return str(cold_folder(config, role))
+        return cold_model(config, role)
     return str(output_dir / stage / role)
 
 

@@ -7,7 +7,6 @@ attempts that have no line yet, and every number is worked out from those lines 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,18 +17,15 @@ from typing import Any
 from longshort import console
 from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Decoding
-from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark, check_golds, load_benchmark
+from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark, check_golds, file_part, load_benchmarks
 from longshort.evaluation.names import GREEDY, SAMPLED
 from longshort.evaluation.runner import Evaluation, attempt_key, evaluate, evaluation_of, write_to
 from longshort.evaluation.systems import System
 from longshort.recipe.schema import LongShortConfig
-from longshort.recipe.sections import BenchmarkEntry
-from longshort.runs.ledger import Ledger, read, text_digest
+from longshort.runs.files import text_digest
+from longshort.runs.ledger import Ledger, read
 from longshort.runs.model_files import identity
 from longshort.types import LongShortError
-
-LONGEST_PART = 100
-"""Characters of a benchmark's path that its files are called by: the last ones, for no file's name may have more than 255."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,34 +63,6 @@ class Task:
     def order(self) -> list[str]:
         """The ids of all its attempts."""
         return [attempt_key(problem, sample) for problem in self.benchmark.loaded.problems for sample in range(self.num_samples)]
-
-
-def file_part(benchmark: str) -> str:
-    """A benchmark's name as a part of a file's name: `miniature:test` -> "miniature-test"."""
-    return re.sub(r"[^\w@+-]+", "-", benchmark)[-LONGEST_PART:].strip("-")
-
-
-def load_benchmarks(config: LongShortConfig, faults: list[str] | None = None) -> list[tuple[LoadedBenchmark, int]]:
-    """The recipe's benchmarks, each with the samples per problem. One that cannot be loaded is a line of `faults`, or LongShortError."""
-    settings, found = config.eval, []
-    entries = [BenchmarkEntry(name=each) if isinstance(each, str) else each for each in settings.benchmarks]
-    counts = Counter(file_part(entry.name) for entry in entries)
-    if twice := [entry.name for entry in entries if counts[file_part(entry.name)] > 1]:
-        raise LongShortError(
-            f"eval.benchmarks: {' and '.join(twice)} would be kept in the same files ({file_part(twice[0])}); name each benchmark once, "
-            "and rename a file that differs from another in punctuation only"
-        )
-    for entry in entries:
-        try:
-            limit = entry.num_problems or settings.num_problems
-            loaded = load_benchmark(entry.name, data_dir=settings.data_dir, limit=limit, seed=settings.seed)
-        except LongShortError as error:
-            if faults is None:
-                raise
-            faults.append(str(error))
-            continue
-        found.append((loaded, entry.num_samples or settings.num_samples))
-    return found
 
 
 def prepare_benchmarks(config: LongShortConfig, pool: GradingPool) -> tuple[list[Prepared], list[str]]:

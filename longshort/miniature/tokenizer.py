@@ -6,7 +6,7 @@ must fail here, in seconds, and not on the first pair of real models.
 
 from __future__ import annotations
 
-from longshort.dialogue.protocols import ROLE_TAGS
+from longshort.dialogue.encoding import ROLE_TAGS
 from longshort.miniature.world import PHRASES, RESTATE, WAIT
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 

@@ -5,24 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from longshort.backends.jobs import Progress
-from longshort.dialogue.protocols import (
-    END_ANSWER,
-    END_THINK,
-    RETHINK,
-    THINK,
-    Solo,
-    demonstration,
-    encode_plain,
-    encode_problem,
-    special_ids,
-)
+from longshort.dialogue.encoding import END_ANSWER, END_THINK, RETHINK, THINK, encode_plain, encode_problem, special_ids
+from longshort.dialogue.protocols import demonstration
+from longshort.dialogue.solo import Solo
 from longshort.learning.samples import sample_of
 from longshort.learning.supervised import fit
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.miniature.world import GAP, compressed_trace, dialogue, direct_ending, make_problems, teacher_trace
 from longshort.recipe.schema import LongShortConfig
+from longshort.runs.job_progress import JobProgress
 from longshort.types import LONG, SHORT, Problem, Sample
 
 
@@ -98,7 +90,7 @@ def train_base(config: LongShortConfig, role: str, folder: str) -> None:
 
 
 def _fit(model, samples: list[Sample], folder: str, config: LongShortConfig, steps: int, learning_rate: float) -> None:
-    progress = Progress(folder)
+    progress = JobProgress(folder)
     batch = config.miniature.batch_size
     fit(
         model,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from longshort.dialogue.protocols import END_ANSWER, END_THINK, RETHINK
+from longshort.dialogue.encoding import END_ANSWER, END_THINK, RETHINK
 from longshort.types import LONG, SHORT, LongShortError, Problem
 
 DIGITS = (2, 3, 4, 6, 7, 8, 9)

@@ -12,9 +12,10 @@ from longshort.coldstart.records import OK, Trace
 from longshort.coldstart.traces import load_traces
 from longshort.data import load_problems
 from longshort.dialogue.grading import GradingPool
-from longshort.dialogue.protocols import Solo, demonstration
+from longshort.dialogue.protocols import demonstration
+from longshort.dialogue.solo import Solo
 from longshort.learning.samples import sample_of
-from longshort.planning.plan import check_contexts, check_output, check_prompts, load_tokenizer
+from longshort.preflight.checks import check_contexts, check_output, check_prompts, load_tokenizer
 from longshort.recipe.coldstart import MixtureConfig
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.strict_yaml import leaves

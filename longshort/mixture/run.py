@@ -21,15 +21,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from longshort import __version__, console
+from longshort import console
 from longshort.backends import ray_cluster
+from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.measures import summarise
+from longshort.evaluation.runner import evaluate
 from longshort.mixture.inputs import Job, as_sample, prepare
 from longshort.mixture.reweighting import EVEN, WEIGHTINGS, Bounds, Drawn, Measurement, ShortLong, choose, draw, signals, smooth
 from longshort.pair import Pair
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs import checkpoint
 from longshort.types import LongShortError
+from longshort.version import __version__
 
 SHAPING = ("weighting", "eta", "floor", "ema", "keep_accuracy", "update_steps", "long_data")
 """Settings of the mixture that the bounds do not depend on."""
@@ -79,7 +82,11 @@ async def measure_bounds(job: Job) -> Bounds:
 
 async def measure(job: Job, pair: Pair) -> dict[str, Any]:
     """Accuracy, its 95 % interval, and mean tokens on the dev problems."""
-    evaluation = await pair.evaluate(job.dev, temperature=job.settings.temperature, seed=job.config.eval.seed)
+    config, temperature = job.config, job.settings.temperature
+    sampled = Decoding(temperature=temperature, top_p=config.top_p, top_k=config.top_k)
+    decoding = sampled if temperature else Decoding(temperature=0.0)
+    async with console.heartbeat(lambda: f"evaluating {len(job.dev)} problems at temperature {temperature:g}"):
+        evaluation = await evaluate(pair.policies, pair.protocol, job.dev, pair.pool, decoding, num_samples=1, seed=config.eval.seed)
     summary = summarise(evaluation, pair.protocol, job.config.prices)
     return {key: summary[key] for key in ("accuracy", "interval", "tokens", "n")}
 

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-GIB = 2**30
+from longshort.preflight.memory_formulas import GIB, free_memory
+
 PROBE_SECONDS = 60
 FREE_GIB, SHM_GIB = 5.0, 1.0
 """What the quick start needs, measured: two engines, two learners, the driver and Ray."""
@@ -169,15 +169,6 @@ def machine_rows() -> list[Finding]:
     address = os.environ.get("RAY_ADDRESS")
     rows.append(Finding(what="ray cluster", found=f"{address} (RAY_ADDRESS)" if address else "a local one is started, on loopback only"))
     return rows
-
-
-def free_memory() -> int:
-    """Bytes that processes started now may use: the machine's, or what the container's limit leaves."""
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text) - int(used.read_text()))
-    return max(0, free)
 
 
 def probe(scripts: Mapping[str, str]) -> dict[str, tuple[bool, str]]:

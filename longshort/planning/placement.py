@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from longshort.planning import step_time
-from longshort.planning.doctor import GIB
 from longshort.planning.step_time import Rates
-from longshort.preflight.memory_formulas import BYTES, activations_gib, logits_gib, optimizer_bytes, torch_state, zero_state
+from longshort.preflight.memory_formulas import BYTES, GIB, activations_gib, logits_gib, optimizer_bytes, torch_state, zero_state
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.model_files import ModelFacts
 from longshort.types import LongShortError

@@ -24,7 +24,7 @@ ASSUMED = (
 
 def setup_of(config: LongShortConfig, options: argparse.Namespace) -> Setup:
     """The question as the command line asks it (longshort/cli.py, `plan`); what it leaves open the recipe's `learner:` answers."""
-    from longshort.planning.plan import check_contexts
+    from longshort.preflight.checks import check_contexts
 
     facts = model_facts(config, published=True)
     check_contexts(config, facts)

@@ -14,8 +14,7 @@ from statistics import median
 
 from pydantic import ValidationError
 
-from longshort.planning.doctor import GIB
-from longshort.preflight.memory_formulas import BYTES
+from longshort.preflight.memory_formulas import BYTES, GIB
 from longshort.recipe.schema import LongShortConfig, load
 from longshort.recipe.sections import Amount, EngineConfig, Rate, Section
 from longshort.recipe.strict_yaml import explain, read_yaml

@@ -8,21 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from longshort.backends.devices import engine_backend, shares_gpu
-from longshort.backends.weights.weight_transfer import choose
-from longshort.planning.doctor import GIB, free_memory
+from longshort.backends.devices import check_time_share, engine_backend, shares_gpu
+from longshort.backends.weight_transfer import choose
+from longshort.dialogue.protocols import make_protocol
 from longshort.preflight.memory_formulas import (
     BYTES,
+    GIB,
     activations_gib,
     adapter_parameters,
+    free_memory,
     logits_gib,
     optimizer_bytes,
     torch_state,
     zero_state,
 )
+from longshort.recipe.miniature import ModelShape
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
-from longshort.runs.model_files import PUBLISHED, ModelFacts, read_facts, shape_facts
+from longshort.runs.model_files import PUBLISHED, ModelFacts, read_facts
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 PROCESS_GIB = {"driver": 0.6, "ray": 0.6, "vllm": 1.0, "transformers": 0.6, "learner": 0.5, "grader": 0.1}
@@ -82,8 +85,7 @@ def actors(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> list[Act
 def model_facts(config: LongShortConfig, *, published: bool = False) -> dict[str, ModelFacts]:
     """The model of each role that the recipe's protocol lets speak; a miniature one need not exist yet, nor a well-known one if its
     `published` sizes will do."""
-    roles = (LONG,) if config.protocol.name == "solo" else ROLES
-    return {role: _facts_of(config, role, PUBLISHED if published else {}) for role in roles}
+    return {role: _facts_of(config, role, PUBLISHED if published else {}) for role in make_protocol(config).roles}
 
 
 def _facts_of(config: LongShortConfig, role: str, known: Mapping[str, ModelFacts]) -> ModelFacts:
@@ -274,3 +276,68 @@ def _take(share: float, room: dict[str, float], gpus: Sequence[str], wanting: Se
         )
     room[device] -= share
     return device
+
+
+def shape_facts(name: str, shape: ModelShape, vocabulary: int, context: int) -> ModelFacts:
+    """The facts of a miniature model before it is made (Qwen2 architecture, untied head)."""
+    kv_width = shape.hidden_size // shape.num_heads * shape.num_kv_heads
+    attention = 2 * shape.hidden_size * (shape.hidden_size + kv_width)
+    layer = attention + 3 * shape.hidden_size * shape.intermediate_size
+    return ModelFacts(
+        name=name,
+        parameters=shape.num_layers * layer + 2 * vocabulary * shape.hidden_size,
+        layers=shape.num_layers,
+        hidden=shape.hidden_size,
+        intermediate=shape.intermediate_size,
+        kv_heads=shape.num_kv_heads,
+        kv_width=kv_width,
+        vocabulary=vocabulary,
+        context=context,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The processes of a run, the devices of each by its name, free GiB by device, how each role's new weights travel and why, and whether
+    engines and learners take turns."""
+
+    actors: Sequence[Actor]
+    places: Mapping[str, Sequence[str]]
+    free: Mapping[str, float | None]
+    ways: Mapping[str, tuple[str, str]]
+    time_share: bool
+    episodes_per_step: int
+
+    def needed(self, device: str) -> float:
+        """GiB of all processes that are on that device at the same time."""
+        return max(self._needed(device, when) for when in (TRAINING, COLD_START))
+
+    def _needed(self, device: str, when: str) -> float:
+        there = [actor for actor in self.actors if actor.when == when for place in self.places[actor.name] if place == device]
+        whole, least = sum(actor.gib for actor in there), sum(actor.least_gib for actor in there)
+        if not self.time_share:
+            return whole
+        learning = sum(actor.gib - actor.least_gib for actor in there if "micro-batch" in actor.returned)
+        return least + max(learning, whole - least - learning)
+
+    @property
+    def too_small(self) -> list[str]:
+        """The devices whose free memory does not suffice."""
+        return [device for device, free in self.free.items() if free is not None and self.needed(device) > free]
+
+
+def plan(config: LongShortConfig) -> Plan:
+    """Work out the plan; LongShortError where a model folder cannot be read or a GPU is not there."""
+    facts = model_facts(config)
+    processes = actors(config, facts)
+    free = free_gib(processes)
+    for role in facts:
+        check_time_share(config, role)
+    return Plan(
+        actors=processes,
+        places=places(processes, list(free)),
+        free=free,
+        ways={role: choose(config, role, engine_backend(config.role(role).engine)) for role in facts},
+        time_share=config.time_share,
+        episodes_per_step=config.num_problems * config.num_generations,
+    )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from longshort.planning.doctor import GIB
+from pathlib import Path
+
+import psutil
+
 from longshort.runs.model_files import ModelFacts
 
+GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BUCKET = 500_000_000
 """Numbers in each of DeepSpeed's two communication buckets (its default reduce_bucket_size and allgather_bucket_size)."""
@@ -58,3 +62,12 @@ def zero_state(parameters: int, stage: int, ranks: int, size: int, *, offload: b
 def optimizer_bytes(size: int) -> int:
     """Per parameter: AdamW's two float32 moments, and a float32 copy of weights of another type."""
     return 8 if size == 4 else 12
+
+
+def free_memory() -> int:
+    """Bytes that processes started now may use: the machine's, or what the container's limit leaves."""
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)

@@ -172,8 +172,6 @@ class LongShortConfig(Section):
             raise ValueError(f"share_engine needs one base model, but {made[0]} makes two; remove the one or the other")
         if self.time_share:
             raise ValueError("share_engine and time_share: an engine that holds adapters does not sleep; remove the one or the other")
-        if self.protocol.name == "solo":
-            raise ValueError("share_engine: protocol solo has one role, so there is nobody to share with; remove it")
         for key, value in self.long.engine.model_dump().items():
             if value != (other := getattr(self.short.engine, key)):
                 raise ValueError(f"share_engine: long.engine.{key} is {value!r} and short.engine.{key} {other!r}; give both the same")
@@ -229,3 +227,8 @@ def lookup(table: Mapping[str, Plugin], name: str, key: str) -> Plugin:
         return table[name]
     hint = "".join(f"did you mean {near!r}? " for near in difflib.get_close_matches(name, table, n=1))
     raise LongShortError(f"{key}: {name!r} is not known; {hint}known: {', '.join(table)}")
+
+
+def with_models(config: LongShortConfig, models: Mapping[str, str]) -> LongShortConfig:
+    """The recipe with these models in place of its own."""
+    return parse(config.model_dump() | {role: config.role(role).model_dump() | {"model": model} for role, model in models.items()})

@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longshort import __version__
 from longshort.types import LongShortError
+from longshort.version import __version__
 
 Row = dict[str, Any]
 
@@ -160,15 +160,6 @@ def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def text_digest(texts: Iterable[str]) -> str:
-    """The SHA-256 of a sequence of texts, boundaries included."""
-    found = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode()
-        found.update(len(encoded).to_bytes(8, "big") + encoded)
-    return found.hexdigest()
 
 
 def set_aside(folder: Path, steps: Sequence[str]) -> Path | None:

@@ -8,8 +8,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from longshort.backends.weights.weight_sync import expected_weights
-from longshort.recipe.miniature import ModelShape
 from longshort.types import LongShortError
 
 WHOLE_BYTES, PIECE_BYTES, PIECES = 2**26, 2**16, 64
@@ -93,24 +91,6 @@ def read_facts(model: str, key: str) -> ModelFacts:
         raise LongShortError(f"{key}: {folder / 'config.json'} has no {error}; is it a decoder-only language model?") from error
 
 
-def shape_facts(name: str, shape: ModelShape, vocabulary: int, context: int) -> ModelFacts:
-    """The facts of a miniature model before it is made (Qwen2 architecture, untied head)."""
-    kv_width = shape.hidden_size // shape.num_heads * shape.num_kv_heads
-    attention = 2 * shape.hidden_size * (shape.hidden_size + kv_width)
-    layer = attention + 3 * shape.hidden_size * shape.intermediate_size
-    return ModelFacts(
-        name=name,
-        parameters=shape.num_layers * layer + 2 * vocabulary * shape.hidden_size,
-        layers=shape.num_layers,
-        hidden=shape.hidden_size,
-        intermediate=shape.intermediate_size,
-        kv_heads=shape.num_kv_heads,
-        kv_width=kv_width,
-        vocabulary=vocabulary,
-        context=context,
-    )
-
-
 def find_folder(model: str, key: str) -> Path:
     """The local folder of a model: itself, or where the hub's cache keeps it (fetched, where the hub can be reached)."""
     if not model:
@@ -169,3 +149,22 @@ def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
         return expected_weights(str(folder))
     except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
         raise LongShortError(f"{key}: the weights in {folder} are damaged ({error or type(error).__name__}); copy them again") from error
+
+
+def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes of a model folder, read from its safetensors headers; a tied head is expected as `lm_head.weight` too."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "config.json"]))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    if not shapes:
+        raise LongShortError(f"model folder {folder} holds no *.safetensors weights")
+    if json.loads((folder / "config.json").read_text()).get("tie_word_embeddings") and "model.embed_tokens.weight" in shapes:
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    return shapes

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from longshort.dialogue.protocols import RETHINK
+from longshort.dialogue.encoding import RETHINK
 from longshort.team.conversation import Finished, Piece, TurnEnded
 from longshort.types import LONG, ROLES, Episode, Turn
 

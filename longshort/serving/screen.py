@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from longshort import console
-from longshort.dialogue.protocols import RETHINK
+from longshort.dialogue.encoding import RETHINK
 from longshort.types import LONG, SHORT
 
 STYLES = {LONG: "#5f87d7", SHORT: "#d7875f"}

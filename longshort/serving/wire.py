@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshort.dialogue.protocols import RETHINK
+from longshort.dialogue.encoding import RETHINK
 from longshort.team.conversation import Event, Piece, TurnBegan, TurnEnded
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from longshort import __version__
-from longshort.dialogue.protocols import Solo
+from longshort.dialogue.protocols import make_protocol
+from longshort.dialogue.solo import Solo
 from longshort.evaluation.names import ALL, STAGES, TRAINING
 from longshort.evaluation.results import read_results
 from longshort.evaluation.tables import table
-from longshort.pair import make_protocol
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.model_files import read_facts
+from longshort.version import __version__
 
 TEAM = ("pair", "trained")
 """How an evaluation, and a run's own one of its stages, call the trained pair."""

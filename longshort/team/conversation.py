@@ -17,8 +17,10 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from longshort.dialogue.protocols import END_THINK, LENGTH_STOPS, ROLE_TAGS, LongShort
+from longshort.dialogue.encoding import END_THINK, ROLE_TAGS
+from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.rollout import Decoding, Engine, run_episode
+from longshort.dialogue.turns import LENGTH_STOPS
 from longshort.types import LONG, SHORT, Completion, Episode, LongShortError, Problem, Sampling, Turn
 
 PAIR = "pair"

@@ -19,15 +19,15 @@ from typing import Any
 
 import yaml
 
-from longshort import __version__
-from longshort.dialogue.protocols import Solo
+from longshort.dialogue.protocols import make_protocol
+from longshort.dialogue.solo import Solo
 from longshort.evaluation.systems import System, make_system, preset
-from longshort.pair import make_protocol
 from longshort.recipe.schema import LongShortConfig, load, parse
 from longshort.recipe.strict_yaml import override, read_yaml
 from longshort.runs import checkpoint, sealed
 from longshort.team.card import without_paths, write_card
 from longshort.types import LongShortError
+from longshort.version import __version__
 
 MODELS = ("long/", "short/")
 REMEDY = "save the team again"

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from longshort.backends import ray_cluster
-from longshort.dialogue.protocols import Solo, encode_problem
+from longshort.dialogue.encoding import encode_problem
 from longshort.dialogue.rollout import Decoding, live_episodes, run_episode, stable_seed
+from longshort.dialogue.solo import Solo
 from longshort.evaluation.command import check_systems
 from longshort.evaluation.systems import preset, protocol_of
 from longshort.pair import CANARY_QUESTION, Pair

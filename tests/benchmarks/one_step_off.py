@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from statistics import fmean, median
 
-from longshort.dialogue.protocols import Solo
 from longshort.dialogue.rollout import Admission, Decoding
+from longshort.dialogue.solo import Solo
 from longshort.learning.advantages import advantages
 from longshort.learning.loop import roll_out, train_loop
 from longshort.pair import Pair

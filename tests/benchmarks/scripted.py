@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshort.dialogue.protocols import END_ANSWER, END_THINK, RETHINK, LongShort
+from longshort.dialogue.encoding import END_ANSWER, END_THINK, RETHINK
+from longshort.dialogue.protocols import LongShort
 from longshort.recipe.miniature import LongShape, ModelShape
 from longshort.recipe.schema import LongShortConfig, parse
 from longshort.types import LONG, ROLES, Problem

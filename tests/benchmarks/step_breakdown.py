@@ -25,7 +25,7 @@ from statistics import median
 from longshort.dialogue.rewards import SynergyReward
 from longshort.learning.loop import train_loop
 from longshort.learning.step import Alone
-from longshort.recorder import Progress
+from longshort.recorder import Recorder
 from longshort.trainer import LongShortTrainer
 from tests import tiny_models
 from tests.benchmarks.common import Figure, leave, options, say, spread
@@ -155,7 +155,9 @@ async def measure(folder: Path, runs: int) -> Clocks:
             advantage=trainer.advantage,
             schedule=trainer.schedule,
             staleness=0,
-            after=clocks.around_after(Progress(trainer, pair).after),
+            after=clocks.around_after(
+                Recorder(trainer.config, trainer.output_dir, steps, trainer.protocol, trainer.advantage, pair).after
+            ),
             stop=asyncio.Event(),
         )
     del clocks.steps[:2]

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load_file
 
-UNSTABLE = ("perf/", "rollout/", "busy", "seconds", "_s", "created", "versions", "folder", "weight_sync/", "grading/", "longshort")
+UNSTABLE = ("perf/", "rollout/", "busy", "seconds", "_s", "created", "made", "versions", "folder", "weight_sync/", "grading/", "longshort")
 """Parts of names whose values depend on the clock, the machine or the path of the run."""
 GAPS = ("gaps", "sampling/", "logprobs", "logprob")
 """Engine log-probs depend in the last bits on which requests share a wave, so they are left out as well."""
@@ -48,7 +49,8 @@ def digest_of(path: Path, hidden: str) -> str:
         return digest(json.dumps(rows, sort_keys=True).replace(hidden, ""))
     if path.suffix == ".json":
         return digest(json.dumps(stable(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True).replace(hidden, ""))
-    return digest(path.read_bytes())
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("rng/")}  # a fresh process's own
+    return digest(b"".join(name.encode() + tensors[name].contiguous().numpy().tobytes() for name in sorted(tensors)))
 
 
 def make_models(folder: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from longshort import console
 from longshort.backends.engines.engine_loop import Watch
+from longshort.backends.remote import reason_of, result_of
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
@@ -82,7 +83,7 @@ class RemoteEngine:
     async def start(self) -> int:
         """Wait until the engine has loaded its model; returns its process id. LongShortError with the engine's own reason."""
         try:
-            self._pid = await asyncio.wait_for(_result(self._actor.ready.remote()), max(START_TIMEOUT_S, self._config.engine_timeout_s))
+            self._pid = await asyncio.wait_for(result_of(self._actor.ready.remote()), max(START_TIMEOUT_S, self._config.engine_timeout_s))
             return self._pid
         except self._failures as error:
             engine = self._engine
@@ -272,7 +273,7 @@ class RemoteEngine:
             _fail(wanted, error)
 
     async def _in_time(self, reference: Awaitable[Any]) -> Any:
-        return await asyncio.wait_for(_result(reference), self._config.engine_timeout_s)
+        return await asyncio.wait_for(result_of(reference), self._config.engine_timeout_s)
 
 
 def _fail(wanted: _Wanted, error: LongShortError) -> None:
@@ -280,11 +281,4 @@ def _fail(wanted: _Wanted, error: LongShortError) -> None:
         wanted.future.set_exception(error)
 
 
-async def _result(reference: Awaitable[Any]) -> Any:
-    return await reference
 
-
-def reason_of(error: BaseException) -> str:
-    """The last line of what went wrong, as short as it can be told."""
-    text = str(getattr(error, "cause", None) or error) or type(error).__name__
-    return text.strip().splitlines()[-1][:300]

@@ -17,9 +17,10 @@ from typing import Any, get_args
 
 from longshort.backends.weights.adapters import Adapter, check_adapter, write
 from longshort.backends.weights.vllm_inbox import Inbox
-from longshort.backends.weights.weight_sync import Manifest, check_weights, expected_weights
+from longshort.backends.weights.weight_sync import Manifest, check_weights
 from longshort.recipe.roles import LoraSection
 from longshort.recipe.sections import EngineConfig
+from longshort.runs.model_files import expected_weights
 from longshort.types import Completion, LongShortError, Sampling
 
 SHARED_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -140,7 +141,7 @@ class VllmCore:
         self._adopt(version)
 
     def connect(self, wire: Mapping[str, Any]) -> None:
-        """Prepare to receive weights from GPU to GPU (longshort/backends/weights/weight_transfer.py says in which order all this is called)."""
+        """Prepare to receive weights from GPU to GPU (longshort/backends/weight_transfer.py says in which order all this is called)."""
         self._inbox.connect(wire)
 
     def start_update(self, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from longshort.backends.engines.remote_engine import reason_of
+from longshort.backends.remote import cause_of, reason_of, result_of
 from longshort.types import LongShortError, Sample
 
 SETTLE_S = 5.0
@@ -62,7 +62,7 @@ class RemoteLearner:
 
     async def _first(self, references: Sequence[Any]) -> Any:
         """The first rank's answer, once all have answered."""
-        tasks = [asyncio.ensure_future(_answer(reference)) for reference in references]
+        tasks = [asyncio.ensure_future(result_of(reference)) for reference in references]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if any(task.done() and task.exception() for task in tasks):
@@ -70,7 +70,7 @@ class RemoteLearner:
         finally:
             for task in tasks:
                 task.cancel()
-        errors = {rank: _told(task.exception()) for rank, task in enumerate(tasks) if task.done() and task.exception()}
+        errors = {rank: cause_of(task.exception()) for rank, task in enumerate(tasks) if task.done() and task.exception()}
         if errors:
             raise self._failure(errors, [rank for rank, task in enumerate(tasks) if not task.done()])
         return tasks[0].result()
@@ -90,11 +90,3 @@ class RemoteLearner:
         return LongShortError(f"the {self.role} learner {'died' if dead else 'failed'}: {reasons}; resume from the last checkpoint")
 
 
-async def _answer(reference: Any) -> Any:
-    return await reference
-
-
-def _told(error: BaseException) -> BaseException:
-    """The error that the process raised, if it was meant to be read."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, LongShortError) else error

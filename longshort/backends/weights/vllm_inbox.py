@@ -1,7 +1,7 @@
 """The engine's half of vLLM's native weight transfer: CUDA IPC on a shared GPU, NCCL between GPUs.
 
 vLLM's worker takes an update in four phases (`init_weight_transfer_engine`, `start_weight_update`, `update_weights` as often as needed,
-`finish_weight_update`), which the driver calls in this order (longshort/backends/weights/weight_transfer.py). Nothing may be decoded between start
+`finish_weight_update`), which the driver calls in this order (longshort/backends/weight_transfer.py). Nothing may be decoded between start
 and finish: the weights are half old, half new. Versions 0.26 and 0.31 want the settings of the wire in different places; each place is
 asked which of them it knows.
 """
@@ -59,8 +59,6 @@ class Inbox:
         self._engine.collective_rpc(method, args=arguments)
 
     def _check_gpu(self, learners: str) -> None:
-        from longshort.backends.weights.weight_outbox import gpu_id
-
         if (mine := gpu_id()) != learners:
             raise LongShortError(
                 f"weight_sync is ipc, but the engine is on GPU {mine} and its learner on {learners}; give both a share of one GPU "
@@ -87,3 +85,10 @@ def described(entries: Sequence[tuple[str, str, tuple[int, ...]]]) -> dict[str, 
     """Tensors as vLLM wants them told: names, types and shapes, in the order in which they come."""
     names, dtypes, shapes = (list(column) for column in zip(*entries, strict=True))
     return {"names": names, "dtype_names": dtypes, "shapes": [list(shape) for shape in shapes]}
+
+
+def gpu_id() -> str:
+    """The id of this process's GPU, the same in every process that sees it."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)

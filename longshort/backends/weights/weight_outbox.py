@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
-from longshort.backends.weights.vllm_inbox import BUFFERS, described
+from longshort.backends.weights.vllm_inbox import BUFFERS, described, gpu_id
 from longshort.backends.weights.weight_sync import Manifest
 from longshort.types import LongShortError
 
@@ -128,6 +128,3 @@ def parcel(sizes: list[int], capacity: int) -> int:
     return len(sizes)
 
 
-def gpu_id() -> str:
-    """The id of this process's GPU, the same in every process that sees it."""
-    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)

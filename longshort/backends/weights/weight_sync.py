@@ -7,9 +7,7 @@ from the learner; a stale prefix cache or a forgotten tied head shows up here an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,25 +17,6 @@ Manifest = list[tuple[str, str, tuple[int, ...]]]
 """(name, type, shape) of each tensor of an update, in the order in which they come."""
 CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Allowed mean difference in nats between the engine's and the learner's log-probs of the canary's tokens."""
-
-
-def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a model folder, read from its safetensors headers; a tied head is expected as `lm_head.weight` too."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "config.json"]))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    if not shapes:
-        raise LongShortError(f"model folder {folder} holds no *.safetensors weights")
-    if json.loads((folder / "config.json").read_text()).get("tie_word_embeddings") and "model.embed_tokens.weight" in shapes:
-        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
-    return shapes
 
 
 def check_weights(weights: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 
 from longshort.backends import ray_cluster
-from longshort.dialogue.protocols import Solo
+from longshort.dialogue.protocols import make_protocol
+from longshort.dialogue.solo import Solo
 from longshort.evaluation.command import measure, measured_before
 from longshort.evaluation.tables import results_table
-from longshort.pair import Pair, make_protocol
+from longshort.pair import Pair
 from longshort.recipe.schema import load, parse
 from longshort.runs import checkpoint
 from longshort.trainer import LongShortTrainer

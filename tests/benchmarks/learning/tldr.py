@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from longshort.backends import ray_cluster
-from longshort.dialogue.protocols import Solo
+from longshort.dialogue.solo import Solo
 from longshort.evaluation.command import measure
 from longshort.mixture.run import run_mixture
 from longshort.pair import Pair

@@ -16,8 +16,9 @@ from collections.abc import Awaitable
 from typing import Any
 
 from longshort.backends.devices import shares_gpu
-from longshort.backends.engines.remote_engine import Delivery, reason_of
+from longshort.backends.engines.remote_engine import Delivery
 from longshort.backends.learners.remote_learner import RemoteLearner
+from longshort.backends.remote import reason_of, result_of
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LongShortError
 
@@ -90,7 +91,7 @@ class Nccl:
     async def _both(self, *halves: Awaitable[Any]) -> None:
         """Two halves that wait for each other; when one fails the other can only be left behind."""
         self._under_way = True
-        tasks = [asyncio.ensure_future(_answer(half)) for half in halves]
+        tasks = [asyncio.ensure_future(result_of(half)) for half in halves]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         if failed := [task.exception() for task in tasks if task.done() and task.exception()]:
             for task in tasks:
@@ -104,9 +105,6 @@ class Nccl:
             "in it for ever; resume from the last checkpoint, or set weight_sync: object_store"
         )
 
-
-async def _answer(reference: Awaitable[Any]) -> Any:
-    return await reference
 
 
 def choose(config: LongShortConfig, role: str, backend: str) -> tuple[str, str]:

@@ -1,0 +1,125 @@
+"""Protocols in which one model answers alone: the baselines and controls of every table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from longshort.dialogue.encoding import encode_plain, encode_problem, encode_tag, special_ids
+from longshort.dialogue.turns import LENGTH_STOPS, closed_well, count_hand_backs
+from longshort.types import LONG, Episode, Problem, Turn
+
+if TYPE_CHECKING:
+    from longshort.dialogue.protocols import LongShort
+    from longshort.recipe.schema import LongShortConfig
+
+
+class Solo:
+    """One model answers alone in one turn that ends with its end-of-text token: the baseline, and the control of every table."""
+
+    tags = "text"  # none are written, so no tokenizer need have them
+
+    def __init__(self, *, role: str = LONG, turn_tokens: int, instructions: str = ""):
+        self.role, self.roles = role, (role,)
+        self.turn_tokens, self.instructions = turn_tokens, instructions
+
+    @classmethod
+    def of(cls, config: LongShortConfig) -> Solo:
+        """Build the protocol from a recipe: the long model alone, with its turn budget and its instructions."""
+        return cls(turn_tokens=config.long.turn_tokens, instructions=config.long.instructions or "")
+
+    def instructions_of(self, role: str) -> str:
+        return self.instructions
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        if not turns:
+            return self.role
+        stop = turns[-1].completion.stop
+        return "answered" if stop == "eos" else stop if stop in LENGTH_STOPS else "malformed"
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
+        return encode_problem(tokenizer, self.instructions, problem.question)
+
+    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
+        return min((self.turn_tokens, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
+
+    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return (), ()
+
+    def close(self, speaker: str, text: str, stop: str, tokenizer: Any) -> tuple[int, ...]:
+        return encode_plain(tokenizer, text) + (tokenizer.eos_token_id,)
+
+    def well_formed(self, episode: Episode, role: str) -> bool:
+        return episode.stop == "answered"
+
+    def final_text(self, episode: Episode) -> str:
+        return episode.turns[-1].completion.text if episode.stop == "answered" else ""
+
+    def hand_backs(self, episode: Episode) -> int:
+        return 0
+
+
+class OneMessage(Solo):
+    """A model of the pair alone: one message of its role, between its role's tags, is all there is, and what stands in it is graded.
+
+    The control that asks what a trained model is worth without its partner. `pair` is the protocol that it was trained in.
+    """
+
+    def __init__(self, *, role: str, turn_tokens: int, pair: LongShort):
+        super().__init__(role=role, turn_tokens=turn_tokens, instructions=pair.instructions[role])
+        self.opening, self.closing, self.tags = pair.opening[role], pair.closing[role], pair.tags
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
+        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
+
+    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return self.closing, tuple(special_ids(tokenizer, self.closing).values()) if self.tags == "special" else ()
+
+    def well_formed(self, episode: Episode, role: str) -> bool:
+        """As in the pair: closed with a tag of the role, and no tag inside. Ended with the end-of-text token it is graded, yet not this."""
+        return all(closed_well(turn, self.closing) for turn in episode.turns)
+
+    def hand_backs(self, episode: Episode) -> int:
+        """1 where a short model asked for its partner, who is not there: its message is graded as it stands."""
+        return count_hand_backs(episode)
+
+
+class StoppedEarly(Solo):
+    """A long chain of thought cut after `thoughts` thoughts and made to answer: a control that asks what the rest of it was worth.
+
+    A thought ends with `separator`, and each is one turn of this protocol, an empty one too. After the last one allowed the model reads
+    `ending`, which opens the answer's box, and goes on from there, up to another separator; a model that has ended by itself before is left
+    alone. `turn_tokens` is for all turns together.
+    """
+
+    def __init__(self, *, role: str = LONG, thoughts: int, turn_tokens: int, instructions: str = "", separator: str, ending: str):
+        super().__init__(role=role, turn_tokens=turn_tokens, instructions=instructions)
+        self.thoughts, self.separator, self.ending = thoughts, separator, ending
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        if turns and turns[-1].completion.stop == self.separator:
+            return self.role if len(turns) <= self.thoughts else "answered"
+        return super().next(turns)
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
+        if not turns:
+            return super().render(problem, turns, speaker, tokenizer)
+        written = turns[-1].prompt_ids + turns[-1].completion.token_ids
+        return written + encode_plain(tokenizer, self.ending) if len(turns) == self.thoughts else written
+
+    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
+        used = sum(len(turn.completion.token_ids) for turn in turns)
+        return min((self.turn_tokens - used, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
+
+    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return (self.separator,), ()
+
+    def final_text(self, episode: Episode) -> str:
+        """The forced answer with the box that was opened for it; of a model that ended by itself, all it wrote."""
+        texts = [turn.completion.text for turn in episode.turns]
+        if episode.stop != "answered":
+            return ""
+        return self.ending + texts[-1] if len(texts) > self.thoughts else self.separator.join(texts)

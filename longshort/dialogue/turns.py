@@ -1,0 +1,78 @@
+"""What a turn protocol is: the contract between a rollout and the rules of a dialogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from longshort.dialogue.encoding import RETHINK, ROLE_TAGS
+from longshort.types import Episode, Problem, Turn
+
+if TYPE_CHECKING:
+    from longshort.recipe.schema import LongShortConfig
+
+LENGTH_STOPS = ("turn_length", "episode_length", "context")
+STOPS = ("answered", "max_turns", *LENGTH_STOPS, "malformed")
+
+
+class TurnProtocol(Protocol):
+    """Decides who speaks, what the speaker reads, and how a dialogue ends. One object serves every episode, so it keeps no state.
+
+    A protocol of your own needs these members and one line in `PROTOCOLS` (dialogue/protocols.py); docs/extending.md shows one.
+    """
+
+    roles: Sequence[str]
+    """The roles that speak: two for a pair, one for a single model."""
+    tags: str
+    """"text" or "special": whether role tags are plain text or single special tokens of both tokenizers."""
+
+    @classmethod
+    def of(cls, config: LongShortConfig) -> TurnProtocol:
+        """Build the protocol from a recipe."""
+        ...
+
+    def instructions_of(self, role: str) -> str:
+        """Return what the role reads before the problem."""
+        ...
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        """Return the role that speaks next, or the name of the reason to stop."""
+        ...
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
+        """Return the speaker's prompt in its own token ids; it extends the speaker's previous prompt and completion."""
+        ...
+
+    def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
+        """Return how many tokens this turn may have, and the name of the stop when they run out."""
+        ...
+
+    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the strings that end the speaker's turn and, where they are special tokens, their ids in the same order."""
+        ...
+
+    def close(self, speaker: str, text: str, stop: str, tokenizer: Any) -> tuple[int, ...]:
+        """Return the ids of a scripted turn: its text and what ends it."""
+        ...
+
+    def well_formed(self, episode: Episode, role: str) -> bool:
+        """Whether the role kept to the format in every turn."""
+        ...
+
+    def final_text(self, episode: Episode) -> str:
+        """Return the text to grade; empty when the episode was not answered."""
+        ...
+
+    def hand_backs(self, episode: Episode) -> int:
+        """Count how often short asked long to think again."""
+        ...
+
+
+def closed_well(turn: Turn, closing: Sequence[str]) -> bool:
+    """Whether the turn ended with one of these tags and holds no role tag inside."""
+    return turn.completion.stop in closing and not any(tag in turn.completion.text for tag in ROLE_TAGS)
+
+
+def count_hand_backs(episode: Episode) -> int:
+    """Count the turns in which short asked long to think again."""
+    return sum(turn.completion.stop == RETHINK for turn in episode.turns)

@@ -1,0 +1,55 @@
+"""Writing files so that a reader never meets half of one, and refusing to mix results of different settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from longshort.types import LongShortError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears under its name only when it is complete; makes its folder."""
+    with open_whole(path) as stream:
+        stream.write(text)
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[TextIO]:
+    """Open a text file for writing; it takes its name when the block ends, and leaves what was there before if the block raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            yield stream
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """Return the SHA-256 of a sequence of texts, boundaries included."""
+    total = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        total.update(len(encoded).to_bytes(8, "big") + encoded)
+    return total.hexdigest()
+
+
+def refuse_changes(
+    what: object, before: Mapping[str, Any], now: Mapping[str, Any], remedy: str, ignored: Collection[str] = ()
+) -> None:
+    """Raise LongShortError if a setting of `what` differs from the one it was made with, naming both values."""
+    for key in sorted(before.keys() | now.keys()):
+        if key not in ignored and before.get(key) != now.get(key):
+            raise LongShortError(f"{what} was made with {key} = {before.get(key)!r}, now {now.get(key)!r}; {remedy}")

@@ -1,0 +1,109 @@
+"""Where everything of a run lies. Every path of a run's folder is spelled here and nowhere else.
+
+runs/<name>/recipe.yaml  metrics.jsonl  summary.json  report.html
+            episodes/step-000001.jsonl             every training episode, one file per step
+            checkpoint-<step>/{long,short,state}   a sealed folder (runs/checkpoint.py)
+            models/{base,cold}-<role>              what the stages base and coldstart made
+            stages/<stage>.json                    which stages are done
+            thoughts/<step>.jsonl  thoughts.html   the cold start's data
+            mixture/  eval/<evaluation>.json  eval/<evaluation>/*.jsonl  team/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from longshort.recipe.schema import LongShortConfig
+from longshort.types import LongShortError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths of one run. Nothing is created or checked."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, config: LongShortConfig) -> RunFolder:
+        return cls(Path(config.output_dir))
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def episodes(self) -> Path:
+        return self.root / "episodes"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "eval"
+
+    @property
+    def thoughts(self) -> Path:
+        return self.root / "thoughts"
+
+    @property
+    def mixture(self) -> Path:
+        return self.root / "mixture"
+
+    @property
+    def team(self) -> Path:
+        return self.root / "team"
+
+    def step_episodes(self, step: int) -> Path:
+        return self.episodes / f"step-{step:06d}.jsonl"
+
+    def stage(self, name: str) -> Path:
+        return self.root / "stages" / f"{name}.json"
+
+    def model(self, name: str) -> Path:
+        return self.root / "models" / name
+
+    def base(self, role: str) -> Path:
+        """The model that the miniature's base training makes of a role."""
+        return self.model(f"base-{role}")
+
+    def cold(self, role: str) -> Path:
+        """The model that the cold start makes of a role."""
+        return self.model(f"cold-{role}")
+
+    def checkpoint(self, step: int) -> Path:
+        return self.root / f"checkpoint-{step}"
+
+
+def base_model(config: LongShortConfig, role: str) -> str:
+    """Return the model of a role before its cold start: the recipe's, or the one that the miniature's base training made.
+
+    Empty where the recipe names none; LongShortError where the base training has not run yet.
+    """
+    model = config.role(role).model
+    if model or not config.miniature:
+        return model
+    folder = RunFolder.of(config).base(role)
+    if not (folder / "config.json").is_file():
+        raise LongShortError(f"{role}.model is empty and {folder} is not there; run `longshort run` first (stage base), or name a model")
+    return str(folder)
+
+
+def cold_model(config: LongShortConfig, role: str) -> str:
+    """Return the model that the cold start made of a role; LongShortError where it has not run yet."""
+    folder = RunFolder.of(config).cold(role)
+    if not (folder / "config.json").is_file():
+        raise LongShortError(
+            f"the recipe has a cold start but {folder} is not there; run `longshort coldstart` with this recipe first"
+        )
+    return str(folder)
