@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. A LongShortError is one message on stderr and status 1 (128 + n after signal n)."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
-    settings = [text for text in left if "=" in text and not text.startswith("-")]  # argparse takes them before the options only
+    settings = [
+        text for text in left if "=" in text and not text.startswith("-")
+    ]  # argparse takes them before the options only
     if settings != left or (settings and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if settings:
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="longshort", description="Train, evaluate and serve a pair of cooperating reasoning models.", epilog="docs: README.md, docs/"
+        prog="longshort",
+        description="Train, evaluate and serve a pair of cooperating reasoning models.",
+        epilog="docs: README.md, docs/",
     )
     parser.add_argument("--version", action="version", version=f"longshort {__version__}")
     verbs = parser.add_subparsers(
@@ -80,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     _evaluating(verb, recipe_verb)
     _answering(verb)
     _planning(recipe_verb)
-    verb("doctor", _doctor, "What is installed, which engine and device would be used, what is missing and how to get it.")
+    verb(
+        "doctor",
+        _doctor,
+        "What is installed, which engine and device would be used, what is missing and how to get it.",
+    )
     return parser
 
 
@@ -91,62 +99,119 @@ Verb = Callable[..., argparse.ArgumentParser]
 def _training(recipe_verb: Verb) -> None:
     recipe_verb("run", _run, "All stages that the recipe configures, continuing where an earlier run stopped.")
     steps = ", ".join([*STEPS])
-    coldstart = recipe_verb("coldstart", _coldstart, f"From long traces to two fine-tuned models, continuing where it stopped: {steps}.")
-    coldstart.add_argument("--redo", choices=[*STEPS], metavar="STEP", help="first set aside what this step and all behind it made")
+    coldstart = recipe_verb(
+        "coldstart", _coldstart, f"From long traces to two fine-tuned models, continuing where it stopped: {steps}."
+    )
+    coldstart.add_argument(
+        "--redo", choices=[*STEPS], metavar="STEP", help="first set aside what this step and all behind it made"
+    )
     for step, text in STEPS.items():
         one = recipe_verb(step, _coldstart, f"Step of the cold start: {text}.")
-        one.add_argument("--redo", action="store_const", const=step, help="first set aside what this step and all behind it made")
+        one.add_argument(
+            "--redo", action="store_const", const=step, help="first set aside what this step and all behind it made"
+        )
         one.set_defaults(only=step)
     recipe_verb("mixture", _mixture, "Fine-tune one role on short and long traces, mixed by dev accuracy and tokens.")
     train = recipe_verb("train", _train, "Reinforcement learning of both models.")
     train.add_argument(
-        "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="continue from the newest, or this, checkpoint"
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="continue from the newest, or this, checkpoint",
     )
 
 
 def _evaluating(verb: Verb, recipe_verb: Verb) -> None:
     evaluate = recipe_verb("eval", _eval, "Accuracy, tokens and cost of eval.systems on eval.benchmarks, side by side.")
-    evaluate.add_argument("--systems", metavar="A,B", help="these systems instead of eval.systems, e.g. pair,single_long,single_long@3")
-    evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the team checkpoint that is evaluated as trained (default: the newest)")
-    evaluate.add_argument("--name", default="results", help="of the evaluation's files, eval/<name>.json (default: results)")
+    evaluate.add_argument(
+        "--systems", metavar="A,B", help="these systems instead of eval.systems, e.g. pair,single_long,single_long@3"
+    )
+    evaluate.add_argument(
+        "--checkpoint", metavar="FOLDER", help="the team checkpoint that is evaluated as trained (default: the newest)"
+    )
+    evaluate.add_argument(
+        "--name", default="results", help="of the evaluation's files, eval/<name>.json (default: results)"
+    )
     evaluate.add_argument("--redo", action="store_true", help="first set aside what this evaluation has already")
-    page = verb("report", _report, "One page that opens offline: learning curves, accuracy against tokens, tables, every episode.")
-    page.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart; several are drawn together")
-    page.add_argument("--output", metavar="FILE", help="where the page goes (default: report.html in the first run's folder)")
-    page.add_argument("--episodes", type=int, default=5000, metavar="N", help="at most so many episodes (default: 5000)")
-    page.add_argument("--size", type=float, default=40, metavar="MB", help="of the episodes in the page, at most (default: 40)")
+    page = verb(
+        "report",
+        _report,
+        "One page that opens offline: learning curves, accuracy against tokens, tables, every episode.",
+    )
+    page.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart; several are drawn together"
+    )
+    page.add_argument(
+        "--output", metavar="FILE", help="where the page goes (default: report.html in the first run's folder)"
+    )
+    page.add_argument(
+        "--episodes", type=int, default=5000, metavar="N", help="at most so many episodes (default: 5000)"
+    )
+    page.add_argument(
+        "--size", type=float, default=40, metavar="MB", help="of the episodes in the page, at most (default: 40)"
+    )
     watch = "write it again while the run goes on (default: every 30)"
     page.add_argument("--watch", nargs="?", type=int, const=30, metavar="SECONDS", help=watch)
 
 
 def _answering(verb: Verb) -> None:
-    endpoint = verb("serve", _serve, "One OpenAI-compatible endpoint in which the pair answers, and a page to chat with it.")
+    endpoint = verb(
+        "serve", _serve, "One OpenAI-compatible endpoint in which the pair answers, and a page to chat with it."
+    )
     endpoint.add_argument("team", metavar="TEAM", help="a team folder, a checkpoint, a run's folder or a recipe")
-    endpoint.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the team's, e.g. serve.max_queue=64")
-    endpoint.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
+    endpoint.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="settings that replace the team's, e.g. serve.max_queue=64",
+    )
+    endpoint.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)"
+    )
     endpoint.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
     endpoint.add_argument("--name", default="", help="what callers name as the model (default: the team's name)")
     endpoint.add_argument(
-        "--api-key-file", metavar="FILE", help="holds the key that callers must show (default: LONGSHORT_API_KEY, if set)"
+        "--api-key-file",
+        metavar="FILE",
+        help="holds the key that callers must show (default: LONGSHORT_API_KEY, if set)",
     )
     talk = verb("chat", _chat, "Ask a team, and watch its two models work on the answer.")
-    where = "a team folder, a checkpoint, a run's folder, a recipe, or the address of `longshort serve`: http://host:port"
+    where = (
+        "a team folder, a checkpoint, a run's folder, a recipe, or the address of `longshort serve`: http://host:port"
+    )
     talk.add_argument("team", metavar="TEAM", help=where)
-    talk.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the team's, e.g. long.engine.num_gpus=1")
+    talk.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="settings that replace the team's, e.g. long.engine.num_gpus=1",
+    )
     talk.add_argument("--once", metavar="QUESTION", help="ask this and leave; a question through a pipe does the same")
     talk.add_argument("--answer-only", action="store_true", help="print the answer and nothing else")
-    talk.add_argument("--mode", choices=["pair", "long", "short"], help="both models, or one of them alone (default: pair)")
+    talk.add_argument(
+        "--mode", choices=["pair", "long", "short"], help="both models, or one of them alone (default: pair)"
+    )
     talk.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the team's)")
     talk.add_argument("--max-turns", type=int, metavar="N", help="at most so many exchanges (default: the team's)")
-    talk.add_argument("--max-tokens", type=int, metavar="N", help="of both models together, per question (default: the team's)")
+    talk.add_argument(
+        "--max-tokens", type=int, metavar="N", help="of both models together, per question (default: the team's)"
+    )
     talk.add_argument("--seed", type=int, metavar="N", help="the same for every question (default: a new one each)")
-    talk.add_argument("--api-key-file", metavar="FILE", help="holds the key of the address (default: LONGSHORT_API_KEY, if set)")
+    talk.add_argument(
+        "--api-key-file", metavar="FILE", help="holds the key of the address (default: LONGSHORT_API_KEY, if set)"
+    )
 
 
 def _planning(recipe_verb: Verb) -> None:
     plan = recipe_verb("plan", _plan, "What would run where, how much memory it takes, and whether it fits.")
-    plan.add_argument("--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder")
-    plan.add_argument("--gpus", type=int, metavar="N", help="instead: where engines and learners would go on N GPUs (of each node)")
+    plan.add_argument(
+        "--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder"
+    )
+    plan.add_argument(
+        "--gpus", type=int, metavar="N", help="instead: where engines and learners would go on N GPUs (of each node)"
+    )
     on_gpus = plan.add_argument_group("with --gpus")
     on_gpus.add_argument("--gpu-memory", type=float, metavar="GIB", help="of each GPU (default: 80)")
     on_gpus.add_argument("--nodes", type=int, metavar="N", help="machines (default: 1)")
@@ -154,11 +219,15 @@ def _planning(recipe_verb: Verb) -> None:
     yes_or_no, given = argparse.BooleanOptionalAction, "default: the recipe's learner section"
     on_gpus.add_argument("--zero", metavar="STAGE", help=f"{zero} ({given})")
     on_gpus.add_argument("--ranks", type=int, metavar="N", help=f"GPUs of each learner ({given}; 0: what is fastest)")
-    on_gpus.add_argument("--offload", action=yes_or_no, help=f"DeepSpeed keeps the optimizer in the CPU's memory ({given})")
+    on_gpus.add_argument(
+        "--offload", action=yes_or_no, help=f"DeepSpeed keeps the optimizer in the CPU's memory ({given})"
+    )
     on_gpus.add_argument("--gradient-checkpointing", action=yes_or_no, help=f"learners recompute activations ({given})")
     on_gpus.add_argument("--fill-kv", action="store_true", help="KV caches take what is left instead of kv_cache_gib")
     on_gpus.add_argument("--kind", choices=["split", "colocated", "time-shared"], help="only layouts of this kind")
-    on_gpus.add_argument("--rates", metavar="FILE", help="tokens per second in YAML, or a former run's metrics.jsonl (default: assumed)")
+    on_gpus.add_argument(
+        "--rates", metavar="FILE", help="tokens per second in YAML, or a former run's metrics.jsonl (default: assumed)"
+    )
 
 
 def _load(options: argparse.Namespace):
@@ -241,7 +310,13 @@ def _report(options: argparse.Namespace) -> int:
     from longshort.report.command import report
 
     output = Path(options.output) if options.output else None
-    report([Path(run) for run in options.runs], output=output, episodes=options.episodes, size_mb=options.size, watch=options.watch)
+    report(
+        [Path(run) for run in options.runs],
+        output=output,
+        episodes=options.episodes,
+        size_mb=options.size,
+        watch=options.watch,
+    )
     return 0
 
 
@@ -254,7 +329,9 @@ def _plan(options: argparse.Namespace) -> int:
     status = 0
     if options.gpus is None:
         if asked := [name for name in ON_GPUS if getattr(options, name) not in (None, False)]:
-            raise LongShortError(f"--{asked[0].replace('_', '-')} plans GPUs that need not be here; say how many with --gpus N")
+            raise LongShortError(
+                f"--{asked[0].replace('_', '-')} plans GPUs that need not be here; say how many with --gpus N"
+            )
         planned = plan(config)
         print(render(planned))
         status = 1 if planned.too_small else 0

@@ -73,5 +73,7 @@ def dialogue(episode: Episode, reward: float, correct: bool) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A small aligned table: first column left, the others right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    draw = lambda row: "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))  # noqa: E731
+    draw = lambda row: "  ".join(
+        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    )
     return "\n".join([draw(head), "  ".join("─" * width for width in widths), *map(draw, rows)])

@@ -56,7 +56,9 @@ def load_problems(source: str, limit: int | None = None, to_problem: RowReader =
         copies[problem.id] += 1
         if problem.id in problems:
             if _given_id(row):
-                raise LongShortError(f"{where}: the id {problem.id!r} already stands at {places[problem.id]}; give each problem its own")
+                raise LongShortError(
+                    f"{where}: the id {problem.id!r} already stands at {places[problem.id]}; give each problem its own"
+                )
             problem = replace(problem, id=f"{problem.id}-{copies[problem.id]}")
         problems[problem.id], places[problem.id] = problem, where
     if not problems:
@@ -162,7 +164,9 @@ def _parse(text: str, where: str, kind: type = dict) -> Any:
 def _question(row: Mapping[str, Any], where: str) -> str:
     column = next((name for name in QUESTION_COLUMNS if row.get(name) is not None), None)
     if column is None:
-        raise LongShortError(f"{where}: no question; expected a column {', '.join(QUESTION_COLUMNS)}, got {', '.join(row) or 'none'}")
+        raise LongShortError(
+            f"{where}: no question; expected a column {', '.join(QUESTION_COLUMNS)}, got {', '.join(row) or 'none'}"
+        )
     value = row[column]
     if isinstance(value, list):
         value = "\n\n".join(_chat_content(message, where) for message in value)
@@ -172,16 +176,22 @@ def _question(row: Mapping[str, Any], where: str) -> str:
     if not question:
         raise LongShortError(f"{where}: the question in column {column!r} is empty; fill it in or delete the row")
     if len(question) > MAX_QUESTION:
-        raise LongShortError(f"{where}: a question of {len(question):,} characters (limit {MAX_QUESTION:,}); shorten or delete it")
+        raise LongShortError(
+            f"{where}: a question of {len(question):,} characters (limit {MAX_QUESTION:,}); shorten or delete it"
+        )
     return _encodable(question, where)
 
 
 def _chat_content(message: Any, where: str) -> str:
     """The text of a user message; "" for the system's, whose place the protocol's own instructions take."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-        raise LongShortError(f"{where}: a chat prompt is a list of {{role, content}} with text content, got {message!r}")
+        raise LongShortError(
+            f"{where}: a chat prompt is a list of {{role, content}} with text content, got {message!r}"
+        )
     if message.get("role") == "assistant":
-        raise LongShortError(f"{where}: the chat prompt holds an assistant message; a problem is what the user asks, delete the rest")
+        raise LongShortError(
+            f"{where}: the chat prompt holds an assistant message; a problem is what the user asks, delete the rest"
+        )
     return message["content"] if message.get("role") == "user" else ""
 
 
@@ -192,13 +202,17 @@ def _answer(row: Mapping[str, Any], where: str) -> str:
     if value is None and isinstance(solution := row.get("solution"), str):
         boxed = last_boxed(solution)
         if boxed is None and "prompt" not in row:
-            raise LongShortError(f"{where}: no answer: the row has a solution without \\boxed{{}}; add an `answer` column")
+            raise LongShortError(
+                f"{where}: no answer: the row has a solution without \\boxed{{}}; add an `answer` column"
+            )
         value = solution if boxed is None else boxed
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if value is None:
         expected = "answer, solution or reward_model.ground_truth"
-        raise LongShortError(f"{where}: no answer; expected a column {expected}, got {', '.join(row)}; add it or delete the row")
+        raise LongShortError(
+            f"{where}: no answer; expected a column {expected}, got {', '.join(row)}; add it or delete the row"
+        )
     return _encodable(_answer_text(value, where), where)
 
 
@@ -214,7 +228,9 @@ def _answer_text(value: Any, where: str) -> str:
         text = text.replace(",", "") if GROUPED.fullmatch(text) else text
     text = text.strip()
     if not text or text.lower() == "nan":
-        raise LongShortError(f"{where}: the answer is {'empty' if not text else repr(text)}; fill it in or delete the row")
+        raise LongShortError(
+            f"{where}: the answer is {'empty' if not text else repr(text)}; fill it in or delete the row"
+        )
     return WHOLE.sub(r"\1", text) if WHOLE.fullmatch(text) else text
 
 
@@ -223,7 +239,9 @@ def _encodable(text: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise LongShortError(f"{where}: half a character (\\u{ord(text[error.start]):04x}), which is no text; correct the row") from error
+        raise LongShortError(
+            f"{where}: half a character (\\u{ord(text[error.start]):04x}), which is no text; correct the row"
+        ) from error
     return text
 
 

@@ -63,7 +63,11 @@ class LivePolicy:
         self._fresh = [age <= self.config.staleness for age in ages]
         async with self._turns.learning(self.role):
             metrics = await self.learner.update(list(compress(samples, self._fresh)))
-        metrics |= {"stale_dropped": self._fresh.count(False), "staleness/mean": fmean(ages or [0]), "staleness/max": max(ages, default=0)}
+        metrics |= {
+            "stale_dropped": self._fresh.count(False),
+            "staleness/mean": fmean(ages or [0]),
+            "staleness/max": max(ages, default=0),
+        }
         learned = time.perf_counter()
         if metrics["optimizer_steps"] or self._turns.forgot(self.role):
             metrics["weight_sync/canary_gap"] = await self.publish()
@@ -99,9 +103,13 @@ class LivePolicy:
 
     async def _prove(self) -> float:
         prompt = encode_problem(self.tokenizer, "", CANARY_QUESTION)
-        canary = await self.engine.generate(prompt, Sampling(max_tokens=CANARY_TOKENS, stop=(), temperature=1.0, seed=self.version))
+        canary = await self.engine.generate(
+            prompt, Sampling(max_tokens=CANARY_TOKENS, stop=(), temperature=1.0, seed=self.version)
+        )
         if canary.version != self.version:
-            raise RuntimeError(f"the {self.role} engine answers with version {canary.version}, the learner holds {self.version}")
+            raise RuntimeError(
+                f"the {self.role} engine answers with version {canary.version}, the learner holds {self.version}"
+            )
         scores = await self.learner.call("score", prompt, canary.token_ids, 1.0)
         engine_dtype, learner_dtype = self.config.role(self.role).engine.dtype, self.config.dtype
         loosest = engine_dtype if learner_dtype == "float32" else learner_dtype
@@ -144,13 +152,17 @@ class Pair:
     async def _start(self) -> None:
         self._undo.callback(ray_cluster.start(self.config))
         grading = self.config.grading
-        self.pool = self._undo.enter_context(GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb))
+        self.pool = self._undo.enter_context(
+            GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb)
+        )
         self._make_policies()
         backends = ", ".join(f"{role}: {policy.engine.backend}" for role, policy in self.policies.items())
         async with console.heartbeat(lambda: f"starting engines ({backends})"):
             learners = [policy.learner.call("ready") for policy in self.policies.values() if policy.learner]
             await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()), *learners)
-            await asyncio.gather(*(policy.begin() for role, policy in self.policies.items() if self._begins_with_adapter(role)))
+            await asyncio.gather(
+                *(policy.begin() for role, policy in self.policies.items() if self._begins_with_adapter(role))
+            )
 
     def _make_policies(self) -> None:
         from transformers import AutoTokenizer
@@ -180,7 +192,9 @@ class Pair:
     def _adapted(self, tokenizers: Mapping[str, Any]) -> dict[str, LivePolicy]:
         """Policies that are adapters of one model, in one engine."""
         policies = {}
-        for role, engine in ray_cluster.make_shared_engine(self.models[self.protocol.roles[0]], self.config, tokenizers).items():
+        for role, engine in ray_cluster.make_shared_engine(
+            self.models[self.protocol.roles[0]], self.config, tokenizers
+        ).items():
             self._undo.callback(engine.close)
             policies[role] = LivePolicy(role, engine, self._make_learner(role), self.config)
         return policies
@@ -191,7 +205,9 @@ class Pair:
         settings = self.config.role(role).engine
         way, why = weight_transfer.choose(self.config, role, ray_cluster.engine_backend(settings))
         console.say(f"{role}: new weights travel by {way} ({why})")
-        settings = settings.model_copy(update={"extra": weight_transfer.engine_options(self.config, way, role) | settings.extra})
+        settings = settings.model_copy(
+            update={"extra": weight_transfer.engine_options(self.config, way, role) | settings.extra}
+        )
         place = ray_cluster.shared_place(self.config, role)
         if place:
             self._undo.callback(ray_cluster.remove_placement_group, place)
@@ -199,10 +215,14 @@ class Pair:
         self._undo.callback(engine.close)
         learner = self._make_learner(role, place)
         self._engines[role], self._learners[role] = engine, learner
-        return LivePolicy(role, engine, learner, self.config, weight_transfer.make_sync(self.config, way, role, learner), self._turns)
+        return LivePolicy(
+            role, engine, learner, self.config, weight_transfer.make_sync(self.config, way, role, learner), self._turns
+        )
 
     def _make_learner(self, role: str, place: Any = None) -> RemoteLearner:
-        learner = ray_cluster.make_learner(role, self.learner_models[role], self.config, self.total_updates[role], place=place)
+        learner = ray_cluster.make_learner(
+            role, self.learner_models[role], self.config, self.total_updates[role], place=place
+        )
         self._undo.callback(learner.close)
         return learner
 

@@ -79,18 +79,26 @@ class Recorder:
         since, self._measured = self._measured, time.monotonic()
         for role, update in step.updates.items():
             metrics |= {f"{role}/{name}": value for name, value in update.items()}
-            metrics[f"{role}/zero_variance_groups"] = sum(zero_variance(group, role, self.config.advantage) for group in step.groups)
+            metrics[f"{role}/zero_variance_groups"] = sum(
+                zero_variance(group, role, self.config.advantage) for group in step.groups
+            )
         for role, policy in self.pair.policies.items():
             stats, before = await policy.engine.stats(), self._engines.get(role, {})
             if any(stats[name] < value for name, value in before.items()):  # a new process counts from 0
                 before = {}
             delta = {name: value - before.get(name, 0) for name, value in stats.items()}
             self._engines[role] = stats
-            metrics[f"rollout/idle_frac/{role}"] = max(0.0, 1 - delta["busy_s"] / (self._measured - since)) if before else 0.0
+            metrics[f"rollout/idle_frac/{role}"] = (
+                max(0.0, 1 - delta["busy_s"] / (self._measured - since)) if before else 0.0
+            )
             metrics[f"rollout/prefix_cache_hits/{role}"] = delta["cached_tokens"] / max(1, delta["prompt_tokens"])
             metrics[f"rollout/engine_restarts/{role}"] = policy.engine.restarts
         metrics |= {f"grading/{reason}": count for reason, count in self.pair.pool.counts.items()}
-        return metrics | {"perf/rollout_s": step.rollout_s, "perf/update_s": step.update_s, "perf/step_s": step.rollout_s + step.update_s}
+        return metrics | {
+            "perf/rollout_s": step.rollout_s,
+            "perf/update_s": step.update_s,
+            "perf/step_s": step.rollout_s + step.update_s,
+        }
 
     async def _evaluate(self) -> dict[str, float]:
         """The pair as it is now: on the first benchmark as `eval/…`, on all of them in `eval/training.json`."""
@@ -98,7 +106,9 @@ class Recorder:
             self._benchmarks, _ = await asyncio.to_thread(prepare_benchmarks, self.config, self.pair.pool)
         options = {"evaluation": TRAINING, "benchmarks": self._benchmarks, "greedy": False}
         summary = await measure(self.config, self.pair, f"step-{self.done}", title=f"pair, step {self.done}", **options)
-        console.say(f"  evaluation on {summary['n']} problems: accuracy {summary['accuracy']:.3f}  cost {summary['cost']:.1f}")
+        console.say(
+            f"  evaluation on {summary['n']} problems: accuracy {summary['accuracy']:.3f}  cost {summary['cost']:.1f}"
+        )
         return {f"eval/{name}": value for name, value in summary.items() if isinstance(value, int | float)}
 
     def _print(self, step: Step) -> None:
@@ -161,7 +171,8 @@ class Recorder:
         """Commit both policies as they are now."""
         folder = checkpoint.begin(self.output_dir, self.done)
         calls = (
-            policy.learner.call("save", str(folder / role), str(folder / "state" / role)) for role, policy in self.pair.policies.items()
+            policy.learner.call("save", str(folder / role), str(folder / "state" / role))
+            for role, policy in self.pair.policies.items()
         )
         await asyncio.gather(*calls)
         facts = {
@@ -186,4 +197,8 @@ def _step_of(line: str) -> float:
 
 def _episode_row(step: int, group: Group, index: int) -> dict[str, Any]:
     reward = group.rewards[index]
-    return {"step": step} | episode_row(group.episodes[index]) | {"reward": dict(reward.totals), "terms": dict(reward.terms)}
+    return (
+        {"step": step}
+        | episode_row(group.episodes[index])
+        | {"reward": dict(reward.totals), "terms": dict(reward.terms)}
+    )

@@ -73,7 +73,9 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
         await asyncio.to_thread(write_report, [Path(config.output_dir)])
         from longshort.team.folder import save_team
 
-        await asyncio.to_thread(save_team, RunFolder.of(config).team, config, checkpoint.latest(Path(config.output_dir)))
+        await asyncio.to_thread(
+            save_team, RunFolder.of(config).team, config, checkpoint.latest(Path(config.output_dir))
+        )
     console.say(
         f"\nwritten to {config.output_dir}: report.html, summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/, team/   "
         f"({console.duration(time.monotonic() - began)})"
@@ -158,7 +160,9 @@ async def train(config: LongShortConfig) -> dict[str, Any]:
     folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
     trainer.check()
     async with trainer.pair(folder) as pair:
-        cold = measured_before(config, "cold_start") or _show(await measure(config, pair, "cold_start", title="pair, after cold start"))
+        cold = measured_before(config, "cold_start") or _show(
+            await measure(config, pair, "cold_start", title="pair, after cold start")
+        )
         await trainer.run(pair, folder)
         return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained", title="pair, after RL"))}
 
@@ -203,7 +207,11 @@ def final_table(summary: dict[str, Any]) -> str:
 STAGES = {
     "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=230, run=base),
     "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
-    "coldstart": Stage(title="from long traces to two models that speak the dialogue", seconds=200, run=coldstart, knows_itself=True),
-    "mixture": Stage(title="fine-tune one role on a mixture of short and long traces", seconds=90, run=mixture, knows_itself=True),
+    "coldstart": Stage(
+        title="from long traces to two models that speak the dialogue", seconds=200, run=coldstart, knows_itself=True
+    ),
+    "mixture": Stage(
+        title="fine-tune one role on a mixture of short and long traces", seconds=90, run=mixture, knows_itself=True
+    ),
     "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=250, run=train),
 }

@@ -62,7 +62,11 @@ class LongShortTrainer:
         args: LongShortConfig | None = None,
     ):
         args = args or LongShortConfig()
-        changes = {role: args.role(role).model_dump() | {"model": model} for role, model in (("long", long), ("short", short)) if model}
+        changes = {
+            role: args.role(role).model_dump() | {"model": model}
+            for role, model in (("long", long), ("short", short))
+            if model
+        }
         self.config = parse(args.model_dump() | changes)
         self.protocol = protocol or make_protocol(self.config)
         self.problems = _problems(train_dataset, self.config)
@@ -107,7 +111,9 @@ class LongShortTrainer:
         """Refuse, before anything starts, what cannot work (LongShortError): see longshort/preflight/checks.py."""
         console.say("checking models, tokenizers, data and memory")
         held_out = evaluation_problems(self.config)
-        check(self.config, training=self.problems, held_out=held_out, protocol=self.protocol, graded=self.reward is None)
+        check(
+            self.config, training=self.problems, held_out=held_out, protocol=self.protocol, graded=self.reward is None
+        )
 
     def checkpoint_to_resume(self, resume: bool | str | Path) -> Path | None:
         """The verified checkpoint to continue from, or None for a new run.
@@ -121,7 +127,10 @@ class LongShortTrainer:
                 )
             return None
         folder = checkpoint.latest(self.output_dir) if resume is True else Path(resume)
-        saved, current = dict(leaves(checkpoint.verify(folder)["recipe"])), dict(leaves(self.config.model_dump(mode="json")))
+        saved, current = (
+            dict(leaves(checkpoint.verify(folder)["recipe"])),
+            dict(leaves(self.config.model_dump(mode="json"))),
+        )
         for key in sorted(saved.keys() | current.keys()):
             if saved.get(key) != current.get(key) and not may_change(key):
                 raise LongShortError(
@@ -161,7 +170,8 @@ class LongShortTrainer:
                 )
             if received:
                 raise Interrupted(
-                    received[0], f"saved {await recorder.save_once()}; continue with --resume (`longshort run` continues by itself)"
+                    received[0],
+                    f"saved {await recorder.save_once()}; continue with --resume (`longshort run` continues by itself)",
                 )
         await recorder.save_once()
         return recorder.metrics
@@ -189,7 +199,9 @@ class LongShortTrainer:
         """Learners continue from the checkpoint (their weights are theirs already); engines get those weights, proven."""
         facts = checkpoint.verify(folder)
         recorder.continue_from(facts["step"])
-        await asyncio.gather(*(policy.learner.call("load", str(folder / "state" / role)) for role, policy in pair.policies.items()))
+        await asyncio.gather(
+            *(policy.learner.call("load", str(folder / "state" / role)) for role, policy in pair.policies.items())
+        )
         for role, policy in pair.policies.items():
             policy.version = facts["versions"][role] - 1
         await asyncio.gather(*(policy.publish() for policy in pair.policies.values()))
@@ -230,7 +242,9 @@ def _problems(dataset, config: LongShortConfig) -> list[Problem]:
             raise LongShortError("no training problems: set `dataset` in the recipe, or pass train_dataset=")
         problems = load_problems(config.dataset)
     else:
-        problems = [row if isinstance(row, Problem) else normalise(row, f"train_dataset[{i}]") for i, row in enumerate(dataset)]
+        problems = [
+            row if isinstance(row, Problem) else normalise(row, f"train_dataset[{i}]") for i, row in enumerate(dataset)
+        ]
     if not problems:
         raise LongShortError(f"the training set {config.dataset or 'train_dataset'} is empty")
     return problems

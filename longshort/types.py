@@ -82,7 +82,9 @@ class Completion:
     @property
     def versions(self) -> tuple[int, ...]:
         """The weights that wrote each token."""
-        return tuple(self.version + sum(position >= update for update in self.updates) for position in range(len(self.token_ids)))
+        return tuple(
+            self.version + sum(position >= update for update in self.updates) for position in range(len(self.token_ids))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

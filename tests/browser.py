@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-QUIET = [f"--disable-{what}" for what in ("gpu", "dev-shm-usage", "quic", "background-networking", "component-update", "sync")]
+QUIET = [
+    f"--disable-{what}"
+    for what in ("gpu", "dev-shm-usage", "quic", "background-networking", "component-update", "sync")
+]
 FLAGS = ["--headless", "--no-sandbox", "--no-first-run", "--remote-debugging-pipe", *QUIET]
 LOUD = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
@@ -23,18 +26,25 @@ class Browser:
         inbox, to_write = os.pipe()
         redirect = f'exec "$@" 3<&{to_read} 4>&{to_write}'
         command = ["bash", "-c", redirect, "bash", program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         os.close(to_read)
         os.close(to_write)
         self.inbox, self.numbers, self.events, self.session = os.fdopen(inbox, "rb"), itertools.count(1), [], {}
         page = next(target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page")
-        self.session = {"sessionId": self("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]}
+        self.session = {
+            "sessionId": self("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        }
         for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
 
     def __call__(self, method: str, **parameters):
         number = next(self.numbers)
-        os.write(self.outbox, json.dumps({"id": number, "method": method, "params": parameters, **self.session}).encode() + b"\0")
+        os.write(
+            self.outbox,
+            json.dumps({"id": number, "method": method, "params": parameters, **self.session}).encode() + b"\0",
+        )
         while (answer := self.receive()).get("id") != number:
             self.events.append(answer)
         assert "error" not in answer, answer
@@ -80,7 +90,9 @@ class Browser:
 
     def complaints(self) -> list:
         """What the pages opened so far wrote to the console, and what they asked for that is no file."""
-        asked = [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
+        ]
         foreign = [url for url in asked if not url.startswith(("file:", "data:"))]
         return [event for event in self.events if event["method"] in LOUD] + foreign
 

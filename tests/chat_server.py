@@ -18,11 +18,21 @@ from longshort.serving.page import page_routes
 def turn(role: str, stop: str, *pieces: str, tokens: int) -> list[dict]:
     """The events of one turn."""
     said = [{"event": "piece", "role": role, "text": piece} for piece in pieces]
-    return [{"event": "turn_began", "role": role}, *said, {"event": "turn_ended", "role": role, "tokens": tokens, "stop": stop}]
+    return [
+        {"event": "turn_began", "role": role},
+        *said,
+        {"event": "turn_ended", "role": role, "tokens": tokens, "stop": stop},
+    ]
 
 
 def finished(text: str, *, stop: str = "answered", hand_backs: int = 0) -> dict:
-    return {"event": "finished", "stop": stop, "text": text, "finish_reason": "stop" if text else "length", "hand_backs": hand_backs}
+    return {
+        "event": "finished",
+        "stop": stop,
+        "text": text,
+        "finish_reason": "stop" if text else "length",
+        "hand_backs": hand_backs,
+    }
 
 
 class Scripted:
@@ -45,7 +55,9 @@ class Scripted:
         return None
 
     async def models(self, request: Request):
-        return self.refusal(request) or JSONResponse({"object": "list", "data": [{"id": "sum-team", "object": "model"}]})
+        return self.refusal(request) or JSONResponse(
+            {"object": "list", "data": [{"id": "sum-team", "object": "model"}]}
+        )
 
     async def chat(self, request: Request):
         if refusal := self.refusal(request):
@@ -77,7 +89,9 @@ class Scripted:
 @contextlib.contextmanager
 def serving(app) -> Iterator[str]:
     """The address of the app, which runs in a thread while the block does."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

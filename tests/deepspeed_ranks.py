@@ -21,7 +21,10 @@ from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, LongShortError, Sample
 from tests.learning_cases import VOCABULARY, sample_like
 
-SAMPLES = [sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3]) for seed in range(6)]
+SAMPLES = [
+    sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3])
+    for seed in range(6)
+]
 LONGEST = max(len(sample.token_ids) for sample in SAMPLES)
 CUTS = {
     f"{name} {rows}": {"row_tokens": row_tokens, "batch_tokens": rows * row_tokens}
@@ -38,7 +41,14 @@ PARTED = {1: {}, 2: {}, 3: {"stage3_param_persistence_threshold": 0}}
 def recipe(**settings) -> LongShortConfig:
     learner = {"backend": "deepspeed"} | settings.pop("learner", {})
     return LongShortConfig(
-        **{"learning_rate": 1e-3, "warmup_ratio": 0.0, "max_grad_norm": 0.5, "lr_scheduler_type": "constant", "learner": learner} | settings
+        **{
+            "learning_rate": 1e-3,
+            "warmup_ratio": 0.0,
+            "max_grad_norm": 0.5,
+            "lr_scheduler_type": "constant",
+            "learner": learner,
+        }
+        | settings
     )
 
 
@@ -108,7 +118,10 @@ def variants(folder: str, tied: str) -> dict:
     """What else may be set, each against its own torch learner: name -> what two updates did."""
     results = {}
     for name, stage, model, changes in VARIANTS:
-        chosen = recipe(learner=settings_of(stage, **changes.get("learner", {})), **{k: v for k, v in changes.items() if k != "learner"})
+        chosen = recipe(
+            learner=settings_of(stage, **changes.get("learner", {})),
+            **{k: v for k, v in changes.items() if k != "learner"},
+        )
         step_module.LOGITS_HELD = 5 * VOCABULARY if "chunks" in name else 2**26
         results[name] = two_updates(learner_of({"untied": folder, "tied": tied}[model], chosen), gradient_of)
     return results
@@ -117,7 +130,10 @@ def variants(folder: str, tied: str) -> dict:
 SEVERAL = {"num_iterations": 2, "temperature": 0.7, "weight_decay": 0.1, "loss": {"name": "gspo", "beta": 0.05}}
 VARIANTS = [
     *((f"gspo, two passes, KL, ZeRO-{stage}", stage, "untied", SEVERAL) for stage in (2, 3)),
-    *((f"tied head, layers recomputed, ZeRO-{stage}", stage, "tied", {"learner": {"gradient_checkpointing": True}}) for stage in (2, 3)),
+    *(
+        (f"tied head, layers recomputed, ZeRO-{stage}", stage, "tied", {"learner": {"gradient_checkpointing": True}})
+        for stage in (2, 3)
+    ),
     *((f"offload, ZeRO-{stage}", stage, "untied", {"learner": {"offload": True}}) for stage in (1, 2, 3)),
     ("logits in chunks of five tokens, ZeRO-3", 3, "untied", {}),
     ("bfloat16, ZeRO-2", 2, "untied", {"dtype": "bfloat16"}),
@@ -141,13 +157,17 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
         bad = dataclasses.replace(good, advantages=tuple(value * m for m in good.mask))
         seen[name] = learner.update([*SAMPLES, bad]), learner.gaps(), same(learner.weights(), before)
     batch = dataclasses.replace(empty_batch(LONG, learner.device), mask=torch.tensor([[False, True]]))
-    endless = learner.process.descend(learner.policy, learner.optimizer, [batch], lambda b: learner.policy(b, 1.0)[0].sum() + math.inf, 1)
+    endless = learner.process.descend(
+        learner.policy, learner.optimizer, [batch], lambda b: learner.policy(b, 1.0)[0].sum() + math.inf, 1
+    )
     seen["infinite loss"] = endless, same(learner.weights(), before)
     seen["score"] = learner.score((3, 4), (5, 6), 0.7)
     seen["supervised"] = learner.supervise(SAMPLES)
     seen["good again"] = learner.update(SAMPLES)
     seen["end"] = learner.weights()
-    resumed = learner_of(f"{state}/model", recipe(learner=settings_of(int(stage)), max_skipped_steps=3), reference_folder=folder)
+    resumed = learner_of(
+        f"{state}/model", recipe(learner=settings_of(int(stage)), max_skipped_steps=3), reference_folder=folder
+    )
     resumed.load(f"{state}/state")
     seen["loaded"] = resumed.weights()
     seen["supervised, resumed"], seen["good again, resumed"] = resumed.supervise(SAMPLES), resumed.update(SAMPLES)
@@ -202,7 +222,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def launch(ranks: int, function: str, *arguments: str, folder: Path, timeout: float = 280.0):
     """Run `function` on so many ranks; returns rank 0's result, or fails with what the ranks wrote."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     command = [sys.executable, "-m", "tests.deepspeed_ranks", str(folder)]
     running = []
     try:

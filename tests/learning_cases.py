@@ -49,5 +49,7 @@ def save_tiny(folder: Path, seed: int = 0, tied: bool = False) -> str:
     """A folder that loads with `from_pretrained`: the tiny model and a tokenizer of one word per id."""
     tiny_model(seed, tied).save_pretrained(folder)
     words = {f"w{i}": i for i in range(VOCABULARY)}
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w1").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w1"
+    ).save_pretrained(folder)
     return str(folder)

@@ -120,7 +120,16 @@ def one_each(groups, role):
     return [[1.0] * len(group.episodes) for group in groups]
 
 
-def rollouts(policies, steps, *, live=10**6, starting=EPISODES, spares=lambda index: [], dull=lambda index, group: False, reward=score):
+def rollouts(
+    policies,
+    steps,
+    *,
+    live=10**6,
+    starting=EPISODES,
+    spares=lambda index: [],
+    dull=lambda index, group: False,
+    reward=score,
+):
     return functools.partial(
         roll_out, steps=steps, problems=lambda index: PROBLEMS[PER_STEP * index :][:PER_STEP], spares=spares, dull=dull, policies=policies,
         protocol=Alternate(), reward=reward, group_size=GROUP, decoding=Decoding(), seed=3,

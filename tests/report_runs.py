@@ -156,22 +156,36 @@ def demo_results(shift: float) -> dict:
     base = measures(0.782, 103.7, 0, rethinking=2.4, rethinking_rate=0.93, turns=1.0, aes=0.0, aes_characters=0.0)
     found = {
         "pair": measures(0.935 - shift, 24.2, 16.7, aes=1.14 - shift, aes_characters=1.2, aes_cost=1.3),
-        "cold_start": measures(0.490, 31.5, 13.0, **{"aes": -1.21, "stop/answered": 0.81, "stop/max_turns": 0.12, "stop/malformed": 0.07}),
+        "cold_start": measures(
+            0.490, 31.5, 13.0, **{"aes": -1.21, "stop/answered": 0.81, "stop/max_turns": 0.12, "stop/malformed": 0.07}
+        ),
         "single_long": base,
         "single_long@3": measures(0.351, 38.0, 0, aes=-2.1),
         "long_alone": measures(0.771, 96.0, 0, aes=0.01),
     }
     for decoding, gain in (("sampled", 0.0), ("greedy", 0.04)):
-        rows += [row(name, values | {"accuracy": values["accuracy"] + gain}, decoding) for name, values in found.items()]
+        rows += [
+            row(name, values | {"accuracy": values["accuracy"] + gain}, decoding) for name, values in found.items()
+        ]
     checkpoints = ["cold_start", "checkpoint-40", "checkpoint-80"]
     for i, long in enumerate(checkpoints):
         for j, short in enumerate(checkpoints):
             name = f"long@{long}+short@{short}"
             systems[name] = pair_of(f"{long}/long", f"{short}/short", f"{long} with {short}")
             rows.append(row(name, measures(0.5 + 0.17 * i + 0.04 * j - shift, 31 - 3 * i, 13 + j)))
-    against = {"accuracy": (0.153, 0.108, 0.198, 0.0001), "tokens": (-62.8, -64.9, -60.6, 0.0001), "cost": (-75.3, -77.1, -73.6, 0.0001)}
+    against = {
+        "accuracy": (0.153, 0.108, 0.198, 0.0001),
+        "tokens": (-62.8, -64.9, -60.6, 0.0001),
+        "cost": (-75.3, -77.1, -73.6, 0.0001),
+    }
     comparisons = [
-        {"benchmark": "miniature:test", "decoding": "sampled", "system": "pair", "base": "single_long", "metric": metric}
+        {
+            "benchmark": "miniature:test",
+            "decoding": "sampled",
+            "system": "pair",
+            "base": "single_long",
+            "metric": metric,
+        }
         | {"difference": difference, "interval": [low, high], "p": p}
         for metric, (difference, low, high, p) in against.items()
     ]
@@ -183,23 +197,37 @@ def demo_training(shift: float) -> dict:
     accuracies = {20: 0.66, 40: 0.81, 60: 0.88, 80: 0.93}
     systems = {f"step-{step}": pair_of("live/long", "live/short", f"step {step}") for step in accuracies}
     return results(
-        [row(f"step-{step}", measures(value - shift, 31 - step / 10, 13 + step / 20)) for step, value in accuracies.items()], systems
+        [
+            row(f"step-{step}", measures(value - shift, 31 - step / 10, 13 + step / 20))
+            for step, value in accuracies.items()
+        ],
+        systems,
     )
 
 
 def episode(step: int, number: int, rng: random.Random) -> dict:
     """A dialogue of two turns, as training writes it."""
-    problem = {"id": f"p{number}", "question": f"Last digit of 7*{number}*9+12?", "answer": str((63 * number + 12) % 10)}
+    problem = {
+        "id": f"p{number}",
+        "question": f"Last digit of 7*{number}*9+12?",
+        "answer": str((63 * number + 12) % 10),
+    }
     turn = lambda role, text, stop: {  # noqa: E731
         "role": role, "text": text, "stop": stop, "version": step, "context_ids": [1, 5, 6], "token_ids": [7, 8, 9],
         "logprobs": [round(-rng.random(), 4) for _ in range(3)],
     }  # fmt: skip
     turns = [turn("long", f"7*{number} is {7 * number}.", "</think>"), turn("short", problem["answer"], "</answer>")]
-    reward = {"reward": {"long": 1.4, "short": 1.5}, "terms": {"correct": 1.0, "length": 0.1}, "advantages": {"long": 0.3, "short": 0.3}}
+    reward = {
+        "reward": {"long": 1.4, "short": 1.5},
+        "terms": {"correct": 1.0, "length": 0.1},
+        "advantages": {"long": 0.3, "short": 0.3},
+    }
     return {"step": step, "problem": problem, "stop": "answered", "turns": turns} | reward
 
 
-def write_demo(folder: Path, *, seed: int = 0, slow: float = 1.0, shift: float = 0.0, steps: int = 80, **settings) -> Path:
+def write_demo(
+    folder: Path, *, seed: int = 0, slow: float = 1.0, shift: float = 0.0, steps: int = 80, **settings
+) -> Path:
     """A whole run's folder."""
     rng = random.Random(seed)
     write_recipe(folder, seed=seed, **settings)
@@ -216,7 +244,9 @@ if __name__ == "__main__":
     traces = {"traces": "miniature:train"}
     both = [
         write_demo(to / "demo", coldstart=traces | {"partition": {"rule": "metric"}}),
-        write_demo(to / "demo-random", seed=1, slow=1.6, shift=0.09, coldstart=traces | {"partition": {"rule": "random"}}),
+        write_demo(
+            to / "demo-random", seed=1, slow=1.6, shift=0.09, coldstart=traces | {"partition": {"rule": "random"}}
+        ),
     ]
     print(write_report(both[:1]))
     print(write_report(both, output=to / "both.html"))

@@ -19,7 +19,12 @@ from longshort.team.team import Team
 from longshort.types import LONG, ROLES, SHORT, Completion, LongShortError
 
 ANSWER = ((LONG, "a: 7.", "</think>"), (SHORT, "Total: 3", "</answer>"))
-HAND_BACK = ((LONG, "a: 7.", "</think>"), (SHORT, "more?", "</rethink>"), (LONG, "+b: 6.", "</think>"), (SHORT, "it is 3", "</answer>"))
+HAND_BACK = (
+    (LONG, "a: 7.", "</think>"),
+    (SHORT, "more?", "</rethink>"),
+    (LONG, "+b: 6.", "</think>"),
+    (SHORT, "it is 3", "</answer>"),
+)
 HANG, DIE, BUG = "hang", "die", "bug"
 
 
@@ -35,7 +40,11 @@ class ScriptedEngine:
         self.samplings.append(sampling)
         self.prompts.append(self.tokenizer.decode(list(prompt_ids)))
         own = [line for line in self.team.script if line[0] == self.role]
-        said = self.prompts[-1].count({LONG: "</think>", SHORT: "</rethink>"}[self.role]) if self.team.follows else self.asked - 1
+        said = (
+            self.prompts[-1].count({LONG: "</think>", SHORT: "</rethink>"}[self.role])
+            if self.team.follows
+            else self.asked - 1
+        )
         _, text, stop = own[min(said, len(own) - 1)]
         if stop == DIE:
             raise LongShortError(f"the {self.role} engine failed 4 times")
@@ -76,7 +85,14 @@ class ScriptedTeam(Team):
         if any(line[2] == DIE for line in self.script):
             raise LongShortError("the long engine failed 4 times")
         return {
-            role: {"busy_s": 1.5, "sampled_tokens": 7, "prompt_tokens": 20, "cached_tokens": 5, "restarts": 1, "waiting": 0}
+            role: {
+                "busy_s": 1.5,
+                "sampled_tokens": 7,
+                "prompt_tokens": 20,
+                "cached_tokens": 5,
+                "restarts": 1,
+                "waiting": 0,
+            }
             for role in ROLES
         }
 

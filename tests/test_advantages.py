@@ -21,13 +21,19 @@ MIXED, FLAT = group((1, 3), (0, 0), (2, 2), (0, 0)), group((1, 1), (1, 1))
 def test_team_normalises_the_mean_of_both_totals():
     # Scores 2, 0, 2, 0: mean 1, sample std sqrt(4/3) = 1.154701
     for role in (LONG, SHORT):
-        assert advantages([MIXED], role, "team", "group")[0] == pytest.approx([0.86595, -0.86595, 0.86595, -0.86595], abs=1e-5)
+        assert advantages([MIXED], role, "team", "group")[0] == pytest.approx(
+            [0.86595, -0.86595, 0.86595, -0.86595], abs=1e-5
+        )
 
 
 def test_role_normalises_the_roles_own_total():
     # Long's totals 1, 0, 2, 0: mean 0.75, sample std sqrt(2.75/3) = 0.957427; short's 3, 0, 2, 0: mean 1.25, std 1.5
-    assert advantages([MIXED], LONG, "role", "group")[0] == pytest.approx([0.26109, -0.78327, 1.30545, -0.78327], abs=1e-5)
-    assert advantages([MIXED], SHORT, "role", "group")[0] == pytest.approx([1.16659, -0.83328, 0.49997, -0.83328], abs=1e-5)
+    assert advantages([MIXED], LONG, "role", "group")[0] == pytest.approx(
+        [0.26109, -0.78327, 1.30545, -0.78327], abs=1e-5
+    )
+    assert advantages([MIXED], SHORT, "role", "group")[0] == pytest.approx(
+        [1.16659, -0.83328, 0.49997, -0.83328], abs=1e-5
+    )
 
 
 def test_batch_scale_divides_by_the_std_of_all_scores():

@@ -117,7 +117,10 @@ def test_a_check_may_be_async():
 def test_after_the_last_try_the_last_reason_and_every_fault_are_told():
     error = failure(ScriptedEngine("no", '{"n": 8}'), tries=2)
     assert (error.reason, error.tries) == ("bad_answer", 2)
-    assert str(error) == "no usable answer after 2 tries (bad_answer): (1) it holds no complete JSON object; (2) 8 is no multiple of 7"
+    assert (
+        str(error)
+        == "no usable answer after 2 tries (bad_answer): (1) it holds no complete JSON object; (2) 8 is no multiple of 7"
+    )
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.reason, copy.faults, copy.tries) == (error.reason, error.faults, error.tries)
 

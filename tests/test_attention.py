@@ -52,7 +52,9 @@ def test_a_window_sees_so_many_tokens_and_no_more():
     value = torch.arange(5.0).view(5, 1, 1).expand(5, 1, 4)
     bounds = torch.tensor([0, 4, 5], dtype=torch.int32)
     assert each_alone(query, key, value, bounds, 4, None, (2, 0))[:, 0, 0].tolist() == pytest.approx([0, 0.5, 1, 2, 4])
-    assert each_alone(query, key, value, bounds, 4, None, (-1, 0))[:, 1, 3].tolist() == pytest.approx([0, 0.5, 1, 1.5, 4])
+    assert each_alone(query, key, value, bounds, 4, None, (-1, 0))[:, 1, 3].tolist() == pytest.approx(
+        [0, 0.5, 1, 1.5, 4]
+    )
 
 
 def test_a_kernel_that_looks_at_neighbours_is_refused_at_start(folder, monkeypatch):
@@ -61,7 +63,9 @@ def test_a_kernel_that_looks_at_neighbours_is_refused_at_start(folder, monkeypat
         return each_alone(query, key, value, whole, len(query), scale, window)
 
     monkeypatch.setattr(attention, "each_alone", leaking)
-    with pytest.raises(LongShortError, match=r"long: samples packed into one row .* attention 'varlen' does not keep them apart"):
+    with pytest.raises(
+        LongShortError, match=r"long: samples packed into one row .* attention 'varlen' does not keep them apart"
+    ):
         TorchLearner(LONG, folder, config(learner={"attention": "varlen"}), total_updates=1)
 
 
@@ -81,8 +85,16 @@ def test_a_learner_with_varlen_attention_learns_the_same_in_longer_rows(folder):
     [
         ({}, (), ("sdpa", "the learner is on the CPU")),
         ({"learner_gpus": 1}, ("varlen",), ("sdpa", "varlen kernels need dtype: bfloat16")),
-        ({"learner_gpus": 1, "dtype": "bfloat16"}, ("varlen", "flash_attention_2"), ("varlen", "the learner is on a GPU, in bfloat16")),
-        ({"learner_gpus": 1, "dtype": "bfloat16"}, ("flash_attention_2",), ("flash_attention_2", "the learner is on a GPU, in bfloat16")),
+        (
+            {"learner_gpus": 1, "dtype": "bfloat16"},
+            ("varlen", "flash_attention_2"),
+            ("varlen", "the learner is on a GPU, in bfloat16"),
+        ),
+        (
+            {"learner_gpus": 1, "dtype": "bfloat16"},
+            ("flash_attention_2",),
+            ("flash_attention_2", "the learner is on a GPU, in bfloat16"),
+        ),
         (
             {"learner_gpus": 1, "dtype": "bfloat16", "deterministic": True},
             ("varlen",),
@@ -93,7 +105,10 @@ def test_a_learner_with_varlen_attention_learns_the_same_in_longer_rows(folder):
     ],
 )
 def test_auto_takes_what_is_there_and_says_why(monkeypatch, settings, there, chosen):
-    kernels = {name: (lambda name=name: (print, "" if name in there else f"no {name}")) for name in ("varlen", "flash_attention_2")}
+    kernels = {
+        name: (lambda name=name: (print, "" if name in there else f"no {name}"))
+        for name in ("varlen", "flash_attention_2")
+    }
     monkeypatch.setattr(attention, "KERNELS", kernels)
     assert choose_attention(config(**settings)) == chosen
 

@@ -24,7 +24,10 @@ CANDIDATES = {
     "(1) (a, b), or neither  , or (2) (b, a)\n, or (3) 5.0, or (4) Wine (2) ",
     "answer": "(a, b), or neither  \n",
 }
-TEA, WATER = ["(a, b), or neither", "(b, a)", "5.0", "Wine (2)"], ["Water, at sea level", "Iron", "Salt (dry)", "Sand, or gravel"]
+TEA, WATER = (
+    ["(a, b), or neither", "(b, a)", "5.0", "Wine (2)"],
+    ["Water, at sea level", "Iron", "Salt (dry)", "Sand, or gravel"],
+)
 
 
 @pytest.fixture
@@ -84,7 +87,11 @@ def test_any_source_of_problems_is_a_benchmark(folder):
 def test_the_miniature_has_as_many_problems_as_it_is_asked_for():
     loaded = load_benchmark("miniature")
     assert (loaded.source, len(loaded.problems), loaded.remark) == ("miniature:test", 400, "")
-    assert load_benchmark("miniature:test", limit=3).problems == load_benchmark("miniature", limit=3).problems == loaded.problems[:3]
+    assert (
+        load_benchmark("miniature:test", limit=3).problems
+        == load_benchmark("miniature", limit=3).problems
+        == loaded.problems[:3]
+    )
 
 
 def test_a_name_that_is_nothing_is_met_with_the_nearest_one(tmp_path):
@@ -104,7 +111,10 @@ def test_where_neither_folder_nor_hub_has_it_both_are_named(tmp_path):
     assert "gated" not in message
     closed = refusal("gpqa_diamond")
     assert closed.startswith("benchmark 'gpqa_diamond': eval.data_dir names no folder with gpqa_diamond.*")
-    assert "dataset 'Idavidrein/gpqa:gpqa_diamond:train'" in closed and "it is gated: accept its terms on its hub page" in closed
+    assert (
+        "dataset 'Idavidrein/gpqa:gpqa_diamond:train'" in closed
+        and "it is gated: accept its terms on its hub page" in closed
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,13 +134,25 @@ def test_both_shapes_of_gpqa_become_options_and_a_letter(row, stem, options):
 def test_a_question_may_speak_of_candidate_answers_itself():
     form = "A form says: 'Candidate answer: (1) yes, or (2) no.' Why?"
     stem, options, _ = parts(
-        gpqa({"problem": f"{form} Candidate answer: (1) law, or (2) whim, or (3) yes, or (4) no", "answer": "law"}, "here", 0)
+        gpqa(
+            {"problem": f"{form} Candidate answer: (1) law, or (2) whim, or (3) yes, or (4) no", "answer": "law"},
+            "here",
+            0,
+        )
     )
     assert (stem, sorted(options.values())) == (form, ["law", "no", "whim", "yes"])
 
 
 def test_the_options_lie_the_same_on_every_machine_and_elsewhere_for_every_seed():
-    lines = ["What boils at 100 degrees?", "", "A) Iron", "B) Salt (dry)", "C) Sand, or gravel", "D) Water, at sea level", ""]
+    lines = [
+        "What boils at 100 degrees?",
+        "",
+        "A) Iron",
+        "B) Salt (dry)",
+        "C) Sand, or gravel",
+        "D) Water, at sea level",
+        "",
+    ]
     question = "\n".join([*lines, r"Answer with the letter of the right option in \boxed{}."])
     assert gpqa(OFFICIAL, "here", 0) == Problem(id="rec1", question=question, answer="D")
     problems = [gpqa(CANDIDATES, "here", seed) for seed in range(20)]
@@ -141,7 +163,10 @@ def test_the_options_lie_the_same_on_every_machine_and_elsewhere_for_every_seed(
 def test_the_right_letter_is_uniform_over_the_rows(folder):
     text = "Question {0}?\n\n Candidate answer: (1) right {0}, or (2) x, or (3) y, or (4) z"
     rows = [{"problem": text.format(i), "answer": f"right {i}"} for i in range(4000)]
-    counts = Counter(problem.answer for problem in load_benchmark("gpqa_diamond", data_dir=folder("gpqa_diamond.jsonl", *rows)).problems)
+    counts = Counter(
+        problem.answer
+        for problem in load_benchmark("gpqa_diamond", data_dir=folder("gpqa_diamond.jsonl", *rows)).problems
+    )
     assert set(counts) == set("ABCD")
     assert all(abs(count - 1000) < 110 for count in counts.values())  # four standard deviations of 27.4
 
@@ -169,7 +194,10 @@ def test_gpqa_is_read_through_the_loader_with_its_seed_and_limit(folder):
             {"problem": "Which?\n\n Candidate answer: (1) a, or (2) b, or (3) c", "answer": "a"},
             "here: no row of GPQA, which has the columns",
         ),
-        ({"problem": "Which? Candidate answer: (1) a, or (2) , or (3) c, or (4) d", "answer": "a"}, "here: an option is empty"),
+        (
+            {"problem": "Which? Candidate answer: (1) a, or (2) , or (3) c, or (4) d", "answer": "a"},
+            "here: an option is empty",
+        ),
         ({"problem": "Which?", "answer": "A"}, "name a file of another shape by its path"),
         ({"problem": "Which?"}, "here: no answer; expected a column answer"),
         (OFFICIAL | {"Question": " "}, "here: the column 'Question' must hold text, got ' '"),
@@ -184,16 +212,36 @@ def test_a_row_that_is_no_row_of_gpqa_is_refused(row, says):
 
 
 def test_a_letter_is_graded_in_every_usual_wrapping_and_no_other_letter_passes():
-    spellings = ["{}", r"\text{{{}}}", "({})", "{}.", r"\textbf{{{}}}", r"\mathrm{{{}}}", r"\text{{({})}}", r"\mathbf{{({})}}", "${}$"]
+    spellings = [
+        "{}",
+        r"\text{{{}}}",
+        "({})",
+        "{}.",
+        r"\textbf{{{}}}",
+        r"\mathrm{{{}}}",
+        r"\text{{({})}}",
+        r"\mathbf{{({})}}",
+        "${}$",
+    ]
     with GradingPool() as pool:
         for gold in "ABCD":
             for letter in "ABCDabcd":
                 verdicts = pool.grade_all((gold, rf"\boxed{{{spelling.format(letter)}}}") for spelling in spellings)
-                assert [verdict.correct for verdict in verdicts] == [letter.upper() == gold] * len(spellings), (gold, letter)
+                assert [verdict.correct for verdict in verdicts] == [letter.upper() == gold] * len(spellings), (
+                    gold,
+                    letter,
+                )
 
 
 def test_golds_are_counted_and_the_bad_ones_named():
-    golds = {"half": r"\frac{1}{2}", "letter": "C", "cut": r"\frac{1}{", "brace": "5}", "tower": "9^{9^{9^9}}", "long": "7" * 501}
+    golds = {
+        "half": r"\frac{1}{2}",
+        "letter": "C",
+        "cut": r"\frac{1}{",
+        "brace": "5}",
+        "tower": "9^{9^{9^9}}",
+        "long": "7" * 501,
+    }
     problems = [Problem(id=id, question="?", answer=gold) for id, gold in golds.items()]
     with GradingPool() as pool:
         faults = {"cut": "unparsable", "brace": "unparsable", "tower": "too_costly", "long": "too_long"}
@@ -209,7 +257,9 @@ def test_a_gold_that_parses_and_yet_is_not_verified_is_a_fault():
         def grade_all(self, pairs):
             asked = list(pairs)
             assert asked == [("cut", r"\boxed{cut}"), ("odd", r"\boxed{odd}"), ("fine", r"\boxed{fine}")]
-            return [Verdict(correct=gold != "odd", reason="match" if gold != "odd" else "mismatch") for gold, _ in asked]
+            return [
+                Verdict(correct=gold != "odd", reason="match" if gold != "odd" else "mismatch") for gold, _ in asked
+            ]
 
     problems = [Problem(id=f"row-{gold}", question="?", answer=gold) for gold in ("cut", "odd", "fine")]
     faults = {"row-cut": "unparsable", "row-odd": "mismatch"}
@@ -217,7 +267,9 @@ def test_a_gold_that_parses_and_yet_is_not_verified_is_a_fault():
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("name", "file"), [("math500", "math500"), ("amc23", "amc23"), ("aime24", "aime24"), ("gsm8k", "gsm8k_test")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("math500", "math500"), ("amc23", "amc23"), ("aime24", "aime24"), ("gsm8k", "gsm8k_test")]
+)
 def test_every_row_loads_and_every_gold_parses_and_verifies(shared_data, name, file):
     count = {"math500": 500, "amc23": 40, "aime24": 30, "gsm8k": 1319}[name]
     loaded = load_benchmark(name, data_dir=shared_data)

@@ -51,7 +51,12 @@ def shown(events, kind=Plain) -> str:
 
 def on_screen(events, width=60, height=25) -> str:
     """All that is sent to a terminal of that size."""
-    return shown(events, lambda out: Screen(Console(file=out, force_terminal=True, color_system="truecolor", width=width, height=height)))
+    return shown(
+        events,
+        lambda out: Screen(
+            Console(file=out, force_terminal=True, color_system="truecolor", width=width, height=height)
+        ),
+    )
 
 
 def settled(sent: str) -> str:
@@ -78,7 +83,9 @@ def test_events_as_json():
         {"event": "piece", "role": "short", "text": "9"},
         {"event": "turn_ended", "role": "short", "tokens": 2, "stop": "</rethink>"},
     ]
-    assert told(Finished(episode=episode, text="", finish_reason="length")) == finished("", stop="max_turns", hand_backs=2)
+    assert told(Finished(episode=episode, text="", finish_reason="length")) == finished(
+        "", stop="max_turns", hand_backs=2
+    )
 
 
 def test_plain_text_and_the_answer_alone():
@@ -119,10 +126,25 @@ def test_a_turn_in_the_making_shows_its_end_and_never_more_than_the_terminal_hol
 def test_what_a_model_writes_cannot_steer_the_terminal():
     hostile = "a\x1b]0;title\x07\x1b[2Jb\r\x9bc\u202ed\te\x7f"
     for sent in (
-        on_screen([*turn("long", "</think>", hostile, tokens=1), *turn("short", "</answer>", hostile, tokens=1), finished(hostile)]),
+        on_screen(
+            [
+                *turn("long", "</think>", hostile, tokens=1),
+                *turn("short", "</answer>", hostile, tokens=1),
+                finished(hostile),
+            ]
+        ),
     ):
-        assert "\x1b]0" not in sent and "\x1b[2J" not in sent and "\x07" not in sent and "\x9b" not in sent and "\u202e" not in sent
-    assert shown([*turn("short", "</answer>", hostile, tokens=1), finished(hostile)], AnswerOnly) == "a␛]0;title␇␛[2Jb␍\ufffdc\ufffdd\te␡\n"
+        assert (
+            "\x1b]0" not in sent
+            and "\x1b[2J" not in sent
+            and "\x07" not in sent
+            and "\x9b" not in sent
+            and "\u202e" not in sent
+        )
+    assert (
+        shown([*turn("short", "</answer>", hostile, tokens=1), finished(hostile)], AnswerOnly)
+        == "a␛]0;title␇␛[2Jb␍\ufffdc\ufffdd\te␡\n"
+    )
 
 
 # --- the command, against an endpoint
@@ -213,22 +235,44 @@ def test_a_team_on_this_machine(monkeypatch, capsys):
     completion = Completion(token_ids=(5,), logprobs=(0.0,), text="4", stop="</answer>", version=0)
     said = Turn(role="short", prompt_ids=(1,), completion=completion)
     end = Finished(
-        episode=Episode(problem=Problem(id="p", question="?", answer=""), turns=(said,), stop="answered"), text="4", finish_reason="stop"
+        episode=Episode(problem=Problem(id="p", question="?", answer=""), turns=(said,), stop="answered"),
+        text="4",
+        finish_reason="stop",
     )
     team = Team(TurnEnded(turn=said), end)
     monkeypatch.setattr("longshort.team.team.Team", team)
     assert (
-        cli.main(["chat", "runs/x/team", "long.engine.num_gpus=1", "--once", "2+2?", "--mode", "short", "--seed", "5", "--max-tokens", "9"])
+        cli.main(
+            [
+                "chat",
+                "runs/x/team",
+                "long.engine.num_gpus=1",
+                "--once",
+                "2+2?",
+                "--mode",
+                "short",
+                "--seed",
+                "5",
+                "--max-tokens",
+                "9",
+            ]
+        )
         == 0
     )
     told_apart = capsys.readouterr()
-    assert told_apart.out == "[answer by short, 1 token]\n4\n[short 1 token, 0 hand-backs, 0s]\n" and told_apart.err == "starting engines\n"
+    assert (
+        told_apart.out == "[answer by short, 1 token]\n4\n[short 1 token, 0 hand-backs, 0s]\n"
+        and told_apart.err == "starting engines\n"
+    )
     assert team.asked == [("2+2?", {"mode": "short", "max_tokens": 9, "seed": 5})]
     assert team.log == [("runs/x/team", ["long.engine.num_gpus=1"]), "freed", "engines ended"]
     for interruption, status in ((KeyboardInterrupt, 130), (LongShortError, 1)):
         team = Team(interruption)
         monkeypatch.setattr("longshort.team.team.Team", team)
-        assert cli.main(["chat", "runs/x/team", "--once", "2+2?"]) == status and team.log[1:] == ["freed", "engines ended"]
+        assert cli.main(["chat", "runs/x/team", "--once", "2+2?"]) == status and team.log[1:] == [
+            "freed",
+            "engines ended",
+        ]
     assert capsys.readouterr().out == "[short, not finished]\n4\n[stopped]\n"
 
 

@@ -38,9 +38,17 @@ def page(endpoint, browser):
         browser("Emulation.setFocusEmulationEnabled", enabled=True)
         browser.open(address)
         yield browser
-        asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in browser.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         assert [url for url in asked if not url.startswith((address, "data:"))] == []
-        bugs = [event for event in browser.events if event["method"] in LOUD and "Failed to load resource" not in json.dumps(event)]
+        bugs = [
+            event
+            for event in browser.events
+            if event["method"] in LOUD and "Failed to load resource" not in json.dumps(event)
+        ]
         assert bugs == []  # a status of 401 is on the console whatever a page does
 
 
@@ -139,7 +147,8 @@ def test_a_key_is_asked_for_and_kept_nowhere(endpoint, page):
     page.js("document.getElementById('ask').requestSubmit()")
     page.until(STATUS, "Answer: 4")
     assert (
-        endpoint.keys[-1] == "Bearer s3cret" and page.js("document.cookie + JSON.stringify({...localStorage, ...sessionStorage})") == "{}"
+        endpoint.keys[-1] == "Bearer s3cret"
+        and page.js("document.cookie + JSON.stringify({...localStorage, ...sessionStorage})") == "{}"
     )
     page.reload()
     assert page.js("document.getElementById('ask').elements.key.value") == ""

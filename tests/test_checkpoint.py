@@ -38,10 +38,16 @@ def test_an_unfinished_save_is_invisible_and_swept_by_the_next(tmp_path):
     [
         (lambda f: (f / "manifest.json").unlink(), "checkpoint-5 is not a finished longshort checkpoint"),
         (lambda f: (f / "manifest.json").write_text('{"format'), "manifest.json is damaged"),
-        (lambda f: (f / "manifest.json").write_text(json.dumps({"format": "other-2"})), "foreign checkpoint: format 'other-2'"),
+        (
+            lambda f: (f / "manifest.json").write_text(json.dumps({"format": "other-2"})),
+            "foreign checkpoint: format 'other-2'",
+        ),
         (lambda f: (f / "manifest.json").write_text("[]"), "foreign checkpoint"),
         (lambda f: (f / "long/model.safetensors").unlink(), "long/model.safetensors is missing"),
-        (lambda f: (f / "long/model.safetensors").write_text("weigh"), "long/model.safetensors is truncated: 5 bytes, 7 were written"),
+        (
+            lambda f: (f / "long/model.safetensors").write_text("weigh"),
+            "long/model.safetensors is truncated: 5 bytes, 7 were written",
+        ),
         (lambda f: (f / "long/model.safetensors").write_text("weightz"), "long/model.safetensors is altered"),
     ],
 )

@@ -38,7 +38,9 @@ def test_paragraphs_end_at_blank_lines_and_keep_them(text, steps):
 
 
 @given(
-    st.lists(st.sampled_from(["x", "é", "语", "\n", "\r\n", "\r", " ", "\t", "\x0c", "\u2028", "\u00a0", "\x85", "</think>"])).map("".join)
+    st.lists(
+        st.sampled_from(["x", "é", "语", "\n", "\r\n", "\r", " ", "\t", "\x0c", "\u2028", "\u00a0", "\x85", "</think>"])
+    ).map("".join)
 )
 def test_steps_joined_are_the_text_and_each_has_one_paragraph(text):
     steps = split_steps(text)
@@ -79,10 +81,17 @@ def paragraphs(*openings: str) -> list[str]:
 
 
 def test_a_long_trace_is_packed_from_cue_to_cue():
-    steps = paragraphs("Okay", "a", "b", "Wait", "Hmm", "c", "Alternatively", *["d"] * 17, "So", "Therefore", "Now", "e")
+    steps = paragraphs(
+        "Okay", "a", "b", "Wait", "Hmm", "c", "Alternatively", *["d"] * 17, "So", "Therefore", "Now", "e"
+    )
     thoughts = by_rules(steps, 64)
     assert [len(thought.text) // 150 for thought in thoughts] == [3, 3, 20, 2]  # "Hmm" came before "Wait" was settled
-    assert [thought.kind for thought in thoughts] == ["problem understanding", "reconsideration", "alternative", "calculation"]
+    assert [thought.kind for thought in thoughts] == [
+        "problem understanding",
+        "reconsideration",
+        "alternative",
+        "calculation",
+    ]
     assert "".join(thought.text for thought in thoughts) == "".join(steps)
 
 
@@ -121,7 +130,10 @@ def changed(name, **fields):
         (dict(reversed(BLOCKS.items())), "key 1 must be \"block 1\", not 'block 2'"),
         ({"block 1": BLOCKS["block 1"], "block2": BLOCKS["block 2"]}, 'key 2 must be "block 2"'),
         (BLOCKS | {"block 2": [2, 3]}, "block 2 must be an object"),
-        (BLOCKS | {"block 2": {"start": 2, "end": 3}}, 'block 2 must be an object with "start", "end" and "block type"'),
+        (
+            BLOCKS | {"block 2": {"start": 2, "end": 3}},
+            'block 2 must be an object with "start", "end" and "block type"',
+        ),
         (changed("block 1", start="1"), "block 1: \"start\" must be a whole number, not '1'"),
         (changed("block 1", start=True), 'block 1: "start" must be a whole number, not True'),
         (changed("block 1", end=1.0), 'block 1: "end" must be a whole number, not 1.0'),
@@ -190,7 +202,9 @@ def test_a_single_paragraph_is_refused(text):
 
 
 def test_a_splitter_that_loses_text_is_caught(monkeypatch):
-    monkeypatch.setattr(chunking, "by_rules", lambda steps, max_thoughts: [Thought(text=step, kind="x") for step in steps[1:]])
+    monkeypatch.setattr(
+        chunking, "by_rules", lambda steps, max_thoughts: [Thought(text=step, kind="x") for step in steps[1:]]
+    )
     with pytest.raises(RuntimeError, match="rules made 2 thoughts of 3 paragraphs that are not the trace"):
         cut_up(TRACE)
 

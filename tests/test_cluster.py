@@ -46,7 +46,9 @@ def listening():
     mine = psutil.Process()
     found = set()
     for process in [mine, *mine.children(recursive=True)]:
-        found |= {c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        found |= {
+            c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+        }
     loopback = {ip for ip in found if ip.startswith("127.") or ip == "::1"}
     return found - loopback, loopback
 
@@ -60,7 +62,9 @@ def test_a_pair_of_vllm_engines_agrees_with_its_learners_before_and_after_update
             for role, policy in pair.policies.items():
                 assert policy.engine.backend == "vllm"
                 for temperature in (1.0, 0.7):
-                    for prompt, completion in zip(PROMPTS, await generate_all(policy.engine, temperature=temperature), strict=True):
+                    for prompt, completion in zip(
+                        PROMPTS, await generate_all(policy.engine, temperature=temperature), strict=True
+                    ):
                         scores = await policy.learner.call("score", prompt, completion.token_ids, temperature)
                         gaps += [abs(a - b) for a, b in zip(completion.logprobs, scores, strict=True)]
                 gaps.append(await policy.publish())
@@ -154,7 +158,9 @@ def test_no_memory_for_an_engine_is_explained(cluster, models):
         finally:
             engine.close()
 
-    with pytest.raises(LongShortError, match=r"long engine \(vllm, .*did not start.*lower long.engine.kv_cache_gib \(5000.0\)"):
+    with pytest.raises(
+        LongShortError, match=r"long engine \(vllm, .*did not start.*lower long.engine.kv_cache_gib \(5000.0\)"
+    ):
         asyncio.run(go())
 
 
@@ -170,7 +176,9 @@ def test_vllm_stops_on_strings_and_on_tokens(cluster, models):
         both, seen = settings(0, stop=("</think>", tag), stop_token_ids=(0,)), []
         watched = await engine.generate(PROMPTS[0], both, lambda ids: seen.append(tuple(ids)))
         engine.close()
-        assert watched == string and all(ids == free.token_ids[: len(ids)] for ids in seen), "a tag's id and a string go together"
+        assert watched == string and all(ids == free.token_ids[: len(ids)] for ids in seen), (
+            "a tag's id and a string go together"
+        )
         return free, text, tag, string, token
 
     free, text, tag, string, token = asyncio.run(go())

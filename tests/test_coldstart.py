@@ -18,7 +18,10 @@ SFT = {"max_steps": 2, "batch_size": 4, "micro_batch_size": 2, "max_length": 256
 
 
 def recipe(folder, models, **coldstart):
-    roles = {role: tiny_models.role(models[role], backend="transformers") | {"turn_tokens": 160, "sft": SFT} for role in ROLES}
+    roles = {
+        role: tiny_models.role(models[role], backend="transformers") | {"turn_tokens": 160, "sft": SFT}
+        for role in ROLES
+    }
     return tiny_models.config(
         folder,
         models,
@@ -37,9 +40,18 @@ def test_what_cannot_be_carried_out_is_refused_before_anything_starts(tmp_path):
     base = recipe(tmp_path, dict.fromkeys(ROLES, "x")).model_dump()
     for changes, says in [
         ({"coldstart": None}, "no section `coldstart:`"),
-        ({"coldstart": {"traces": "t", "partition": {"rule": "metrik"}}}, "'metrik' is not known; did you mean 'metric'?"),
-        ({"coldstart": {"traces": "t", "rewrite": {"rewriter": "rules"}}}, "coldstart.rewrite.rewriter: 'rules' is not known"),
-        ({"coldstart": {"traces": "t"}}, "coldstart.rewrite.rewriter is 'instruct' but coldstart.instruct.model is empty"),
+        (
+            {"coldstart": {"traces": "t", "partition": {"rule": "metrik"}}},
+            "'metrik' is not known; did you mean 'metric'?",
+        ),
+        (
+            {"coldstart": {"traces": "t", "rewrite": {"rewriter": "rules"}}},
+            "coldstart.rewrite.rewriter: 'rules' is not known",
+        ),
+        (
+            {"coldstart": {"traces": "t"}},
+            "coldstart.rewrite.rewriter is 'instruct' but coldstart.instruct.model is empty",
+        ),
         ({"protocol": {"name": "solo"}}, "the cold start makes dialogues of the protocol long_short"),
     ]:
         with pytest.raises(LongShortError, match=says):
@@ -47,7 +59,9 @@ def test_what_cannot_be_carried_out_is_refused_before_anything_starts(tmp_path):
 
 
 def longshort(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "longshort.cli", *arguments], capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "longshort.cli", *arguments], capture_output=True, text=True, timeout=600, **options
+    )
 
 
 def lines(folder, step):
@@ -68,18 +82,29 @@ def test_from_a_file_of_traces_to_two_models(tmp_path):
     from longshort.recipe.schema import dump
 
     problems = make_problems("train", 24, 0)
-    rows = [{"problem": p.question, "answer": p.answer, "response": teacher_trace(p, random.Random(i))} for i, p in enumerate(problems)]
+    rows = [
+        {"problem": p.question, "answer": p.answer, "response": teacher_trace(p, random.Random(i))}
+        for i, p in enumerate(problems)
+    ]
     good = len(rows)
     rows[3]["response"] = rows[3]["response"].replace("\n", "\r\n")
     long_row = {**rows[5], "response": "\n\n".join(["a: 4*6=4, *2=8."] * 40 + [rows[5]["response"]])}
-    odd = [{**rows[0]}, {**rows[0], "response": " "}, {**rows[0], "answer": "\\frac{"}, {**rows[1], "response": "\\boxed{1}"}, long_row]
+    odd = [
+        {**rows[0]},
+        {**rows[0], "response": " "},
+        {**rows[0], "answer": "\\frac{"},
+        {**rows[1], "response": "\\boxed{1}"},
+        long_row,
+    ]
     odd.append({**rows[2], "response": f"One </answer> two.\n\n{rows[2]['response']}"})
     (tmp_path / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *odd]))
     models = tiny_models.make(tmp_path / "models")
     (tmp_path / "recipe.yaml").write_text(dump(recipe(tmp_path, models)))
 
     command = [sys.executable, "-m", "longshort.cli", "coldstart", str(tmp_path / "recipe.yaml")]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     rollouts = tmp_path / "run" / "thoughts" / "rollouts.jsonl"
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not (rollouts.is_file() and len(rollouts.read_bytes().splitlines()) >= 3):
@@ -107,10 +132,16 @@ def test_from_a_file_of_traces_to_two_models(tmp_path):
     assert (tmp_path / "run" / "thoughts" / "thoughts.html").is_file()
 
     other = longshort("partition", str(tmp_path / "recipe.yaml"), "coldstart.partition.rule=random")
-    assert other.returncode == 1 and "made with rule = 'metric', now 'random'" in other.stderr and "--redo partition" in other.stderr
+    assert (
+        other.returncode == 1
+        and "made with rule = 'metric', now 'random'" in other.stderr
+        and "--redo partition" in other.stderr
+    )
     redone = longshort("partition", str(tmp_path / "recipe.yaml"), "coldstart.partition.rule=random", "--redo")
     assert redone.returncode == 0 and manifest(tmp_path, "partition")["settings"]["rule"] == "random"
-    assert not (tmp_path / "run" / "thoughts" / "rows.jsonl").exists() and len(lines(tmp_path, "rollouts")) == len(after)
+    assert not (tmp_path / "run" / "thoughts" / "rows.jsonl").exists() and len(lines(tmp_path, "rollouts")) == len(
+        after
+    )
     early = longshort("rows", str(tmp_path / "recipe.yaml"), "coldstart.partition.rule=random")
     assert early.returncode == 1 and "rewrite.jsonl is not complete; run `longshort rewrite` first" in early.stderr
 

@@ -39,8 +39,16 @@ def test_an_empty_recipe_is_all_defaults(recipe):
 
 
 def test_overrides_reach_into_sections_that_the_file_does_not_have(recipe):
-    config = load(recipe("max_steps: 3\n"), ["max_steps=5", "long.engine.block_size=16", "loss={name: grpo}", "schedule=[long, short]"])
-    assert (config.max_steps, config.long.engine.block_size, config.loss.name, config.schedule) == (5, 16, "grpo", ["long", "short"])
+    config = load(
+        recipe("max_steps: 3\n"),
+        ["max_steps=5", "long.engine.block_size=16", "loss={name: grpo}", "schedule=[long, short]"],
+    )
+    assert (config.max_steps, config.long.engine.block_size, config.loss.name, config.schedule) == (
+        5,
+        16,
+        "grpo",
+        ["long", "short"],
+    )
 
 
 def test_an_override_keeps_its_neighbours(recipe):
@@ -51,7 +59,11 @@ def test_an_override_keeps_its_neighbours(recipe):
 def test_a_partial_shape_keeps_the_other_defaults_of_its_role(recipe):
     miniature = load(recipe("miniature: {long: {base_steps: 7}, short: {num_layers: 1}}")).miniature
     assert (miniature.long.base_steps, miniature.long.hidden_size, miniature.long.base_learning_rate) == (7, 128, 3e-3)
-    assert (miniature.short.num_layers, miniature.short.hidden_size, miniature.short.base_learning_rate) == (1, 64, 4e-3)
+    assert (miniature.short.num_layers, miniature.short.hidden_size, miniature.short.base_learning_rate) == (
+        1,
+        64,
+        4e-3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,9 +72,15 @@ def test_a_partial_shape_keeps_the_other_defaults_of_its_role(recipe):
         ("max_stpes: 3", "x.yaml: unknown key 'max_stpes'; did you mean 'max_steps'?"),
         ("trian: {max_steps: 3}", "x.yaml: unknown key 'trian.max_steps'; did you mean 'max_steps'?"),
         ("loss: {epsilon_hi: 0.3}", "x.yaml: unknown key 'loss.epsilon_hi'; did you mean 'loss.epsilon_high'?"),
-        ("long: {engine: {block_siz: 8}}", "unknown key 'long.engine.block_siz'; did you mean 'long.engine.block_size'?"),
+        (
+            "long: {engine: {block_siz: 8}}",
+            "unknown key 'long.engine.block_siz'; did you mean 'long.engine.block_size'?",
+        ),
         ("kv_cache_gib: 1", "unknown key 'kv_cache_gib'; did you mean 'long.engine.kv_cache_gib'?"),
-        ("miniature: {short: {base-steps: 8}}", "unknown key 'miniature.short.base-steps'; did you mean 'miniature.short.base_steps'?"),
+        (
+            "miniature: {short: {base-steps: 8}}",
+            "unknown key 'miniature.short.base-steps'; did you mean 'miniature.short.base_steps'?",
+        ),
         ("grading: {qqqq: 1}", "unknown key 'grading.qqqq'; known keys here: workers, timeout_s, memory_mb"),
     ],
 )
@@ -77,11 +95,17 @@ def test_an_unknown_override_is_refused_the_same_way(recipe):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("max_steps: ten", "x.yaml: max_steps: Input should be a valid integer, unable to parse string as an integer (got 'ten')"),
+        (
+            "max_steps: ten",
+            "x.yaml: max_steps: Input should be a valid integer, unable to parse string as an integer (got 'ten')",
+        ),
         ("max_steps: yes", "x.yaml: max_steps: true/false stands where another kind of value is expected (got True)"),
         ("learner: {zero_stage: 4}", "x.yaml: learner.zero_stage: Input should be 1, 2 or 3 (got 4)"),
         ("learner: {ranks: 2}", "ranks (2), offload (false) and extra ({}) are for backend deepspeed"),
-        ("{learner: {backend: deepspeed, ranks: 4}, learner_gpus: 0.5}", "learner_gpus is 0.5 but each of 4 learner.ranks takes one GPU"),
+        (
+            "{learner: {backend: deepspeed, ranks: 4}, learner_gpus: 0.5}",
+            "learner_gpus is 0.5 but each of 4 learner.ranks takes one GPU",
+        ),
         ("max_steps: 0", "x.yaml: max_steps: Input should be greater than or equal to 1 (got 0)"),
         ("num_generations: 1", "x.yaml: num_generations: Input should be greater than or equal to 2 (got 1)"),
         ("learning_rate: .nan", "x.yaml: learning_rate: Input should be a finite number (got nan)"),
@@ -90,7 +114,10 @@ def test_an_unknown_override_is_refused_the_same_way(recipe):
         ("schedule: both", "x.yaml: schedule: Input should be 'joint' (got 'both')"),
         ("schedule: [long, middle]", "x.yaml: schedule.1: Input should be 'long' or 'short' (got 'middle')"),
         ("reward: {ramp_start: 0.9}", "x.yaml: reward: ramp_end (0.4) must not come before ramp_start (0.9)"),
-        ("miniature: {long: {hidden_size: 130}}", "x.yaml: miniature.long: hidden_size (130) must be a multiple of num_heads (4)"),
+        (
+            "miniature: {long: {hidden_size: 130}}",
+            "x.yaml: miniature.long: hidden_size (130) must be a multiple of num_heads (4)",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_path_and_itself(recipe, text, says):
@@ -104,7 +131,10 @@ def test_all_mistakes_are_told_at_once(recipe):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("seed: !!python/object/apply:os.system ['echo hacked']", "the tag 'tag:yaml.org,2002:python/object/apply:os.system' is refused"),
+        (
+            "seed: !!python/object/apply:os.system ['echo hacked']",
+            "the tag 'tag:yaml.org,2002:python/object/apply:os.system' is refused",
+        ),
         ("seed: !!python/name:os.system", "is refused: a recipe holds plain values only"),
         ("a: 1\nseed: !mine 3", "x.yaml, line 2: the tag '!mine' is refused"),
         ("seed: 1\nmax_steps: 2\nseed: 3\n", "x.yaml, line 3: the key 'seed' stands twice"),
@@ -161,11 +191,17 @@ def test_the_recipe_is_frozen():
 
 def test_a_role_may_override_the_learning_rate():
     config = parse({"learning_rate": 1e-4, "short": {"learning_rate": 3e-4, "price": 0.2}})
-    assert (config.learning_rate_of("long"), config.learning_rate_of("short"), config.prices) == (1e-4, 3e-4, {"long": 1.0, "short": 0.2})
+    assert (config.learning_rate_of("long"), config.learning_rate_of("short"), config.prices) == (
+        1e-4,
+        3e-4,
+        {"long": 1.0, "short": 0.2},
+    )
 
 
 def test_lookup_lists_the_known_names():
     table = {"grpo": 1, "dr_grpo": 2}
     assert lookup(table, "grpo", "loss.name") == 1
-    with pytest.raises(LongShortError, match=r"^loss\.name: 'grppo' is not known; did you mean 'grpo'\? known: grpo, dr_grpo$"):
+    with pytest.raises(
+        LongShortError, match=r"^loss\.name: 'grppo' is not known; did you mean 'grpo'\? known: grpo, dr_grpo$"
+    ):
         lookup(table, "grppo", "loss.name")

@@ -8,7 +8,17 @@ from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.rollout import Decoding
 from longshort.dialogue.solo import OneMessage
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.team.conversation import Ask, Asked, Draft, Finished, ImpossibleAsk, Piece, TurnBegan, TurnEnded, converse
+from longshort.team.conversation import (
+    Ask,
+    Asked,
+    Draft,
+    Finished,
+    ImpossibleAsk,
+    Piece,
+    TurnBegan,
+    TurnEnded,
+    converse,
+)
 from longshort.types import LONG, SHORT, Completion, LongShortError, Problem
 
 PROBLEM = Problem(id="ask", question="Last digit of a: 7+b: 6?", answer="")
@@ -28,7 +38,11 @@ class Writer:
         text, stop = self.script[(len(self.asked) - 1) % len(self.script)]
         ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         if sampling.stop_token_ids:
-            closing = [sampling.stop_token_ids[sampling.stop.index(stop)]] if stop in sampling.stop[: len(sampling.stop_token_ids)] else []
+            closing = (
+                [sampling.stop_token_ids[sampling.stop.index(stop)]]
+                if stop in sampling.stop[: len(sampling.stop_token_ids)]
+                else []
+            )
         else:
             closing = self.tokenizer.encode(stop, add_special_tokens=False, split_special_tokens=True)
         if len(ids) + len(closing) > sampling.max_tokens:
@@ -105,7 +119,11 @@ def test_leaving_the_dialogue_leaves_the_engine():
     async def go():
         long = Writer(LONG, ("a" * 20, "</think>"))
         events = converse(
-            {LONG: long, SHORT: Writer(SHORT, ("b", "</answer>"))}, LongShort(tags="special", **BUDGETS), PROBLEM, Decoding(), 1
+            {LONG: long, SHORT: Writer(SHORT, ("b", "</answer>"))},
+            LongShort(tags="special", **BUDGETS),
+            PROBLEM,
+            Decoding(),
+            1,
         )
         async for event in events:
             if isinstance(event, Piece):
@@ -137,7 +155,12 @@ def test_max_turns_is_told_to_the_short_model():
     asked = Asked(LongShort(tags="special", max_exchanges=1, **BUDGETS), ask(max_turns=1))
 
     async def go():
-        return [event async for event in converse({LONG: Writer(LONG, ("a", "</think>")), SHORT: short}, asked, PROBLEM, Decoding(), 1)]
+        return [
+            event
+            async for event in converse(
+                {LONG: Writer(LONG, ("a", "</think>")), SHORT: short}, asked, PROBLEM, Decoding(), 1
+            )
+        ]
 
     last = asyncio.run(go())[-1]
     assert (last.finish_reason, last.episode.stop) == ("length", "max_turns")
@@ -157,8 +180,12 @@ def test_a_thinking_budget_closes_the_thought_and_asks_for_the_answer():
     assert short.tokenizer.decode(short.asked[1][0]).endswith(
         "cdef</think>\nThis is the last turn: finish with \\boxed{} and </answer>.\n<answer>"
     )
-    again = events_of(ask(long_token_budget=3), Writer(LONG, ("ab", "</think>")), Writer(SHORT, ("x", "</rethink>")))[-1]
-    assert (again.episode.stop, len(again.episode.turns)) == ("max_turns", 2), "nobody is left to think: a hand-back ends it"
+    again = events_of(ask(long_token_budget=3), Writer(LONG, ("ab", "</think>")), Writer(SHORT, ("x", "</rethink>")))[
+        -1
+    ]
+    assert (again.episode.stop, len(again.episode.turns)) == ("max_turns", 2), (
+        "nobody is left to think: a hand-back ends it"
+    )
 
 
 def test_own_stop_strings_end_the_answer_beside_the_tags():
@@ -179,9 +206,15 @@ def test_one_model_alone_under_bounds():
         return [event async for event in converse({role: engine}, asked, PROBLEM, Decoding(), 1)][-1]
 
     last = asyncio.run(go(SHORT, short, ask(mode="short", stop=("STOP",))))
-    assert (last.text, last.finish_reason) == ("b", "stop") and short.asked[0][1].stop == ("</answer>", "</rethink>", "STOP")
+    assert (last.text, last.finish_reason) == ("b", "stop") and short.asked[0][1].stop == (
+        "</answer>",
+        "</rethink>",
+        "STOP",
+    )
     last = asyncio.run(go(LONG, Writer(LONG, ("abcdef", "</think>")), ask(mode="long", long_token_budget=4)))
-    assert (last.text, last.finish_reason, last.episode.stop) == ("", "length", "episode_length"), "no partner who could answer"
+    assert (last.text, last.finish_reason, last.episode.stop) == ("", "length", "episode_length"), (
+        "no partner who could answer"
+    )
 
 
 def test_tags_and_special_tokens_in_a_question_are_data():

@@ -13,7 +13,10 @@ def jsonl(tmp_path):
     """Write rows (dicts, or raw lines as text or bytes) to a file and return its path."""
 
     def write(*rows, name="rows.jsonl", newline=b"\n"):
-        lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
+        lines = [
+            row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
+            for row in rows
+        ]
         path = tmp_path / name
         path.write_bytes(newline.join(lines) + newline)
         return str(path)
@@ -40,8 +43,14 @@ def refusal(source):
         ({"question": "Points?", "answer": "#### (1,234)"}, ("Points?", "(1,234)")),
         ({"prompt": "1+1?", "solution": "$2$"}, ("1+1?", "$2$")),
         ({"prompt": "1+1?", "solution": "So \\boxed{1} or \\boxed{\\frac{4}{2}}."}, ("1+1?", "\\frac{4}{2}")),
-        ({"prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}], "solution": "2"}, ("1+1?", "2")),
-        ({"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"style": "rule", "ground_truth": "2"}}, ("1+1?", "2")),
+        (
+            {"prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}], "solution": "2"},
+            ("1+1?", "2"),
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"style": "rule", "ground_truth": "2"}},
+            ("1+1?", "2"),
+        ),
         ({"problem": "1+1?", "solution": "Clearly \\boxed{2}."}, ("1+1?", "2")),
         ({"problem": "1+1?", "solution": "\\boxed{3}", "answer": "2"}, ("1+1?", "2")),
         ({"problem": " 1+1?\n", "answer": " 2 "}, ("1+1?", "2")),
@@ -67,7 +76,10 @@ def test_json_and_parquet_hold_the_same_problems_as_jsonl(jsonl, tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    rows = [{"prompt": [{"role": "user", "content": f"{i}+1?"}], "reward_model": {"ground_truth": str(i + 1)}} for i in range(3)]
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{i}+1?"}], "reward_model": {"ground_truth": str(i + 1)}}
+        for i in range(3)
+    ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     expected = load_problems(jsonl(*rows))
@@ -89,11 +101,15 @@ def test_a_dataset_folder_is_read_by_split(jsonl, tmp_path, monkeypatch):
 
 
 def test_ids_are_the_rows_own_or_stable(jsonl):
-    given = load_problems(jsonl({"id": 7, "problem": "a", "answer": "1"}, {"unique_id": "test/3.json", "problem": "b", "answer": "2"}))
+    given = load_problems(
+        jsonl({"id": 7, "problem": "a", "answer": "1"}, {"unique_id": "test/3.json", "problem": "b", "answer": "2"})
+    )
     assert [problem.id for problem in given] == ["7", "test/3.json"]
     assert load_problems(jsonl({"Record ID": "rec9", "problem": "a", "answer": "1"}))[0].id == "rec9"
     first = load_problems(jsonl({"problem": "a", "answer": "1"}, {"problem": "b", "answer": "2"}))
-    second = load_problems(jsonl({"question": "b", "answer": 2.0}, {"question": "b", "answer": "2"}, name="other.jsonl"))
+    second = load_problems(
+        jsonl({"question": "b", "answer": 2.0}, {"question": "b", "answer": "2"}, name="other.jsonl")
+    )
     assert second[0] == first[1]
     assert second[1] == Problem(id=f"{first[1].id}-2", question="b", answer="2")
 
@@ -106,7 +122,9 @@ def test_the_miniature_is_a_source_whose_splits_share_nothing():
 
 
 def test_normalise_takes_a_row_from_anywhere():
-    assert normalise({"prompt": "1+1?", "solution": "2", "id": 3}, "train_dataset[0]") == Problem(id="3", question="1+1?", answer="2")
+    assert normalise({"prompt": "1+1?", "solution": "2", "id": 3}, "train_dataset[0]") == Problem(
+        id="3", question="1+1?", answer="2"
+    )
     with pytest.raises(LongShortError, match=r"^train_dataset.4.: no answer"):
         normalise({"problem": "1+1?"}, "train_dataset[4]")
 
@@ -134,8 +152,14 @@ GOOD = {"problem": "a", "answer": "1"}
         ('{"problem": "b", ', "line 2: not valid JSON"),
         ("[1, 2]", "line 2: expected an object with a question and an answer, got list"),
         ('{"problem": "b\u00e9"}'.encode("latin-1"), "line 2: byte 0xe9 at offset 14 is not UTF-8; convert the file"),
-        ({"text": "b", "answer": "1"}, "line 2: no question; expected a column problem, question, prompt, got text, answer"),
-        ({"problem": "b"}, "line 2: no answer; expected a column answer, solution or reward_model.ground_truth, got problem"),
+        (
+            {"text": "b", "answer": "1"},
+            "line 2: no question; expected a column problem, question, prompt, got text, answer",
+        ),
+        (
+            {"problem": "b"},
+            "line 2: no answer; expected a column answer, solution or reward_model.ground_truth, got problem",
+        ),
         ({"problem": "b", "answer": None}, "line 2: no answer"),
         ({"problem": "b", "answer": "  "}, "line 2: the answer is empty"),
         ({"problem": "b", "answer": "steps\n####"}, "line 2: the answer is empty"),
@@ -147,8 +171,14 @@ GOOD = {"problem": "a", "answer": "1"}
         ({"problem": "b", "solution": "no box"}, "line 2: no answer: the row has a solution without \\boxed{}"),
         ({"problem": " \n", "answer": "1"}, "line 2: the question in column 'problem' is empty"),
         ({"prompt": [], "answer": "1"}, "line 2: the question in column 'prompt' is empty"),
-        ({"prompt": ["hi"], "answer": "1"}, "line 2: a chat prompt is a list of {role, content} with text content, got 'hi'"),
-        ({"prompt": [{"role": "assistant", "content": "hm"}], "answer": "1"}, "line 2: the chat prompt holds an assistant message"),
+        (
+            {"prompt": ["hi"], "answer": "1"},
+            "line 2: a chat prompt is a list of {role, content} with text content, got 'hi'",
+        ),
+        (
+            {"prompt": [{"role": "assistant", "content": "hm"}], "answer": "1"},
+            "line 2: the chat prompt holds an assistant message",
+        ),
         ({"problem": 3, "answer": "1"}, "line 2: the column 'problem' must hold text, got int 3"),
         ({"problem": "x" * 2**20, "answer": "1"}, "line 2: a question of 1,048,576 characters (limit 100,000)"),
         ('{"problem": "b \\ud83d", "answer": "1"}', "line 2: half a character (\\ud83d)"),
@@ -159,7 +189,9 @@ def test_a_broken_row_is_refused_with_its_place_and_fault(jsonl, row, says):
 
 
 def test_a_repeated_id_names_both_lines(jsonl):
-    message = refusal(jsonl({"id": "q1", **GOOD}, {"problem": "b", "answer": "2"}, {"id": "q1", "problem": "c", "answer": "3"}))
+    message = refusal(
+        jsonl({"id": "q1", **GOOD}, {"problem": "b", "answer": "2"}, {"id": "q1", "problem": "c", "answer": "3"})
+    )
     assert "line 3: the id 'q1' already stands at" in message
     assert "line 1; give each problem its own" in message
 
@@ -169,12 +201,16 @@ def test_a_source_that_is_not_there_is_named(tmp_path, jsonl, monkeypatch):
     assert "a .csv file; known kinds: .jsonl, .json, .parquet" in refusal(jsonl("a,b", name="rows.csv"))
     assert "holds no problem" in refusal(jsonl("", name="empty.jsonl"))
     assert "must look like name, name:split or name:config:split" in refusal("a:b:c:d")
-    assert "dataset 'nobody/nothing:test' (config default, split 'test') could not be loaded" in refusal("nobody/nothing:test")
+    assert "dataset 'nobody/nothing:test' (config default, split 'test') could not be loaded" in refusal(
+        "nobody/nothing:test"
+    )
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     assert "not a readable parquet file" in refusal(str(tmp_path / "bad.parquet"))
 
 
-@pytest.mark.parametrize(("name", "count"), [("math500", 500), ("amc23", 40), ("aime24", 30), ("gsm8k_train", 7473), ("gsm8k_test", 1319)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("math500", 500), ("amc23", 40), ("aime24", 30), ("gsm8k_train", 7473), ("gsm8k_test", 1319)]
+)
 def test_every_row_of_the_benchmarks_loads(shared_data, name, count):
     problems = load_problems(str(shared_data / f"{name}.jsonl"))
     assert len(problems) == count

@@ -13,7 +13,18 @@ from longshort.backends import ray_cluster
 from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.types import LONG, LongShortError, Reward
 from tests import tiny_models
-from tests.deepspeed_ranks import CUTS, SAMPLES, VARIANTS, launch, plain, recipe, same, settings_of, torch_gradient_of, two_updates
+from tests.deepspeed_ranks import (
+    CUTS,
+    SAMPLES,
+    VARIANTS,
+    launch,
+    plain,
+    recipe,
+    same,
+    settings_of,
+    torch_gradient_of,
+    two_updates,
+)
 from tests.learning_cases import sample_like, save_tiny
 from tests.test_weight_halves import unpacked
 
@@ -45,7 +56,8 @@ def assert_the_same(found: dict, expected: dict, tolerance: float) -> None:
 @pytest.fixture(scope="module")
 def torch_results(models) -> dict[str, dict]:
     return {
-        cut: two_updates(TorchLearner(LONG, models["untied"], plain(recipe(**sizes)), 4), torch_gradient_of) for cut, sizes in CUTS.items()
+        cut: two_updates(TorchLearner(LONG, models["untied"], plain(recipe(**sizes)), 4), torch_gradient_of)
+        for cut, sizes in CUTS.items()
     }
 
 
@@ -56,7 +68,8 @@ def test_gradient_and_weights_are_the_torch_learners_to_1e_6(models, torch_resul
     for (_, cut), result in found.items():
         assert_the_same(result, torch_results[cut], 1e-6)
     worst = [
-        max(distance(result[what], torch_results[cut][what]) for (_, cut), result in found.items()) for what in ("gradient", "weights")
+        max(distance(result[what], torch_results[cut][what]) for (_, cut), result in found.items())
+        for what in ("gradient", "weights")
     ]
     print(f"{ranks} ranks: gradient within {worst[0]:.1e}, weights within {worst[1]:.1e}")
 
@@ -77,7 +90,10 @@ def test_rank_0_packs_whole_weights_for_an_engine_and_every_rank_refuses_what_is
     arrived = unpacked(seen["packed"])
     assert [name for name, _, _ in seen["manifest"]] == list(arrived) == list(seen["weights"])
     assert same(arrived, seen["weights"]) and len(seen["packed"]) > 3 and seen["after"] == {}
-    assert seen["refused"] == "weight update refused: the long learner's model.embed_tokens.weight holds NaN or infinite values"
+    assert (
+        seen["refused"]
+        == "weight update refused: the long learner's model.embed_tokens.weight holds NaN or infinite values"
+    )
 
 
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
@@ -90,7 +106,9 @@ def test_good_days_and_bad_days_on_three_ranks(models, tmp_path, stage):
 
     alone = TorchLearner(LONG, models["untied"], plain(recipe()), 4)
     alone.update([sample_like(1, advantage=0.0)])
-    assert seen["one sample"] == pytest.approx(alone.update(SAMPLES[:1]), abs=2e-5)  # two of the three ranks have nothing to do
+    assert seen["one sample"] == pytest.approx(
+        alone.update(SAMPLES[:1]), abs=2e-5
+    )  # two of the three ranks have nothing to do
     assert seen["gaps of one sample"] == [pytest.approx(alone.gaps()[0], abs=1.1e-4)]
     alone.supervise(SAMPLES[:1])
     assert distance(seen["saved"], alone.weights()) < 1e-6 and not same(seen["saved"], seen["start"])
@@ -130,7 +148,9 @@ def cluster(models):
     [
         (signal.SIGKILL, r"the long learner died: rank 1 of 2: .*; resume from the last checkpoint"),
         pytest.param(
-            signal.SIGSTOP, r"the long learner failed: rank 1 of 2 gives no sign of life; rank 0 of 2: .*Timed out", marks=pytest.mark.slow
+            signal.SIGSTOP,
+            r"the long learner failed: rank 1 of 2 gives no sign of life; rank 0 of 2: .*Timed out",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -163,7 +183,10 @@ def test_more_ranks_than_devices_are_refused_with_both_numbers(cluster, models):
     there = {"CPU": 4.0, "GPU": 3.0}
     with pytest.raises(LongShortError, match=r"learner.ranks is 5 but the cluster has 4 CPUs"):
         ray_cluster.check_devices(recipe(learner={"ranks": 5}), there)
-    with pytest.raises(LongShortError, match=r"2 learners of 2 ranks with 1 GPU each and engines with 0 take 4 GPUs but the cluster has 3"):
+    with pytest.raises(
+        LongShortError,
+        match=r"2 learners of 2 ranks with 1 GPU each and engines with 0 take 4 GPUs but the cluster has 3",
+    ):
         ray_cluster.check_devices(recipe(learner={"ranks": 2}, learner_gpus=1), there)
     ray_cluster.check_devices(recipe(learner={"ranks": 3}, learner_gpus=1, protocol={"name": "solo"}), there)
     with pytest.raises(LongShortError, match=r"learner.ranks is 1000 but the cluster has"):
@@ -176,16 +199,23 @@ def test_a_pair_trains_with_two_ranks_each(tmp_path):
 
     models = tiny_models.make(tmp_path / "models", tied_short=True)
     roles = {role: tiny_models.role(models[role], backend="transformers") for role in models}
-    config = tiny_models.config(tmp_path, models, **roles, max_steps=1, learner={"backend": "deepspeed", "ranks": 2, "zero_stage": 3})
+    config = tiny_models.config(
+        tmp_path, models, **roles, max_steps=1, learner={"backend": "deepspeed", "ranks": 2, "zero_stage": 3}
+    )
 
     def by_position(problem, episodes, progress):
-        totals = [dict.fromkeys(models, i % 2) for i in range(len(episodes))]  # untrained models earn nothing, so nothing to compare
-        return [Reward(totals=total, terms={"correct": 0.0, "format/long": 0.0, "format/short": 0.0}) for total in totals]
+        totals = [
+            dict.fromkeys(models, i % 2) for i in range(len(episodes))
+        ]  # untrained models earn nothing, so nothing to compare
+        return [
+            Reward(totals=total, terms={"correct": 0.0, "format/long": 0.0, "format/short": 0.0}) for total in totals
+        ]
 
     metrics = LongShortTrainer(args=config, reward=by_position).train()
     assert metrics["long/optimizer_steps"] == 1.0 and metrics["long/weight_sync/canary_gap"] < 1e-4
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint-1/long")
     start = AutoModelForCausalLM.from_pretrained(models[LONG])
     assert (
-        not torch.equal(saved.lm_head.weight, start.lm_head.weight) and (tmp_path / "run/checkpoint-1/state/short/learner.json").is_file()
+        not torch.equal(saved.lm_head.weight, start.lm_head.weight)
+        and (tmp_path / "run/checkpoint-1/state/short/learner.json").is_file()
     )

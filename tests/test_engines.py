@@ -52,7 +52,9 @@ def sample(core, prompts, **settings):
 def test_transformers_engine_logprobs_are_the_models(models, role, temperature):
     core, model = TransformersCore(models[role], CONFIG), load(models[role])
     for prompt, completion in zip(PROMPTS, sample(core, PROMPTS, temperature=temperature), strict=True):
-        assert completion.logprobs == pytest.approx(reference(model, prompt, completion.token_ids, temperature), abs=1e-4)
+        assert completion.logprobs == pytest.approx(
+            reference(model, prompt, completion.token_ids, temperature), abs=1e-4
+        )
         assert completion.stop in ("length", "eos")
 
 
@@ -99,9 +101,15 @@ def test_new_weights_change_the_engine_and_refused_ones_do_not(models):
     before = sample(core, PROMPTS)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for broken, message in (
-        ({name: t for name, t in weights.items() if name != "model.norm.weight"}, "missing tensors .'model.norm.weight'"),
+        (
+            {name: t for name, t in weights.items() if name != "model.norm.weight"},
+            "missing tensors .'model.norm.weight'",
+        ),
         (weights | {"extra": torch.zeros(1)}, "unknown tensors .'extra'"),
-        (weights | {"model.norm.weight": torch.zeros(3)}, r"model.norm.weight has shape \(3,\), the engine's model has \(128,\)"),
+        (
+            weights | {"model.norm.weight": torch.zeros(3)},
+            r"model.norm.weight has shape \(3,\), the engine's model has \(128,\)",
+        ),
         (weights | {"model.norm.weight": torch.full((128,), float("nan"))}, "model.norm.weight holds NaN"),
     ):
         with pytest.raises(LongShortError, match=message):
@@ -160,7 +168,10 @@ def test_a_turn_given_up_leaves_the_others_as_they_are(models):
     finished = {}
     while core.busy:
         finished |= dict(core.step())
-    assert {name: completion.token_ids for name, completion in finished.items()} == {"0": free[0].token_ids, "2": free[2].token_ids}
+    assert {name: completion.token_ids for name, completion in finished.items()} == {
+        "0": free[0].token_ids,
+        "2": free[2].token_ids,
+    }
 
 
 def test_a_tied_head_is_expected_by_its_own_name(models):
@@ -179,7 +190,9 @@ def test_a_canary_beyond_its_tolerance_or_nan_is_an_error():
 def test_episodes_share_an_engine_in_this_process(models):
     async def go():
         engine = LocalEngine("transformers", models[LONG], CONFIG, build_tokenizer(LONG))
-        answers = await asyncio.gather(*(engine.generate(prompt, Sampling(max_tokens=6, stop=(), seed=2)) for prompt in PROMPTS * 3))
+        answers = await asyncio.gather(
+            *(engine.generate(prompt, Sampling(max_tokens=6, stop=(), seed=2)) for prompt in PROMPTS * 3)
+        )
         engine.close()
         return answers
 
@@ -192,12 +205,16 @@ def test_a_turn_is_told_while_it_is_written_and_a_closing_token_is_not(models):
 
     async def go():
         engine, seen = LocalEngine("transformers", models[LONG], CONFIG, build_tokenizer(LONG)), []
-        free = await engine.generate(PROMPTS[0], Sampling(max_tokens=40, stop=(), seed=7), lambda ids: seen.append(tuple(ids)))
+        free = await engine.generate(
+            PROMPTS[0], Sampling(max_tokens=40, stop=(), seed=7), lambda ids: seen.append(tuple(ids))
+        )
         text, closing = engine.tokenizer.decode(free.token_ids), free.token_ids[20]
         told = []
         by_id = Sampling(max_tokens=40, stop=("</think>", "\0"), stop_token_ids=(closing,), seed=7)
         closed = await engine.generate(PROMPTS[0], by_id, lambda ids: told.append(tuple(ids)))
-        string = await engine.generate(PROMPTS[0], Sampling(max_tokens=40, stop=("</think>", "last digit"), stop_token_ids=(0,), seed=7))
+        string = await engine.generate(
+            PROMPTS[0], Sampling(max_tokens=40, stop=("</think>", "last digit"), stop_token_ids=(0,), seed=7)
+        )
         gone = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=200, stop=(), seed=7)))
         await asyncio.sleep(0.05)
         gone.cancel()
@@ -208,7 +225,11 @@ def test_a_turn_is_told_while_it_is_written_and_a_closing_token_is_not(models):
         return free, seen, text, closing, closed, told, string
 
     free, seen, text, closing, closed, told, string = asyncio.run(go())
-    assert seen and all(ids == free.token_ids[: len(ids)] for ids in seen) and [*map(len, seen)] == sorted({*map(len, seen)})
+    assert (
+        seen
+        and all(ids == free.token_ids[: len(ids)] for ids in seen)
+        and [*map(len, seen)] == sorted({*map(len, seen)})
+    )
     end = free.token_ids.index(closing)
     assert closed.stop == "</think>" and closed.token_ids == free.token_ids[: end + 1]
     assert all(ids == free.token_ids[: min(len(ids), end)] for ids in told), "the tag that ends a turn is no part of it"

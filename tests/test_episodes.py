@@ -9,7 +9,9 @@ from longshort.types import LONG, SHORT, Completion, Episode, Problem, Turn
 
 
 def turn(role, prompt_ids, token_ids, stop):
-    completion = Completion(token_ids=token_ids, logprobs=(-0.25,) * len(token_ids), text=f"{role} <é>", stop=stop, version=7)
+    completion = Completion(
+        token_ids=token_ids, logprobs=(-0.25,) * len(token_ids), text=f"{role} <é>", stop=stop, version=7
+    )
     return Turn(role=role, prompt_ids=prompt_ids, completion=completion)
 
 
@@ -47,7 +49,9 @@ def test_what_else_stands_in_the_line_does_not_matter():
 
 def test_a_prompt_that_is_not_append_only_is_refused():
     broken = dialogue(
-        turn(LONG, (1, 2), (31,), "</think>"), turn(SHORT, (5,), (8,), "</rethink>"), turn(LONG, (1, 2, 99), (4,), "</think>")
+        turn(LONG, (1, 2), (31,), "</think>"),
+        turn(SHORT, (5,), (8,), "</rethink>"),
+        turn(LONG, (1, 2, 99), (4,), "</think>"),
     )
     with pytest.raises(ValueError, match="problem p: a prompt of 'long' does not begin with the 3 ids"):
         episode_row(broken)

@@ -39,7 +39,10 @@ def command(recipe, name, *more):
 
 
 def lines(folder: Path) -> dict[str, list[dict]]:
-    return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.glob("*.jsonl"))}
+    return {
+        path.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*.jsonl"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +56,15 @@ def test_every_system_stands_in_the_results_and_what_cannot_be_loaded_is_told(fi
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]  # because two benchmarks are missing
     content = json.loads((folder / "first.json").read_text())
     no_answer, unknown = content["faults"][:2]
-    assert "broken.jsonl, line 2: no answer" in no_answer and "'math5000' is not known; did you mean 'math500'?" in unknown
+    assert (
+        "broken.jsonl, line 2: no answer" in no_answer and "'math5000' is not known; did you mean 'math500'?" in unknown
+    )
     assert no_answer in done.stdout and unknown in done.stdout
     rows = content["results"]
     assert [row["system"] for row in rows if row["decoding"] == "sampled"] == SYSTEMS
-    assert {(row["n"], row["samples"]) for row in rows} == {(12, 2), (12, 1)} and content["benchmarks"].keys() == {"miniature:dev"}
+    assert {(row["n"], row["samples"]) for row in rows} == {(12, 2), (12, 1)} and content["benchmarks"].keys() == {
+        "miniature:dev"
+    }
     assert content["benchmarks"]["miniature:dev"]["golds_verified"] == 12 and content["versions"]["torch"]
     assert len(content["comparisons"]) == 4 * 2 * 3  # systems but the base, decodings, metrics
     alone = next(row for row in rows if (row["system"], row["decoding"]) == ("single_long@1", "sampled"))
@@ -70,7 +77,9 @@ def test_every_system_stands_in_the_results_and_what_cannot_be_loaded_is_told(fi
 @pytest.mark.slow
 def test_a_second_evaluation_killed_on_its_way_and_continued_ends_with_the_same_numbers(recipe, first):
     _, folder = first
-    started = subprocess.Popen(command(recipe, "second"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    started = subprocess.Popen(
+        command(recipe, "second"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     end = time.monotonic() + 300
     while not list((folder / "second").glob("long_plays_both*.jsonl")):
         assert started.poll() is None and time.monotonic() < end

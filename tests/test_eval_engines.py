@@ -38,7 +38,9 @@ class FakeEngine:
 def cluster(monkeypatch, tmp_path):
     """`engines(config)` whose processes are fakes on a cluster of `there["gpus"]`, a log, and models a, b, … of either origin."""
     log, there = [], {"gpus": 0.0, "room": 9}
-    monkeypatch.setattr(ray_cluster, "make_engine", lambda role, folder, config, tokenizer: FakeEngine(role, folder, log))
+    monkeypatch.setattr(
+        ray_cluster, "make_engine", lambda role, folder, config, tokenizer: FakeEngine(role, folder, log)
+    )
     monkeypatch.setattr(ray_cluster, "gpus", lambda: there["gpus"])
     monkeypatch.setattr(ray_cluster, "room", lambda: there["room"])
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda folder, **_: None)
@@ -66,7 +68,9 @@ def play(config, systems, after=lambda engines: None):
 
 def test_one_engine_per_model_serves_every_system_and_both_roles(cluster):
     log, _, system, folder = cluster
-    shared = System(name="x", title="", models=dict.fromkeys(ROLES, Model(folder=str(folder / "a"), origin=LONG)), protocol=None)
+    shared = System(
+        name="x", title="", models=dict.fromkeys(ROLES, Model(folder=str(folder / "a"), origin=LONG)), protocol=None
+    )
     ab, a, both_a, ba = play(parse({}), [system("a", "b"), system("a"), shared, system("a", "b")])
     assert ab[LONG] is a[LONG] is both_a[LONG] is both_a[SHORT] is ba[LONG] and ab[SHORT] is ba[SHORT] is not ab[LONG]
     assert log == ["+a", "+b", "-a", "-b"]
@@ -77,7 +81,9 @@ def test_two_ways_to_write_a_folder_are_one_model(cluster):
     first = system("a")
     (folder / "link").symlink_to(folder / "a")
     roundabout = [str(folder / "link"), str(folder / "." / "b" / ".." / "a")]
-    again = [System(name=way, title="", models={LONG: Model(folder=way, origin=LONG)}, protocol=None) for way in roundabout]
+    again = [
+        System(name=way, title="", models={LONG: Model(folder=way, origin=LONG)}, protocol=None) for way in roundabout
+    ]
     model(folder / "b")
     play(parse({}), [first, *again])
     assert log == ["+a", "-a"]
@@ -86,7 +92,9 @@ def test_two_ways_to_write_a_folder_are_one_model(cluster):
 def test_one_model_in_two_roles_with_different_contexts_has_two_engines(cluster):
     """Sharing would give the long role the short one's context, and the results would not say so."""
     log, _, _, folder = cluster
-    same = System(name="x", title="", models={r: Model(folder=model(folder / "a"), origin=r) for r in ROLES}, protocol=None)
+    same = System(
+        name="x", title="", models={r: Model(folder=model(folder / "a"), origin=r) for r in ROLES}, protocol=None
+    )
     play(parse({}), [same])
     assert log == ["+a", "-a"]
     [given] = play(parse({"short": {"engine": {"max_model_len": 512}}}), [same])

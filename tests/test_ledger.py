@@ -23,7 +23,12 @@ def test_lines_are_kept_in_the_order_of_the_traces_and_counted(tmp_path):
     assert list(read(tmp_path / "chunk.jsonl"))[1]["text"] == "é\r\n\u2028"
     manifest = json.loads((tmp_path / "chunk.manifest.json").read_text())
     assert manifest["complete"] and manifest["settings"] == SETTINGS and manifest["inputs"] == INPUTS
-    assert manifest["counts"] == {"traces": 3, "outcomes": {"one_paragraph": 1, "ok": 2}, "notes": {"crlf": 2}, "mean": 2}
+    assert manifest["counts"] == {
+        "traces": 3,
+        "outcomes": {"one_paragraph": 1, "ok": 2},
+        "notes": {"crlf": 2},
+        "mean": 2,
+    }
     assert Ledger(tmp_path, "chunk", SETTINGS, INPUTS).complete
 
 

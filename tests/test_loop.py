@@ -44,7 +44,9 @@ def test_without_staleness_the_samples_are_those_of_rollouts_and_updates_in_turn
     for role in ROLES:
         assert policies[role].samples == expected[role].samples and len(policies[role].samples) == 3
         assert policies[role].ages == [{0}] * 3
-        assert [learned for learned, _ in policies[role].asked] == [0] * 32 + [1] * 32 + [2] * 32, "nobody is asked during an update"
+        assert [learned for learned, _ in policies[role].asked] == [0] * 32 + [1] * 32 + [2] * 32, (
+            "nobody is asked during an update"
+        )
     assert [step.index for step in seen] == [0, 1, 2]
 
 
@@ -57,7 +59,9 @@ def test_tokens_are_at_most_staleness_updates_old_and_the_episodes_are_the_same(
         oldest = [max(ages) for ages in policies[role].ages]
         assert oldest[: staleness + 1] == list(range(staleness + 1)) and max(oldest) == staleness
         without_versions = [[replace(sample, version=0) for sample in step] for step in policies[role].samples]
-        assert without_versions == [[replace(sample, version=0) for sample in step] for step in synchronous[role].samples]
+        assert without_versions == [
+            [replace(sample, version=0) for sample in step] for step in synchronous[role].samples
+        ]
 
 
 def test_the_next_rollout_goes_on_during_an_update_and_ends_with_the_new_weights():
@@ -81,7 +85,9 @@ def test_a_list_of_rounds_trains_one_role_at_a_time():
 def test_a_stop_ends_the_loop_between_updates_and_leaves_no_rollout_behind(staleness):
     policies, seen, seconds = train(9, staleness, stop_after=1)
     assert [step.index for step in seen] == [0, 1] and {policy.learned for policy in policies.values()} == {2}
-    assert all(turn["future"].cancelled() for policy in policies.values() for turn in [*policy._writing, *policy._queue])
+    assert all(
+        turn["future"].cancelled() for policy in policies.values() for turn in [*policy._writing, *policy._queue]
+    )
     assert seconds < train(9, staleness)[2] / 2
 
 
@@ -108,12 +114,17 @@ def test_an_update_that_fails_ends_the_rollouts_beside_it():
     policies[SHORT].update = fail
     with pytest.raises(LongShortError, match="the learner died"):
         train(5, 1, policies=policies)
-    assert all(turn["future"].cancelled() for policy in policies.values() for turn in [*policy._writing, *policy._queue])
+    assert all(
+        turn["future"].cancelled() for policy in policies.values() for turn in [*policy._writing, *policy._queue]
+    )
 
 
 def same(problem, episodes, progress):
     """Problems with an odd number score the same in all their episodes."""
-    return [Reward(totals={LONG: float(i * (int(problem.id[1:]) % 2 == 0)), SHORT: 0.0}, terms={}) for i, _ in enumerate(episodes)]
+    return [
+        Reward(totals={LONG: float(i * (int(problem.id[1:]) % 2 == 0)), SHORT: 0.0}, terms={})
+        for i, _ in enumerate(episodes)
+    ]
 
 
 def ids(groups):
@@ -169,7 +180,9 @@ def test_asynchrony_alone_gains_nothing_when_both_engines_swing_in_phase():
     assert rollout_seconds(8, 0) == pytest.approx((40.0, 0.5))
     assert rollout_seconds(8, 1, starting=10**6) == pytest.approx((40.0, 0.5))
     seconds, idle = rollout_seconds(8, 1)
-    assert (seconds, idle) == (pytest.approx(21.25), pytest.approx(1 / 17)), "10 s too many in the whole run: the first turn"
+    assert (seconds, idle) == (pytest.approx(21.25), pytest.approx(1 / 17)), (
+        "10 s too many in the whole run: the first turn"
+    )
 
 
 def test_live_episodes_are_bounded_and_the_bound_costs_no_time():

@@ -29,7 +29,9 @@ Q = "model.layers.0.self_attn.q_proj"
 
 
 def config(lora=None, **settings):
-    return parse({"learning_rate": 1e-2, "warmup_ratio": 0.0, "long": {"lora": {"r": 4, "alpha": 8} | (lora or {})}} | settings)
+    return parse(
+        {"learning_rate": 1e-2, "warmup_ratio": 0.0, "long": {"lora": {"r": 4, "alpha": 8} | (lora or {})}} | settings
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,9 @@ def moved(learner: LoraLearner, steps: int = 2) -> LoraLearner:
 
 def by_hand(targets, r=4, alpha=8):
     """peft's model over the tiny one, all of its own making."""
-    return get_peft_model(tiny_model(), LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")).eval()
+    return get_peft_model(
+        tiny_model(), LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
+    ).eval()
 
 
 def set_adapter(model, tensors):
@@ -61,7 +65,11 @@ def set_adapter(model, tensors):
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_one_step_is_the_step_of_a_hand_made_peft_model_and_loss(folder, beta):
     """Two samples of one token each, so that the whole loss can be written down: importance-free GRPO, and k3 to the plain model."""
-    chosen = config(loss={"name": "grpo", "importance_correction": "none", "beta": beta}, max_grad_norm=1e9, lr_scheduler_type="constant")
+    chosen = config(
+        loss={"name": "grpo", "importance_correction": "none", "beta": beta},
+        max_grad_norm=1e9,
+        lr_scheduler_type="constant",
+    )
     learner = moved(LoraLearner(LONG, folder, chosen, total_updates=9))
     model, plain = by_hand("all-linear"), tiny_model()
     set_adapter(model, learner.adapter().tensors)
@@ -83,10 +91,14 @@ def test_one_step_is_the_step_of_a_hand_made_peft_model_and_loss(folder, beta):
         loss = loss + (-advantage * ratio + beta * ratio * distance).mean() / len(drawn)
     loss.backward()
     seen = {}
-    learner.optimizer.register_step_pre_hook(lambda *_: seen.update({n: p.grad.clone() for n, p in learner._parameters().items()}))
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: seen.update({n: p.grad.clone() for n, p in learner._parameters().items()})
+    )
     report = learner.update(drawn)
     hand = {name.removeprefix(PREFIX): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    assert report["loss"] == pytest.approx(loss.item(), abs=1e-6) and seen.keys() == hand.keys() and len(seen) == 2 * 7 * 2
+    assert (
+        report["loss"] == pytest.approx(loss.item(), abs=1e-6) and seen.keys() == hand.keys() and len(seen) == 2 * 7 * 2
+    )
     for name, gradient in hand.items():
         assert torch.allclose(seen[name], gradient, atol=2e-6), name
     assert max(gradient.abs().max().item() for gradient in hand.values()) > 1e-3
@@ -99,24 +111,34 @@ def test_only_the_adapter_moves_and_only_it_has_optimizer_state(folder):
     moved(learner)
     assert same(base, _base_state(learner.model)) and same(base, dict(tiny_model().state_dict()))
     assert all(not torch.equal(before[name], tensor) for name, tensor in learner.adapter().tensors.items())
-    assert {name.rpartition("lora_")[2][0] for name in learner.shapes} == {"A", "B"} and len(learner.optimizer.state) == len(learner.shapes)
+    assert {name.rpartition("lora_")[2][0] for name in learner.shapes} == {"A", "B"} and len(
+        learner.optimizer.state
+    ) == len(learner.shapes)
     assert not learner.model.training
 
 
 def test_published_weights_are_base_plus_alpha_over_r_times_b_a(folder):
     base = {"m.q.weight": torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]), "m.norm.weight": torch.tensor([5.0])}
     a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0], [0.0], [-1.0]])
-    adapter = Adapter(role=LONG, r=1, alpha=3.0, tensors={PREFIX + "m.q.lora_A.weight": a, PREFIX + "m.q.lora_B.weight": b})
+    adapter = Adapter(
+        role=LONG, r=1, alpha=3.0, tensors={PREFIX + "m.q.lora_A.weight": a, PREFIX + "m.q.lora_B.weight": b}
+    )
     found = merged(base, adapter)
-    assert found["m.q.weight"].tolist() == [[4.0, 6.0], [0.0, 1.0], [-1.0, -4.0]] and found["m.norm.weight"] is base["m.norm.weight"]
+    assert (
+        found["m.q.weight"].tolist() == [[4.0, 6.0], [0.0, 1.0], [-1.0, -4.0]]
+        and found["m.norm.weight"] is base["m.norm.weight"]
+    )
 
     learner = moved(LoraLearner(LONG, folder, config(), total_updates=9))
     weights, tensors = learner.weights(), learner.adapter().tensors
     change = 8 / 4 * tensors[f"{PREFIX}{Q}.lora_B.weight"] @ tensors[f"{PREFIX}{Q}.lora_A.weight"]
     assert (
-        torch.allclose(weights[f"{Q}.weight"], tiny_model().state_dict()[f"{Q}.weight"] + change, atol=1e-7) and change.abs().max() > 1e-3
+        torch.allclose(weights[f"{Q}.weight"], tiny_model().state_dict()[f"{Q}.weight"] + change, atol=1e-7)
+        and change.abs().max() > 1e-3
     )
-    assert weights.keys() == tiny_model().state_dict().keys() and {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert weights.keys() == tiny_model().state_dict().keys() and {tensor.dtype for tensor in weights.values()} == {
+        torch.float32
+    }
     plain = tiny_model()
     plain.load_state_dict(weights)
     logp = (plain(torch.tensor([[3, 4, 5, 6]])).logits[0] / 0.7).log_softmax(-1)
@@ -139,7 +161,9 @@ def test_the_learners_other_settings_work_with_an_adapter(folder):
     other = config(loss={"beta": 0.1}, learner={"gradient_checkpointing": True})
     assert same(bits(moved(LoraLearner(LONG, folder, other, total_updates=9))), bits(plain))
     small = moved(LoraLearner(LONG, folder, config(loss={"beta": 0.1}, batch_tokens=16), total_updates=9))
-    assert max((a - b).abs().max().item() for a, b in zip(bits(small).values(), bits(plain).values(), strict=True)) < 1e-4
+    assert (
+        max((a - b).abs().max().item() for a, b in zip(bits(small).values(), bits(plain).values(), strict=True)) < 1e-4
+    )
     seeded = LoraLearner(LONG, folder, config(seed=1), total_updates=9).adapter().tensors
     assert not same(seeded, LoraLearner(LONG, folder, config(), total_updates=9).adapter().tensors)
 
@@ -189,9 +213,12 @@ def test_an_adapter_of_another_shape_is_not_continued(tmp_path, folder, changed,
 
 def test_an_adapter_is_not_continued_over_another_base_or_without_its_file(tmp_path, folder):
     moved(LoraLearner(LONG, folder, config(), total_updates=6)).save(tmp_path / "m", tmp_path / "s")
-    other = LoraLearner(LONG, tmp_path / "m", config(), total_updates=6, reference_folder=save_tiny(tmp_path / "other", seed=1))
+    other = LoraLearner(
+        LONG, tmp_path / "m", config(), total_updates=6, reference_folder=save_tiny(tmp_path / "other", seed=1)
+    )
     with pytest.raises(
-        LongShortError, match=r"long.model .*other is not the model that .*s/adapter was trained over: .* differs from .* by"
+        LongShortError,
+        match=r"long.model .*other is not the model that .*s/adapter was trained over: .* differs from .* by",
     ):
         other.load(tmp_path / "s")
     (tmp_path / "s/adapter/adapter_model.safetensors").unlink()
@@ -219,7 +246,9 @@ def test_an_adapter_to_start_from_is_checked_before_anything_starts(tmp_path, fo
     wide = tiny_models.make(tmp_path)[LONG]
 
     def check(model=folder, **changes):
-        check_adapters(parse({"long": {"model": model, "lora": {"r": 4, "alpha": 8, "adapter": str(tmp_path / "sft")} | changes}}))
+        check_adapters(
+            parse({"long": {"model": model, "lora": {"r": 4, "alpha": 8, "adapter": str(tmp_path / "sft")} | changes}})
+        )
 
     check()
     for wrong, says in (
@@ -247,7 +276,9 @@ def test_target_modules_are_ends_of_names_or_an_expression():
     assert matching(LAYERS, ["up_proj", "0.self_attn.q_proj"], "k") == LAYERS
     assert matching(LAYERS, r".*\.1\..*", "k") == LAYERS[2:]
     for targets, named in ((["q_prj", "up_proj"], "q_prj"), (["proj"], "proj"), ([], r"\[\]"), ("q_proj", "'q_proj'")):
-        with pytest.raises(LongShortError, match=f"k: {named} matches no layer of the model; it has q_proj, up_proj, or use all-linear"):
+        with pytest.raises(
+            LongShortError, match=f"k: {named} matches no layer of the model; it has q_proj, up_proj, or use all-linear"
+        ):
             matching(LAYERS, targets, "k")
 
 
@@ -258,9 +289,7 @@ def test_an_expression_is_kept_from_the_head_and_the_embedding(folder):
 
 def test_target_modules_that_match_nothing_are_told_before_anything_starts(folder):
     wrong = {"model": folder, "lora": {"target_modules": ["q_proj", "lm_head"]}}
-    says = (
-        r"long.lora.target_modules: lm_head matches no layer of the model; it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_"
-    )
+    says = r"long.lora.target_modules: lm_head matches no layer of the model; it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_"
     with pytest.raises(LongShortError, match=says):
         check_adapters(parse({"long": wrong}))
     with pytest.raises(LongShortError, match=says):
@@ -273,13 +302,19 @@ def test_target_modules_that_match_nothing_are_told_before_anything_starts(folde
     [
         ({"long": {"lora": {"r": 0}}}, "long.lora.r: Input should be greater than or equal to 1 (got 0)"),
         ({"long": {"lora": {"dropout": 0.1}}}, "long.lora.dropout: RL has no dropout: the learner's log-probs must be"),
-        ({"long": {"lora": {}}, "learner": {"backend": "deepspeed"}}, "long.lora is set but learner.backend is deepspeed"),
+        (
+            {"long": {"lora": {}}, "learner": {"backend": "deepspeed"}},
+            "long.lora is set but learner.backend is deepspeed",
+        ),
         (
             {"loss": {"beta": 0.1}, "short": {"lora": {"adapter": "x"}}},
             "loss.beta is 0.1 and short.lora.adapter is set: the KL's reference is",
         ),
         ({"share_engine": True}, "share_engine: long.lora is not set"),
-        ({"share_engine": True, "long": {"lora": {}}}, "share_engine: short.lora is not set, and a model trained whole needs an engine"),
+        (
+            {"share_engine": True, "long": {"lora": {}}},
+            "share_engine: short.lora is not set, and a model trained whole needs an engine",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, says):
@@ -290,8 +325,18 @@ def test_settings_that_cannot_work_are_refused(settings, says):
 @pytest.mark.parametrize(
     ("long", "short", "top", "says"),
     [
-        ({"model": "a"}, {"model": "b"}, {}, "share_engine needs one base model: long.model is 'a', short.model is 'b'"),
-        ({"engine": {"max_model_len": 64}}, {}, {}, "long.engine.max_model_len is 64 and short.engine.max_model_len 2048"),
+        (
+            {"model": "a"},
+            {"model": "b"},
+            {},
+            "share_engine needs one base model: long.model is 'a', short.model is 'b'",
+        ),
+        (
+            {"engine": {"max_model_len": 64}},
+            {},
+            {},
+            "long.engine.max_model_len is 64 and short.engine.max_model_len 2048",
+        ),
         ({}, {}, {"miniature": {}}, "share_engine needs one base model, but miniature makes two"),
         ({}, {}, {"coldstart": {"traces": "x.jsonl"}}, "share_engine needs one base model, but coldstart makes two"),
     ],
@@ -316,7 +361,11 @@ def tensors_of(module, a, b):
 @pytest.mark.parametrize(
     ("tensors", "held", "says"),
     [
-        (tensors_of("q", (2, 4), (6, 3)), (), r"q.lora_B.weight has shape \(6, 3\), but r 2 over the base's \(6, 4\) makes \(6, 2\)"),
+        (
+            tensors_of("q", (2, 4), (6, 3)),
+            (),
+            r"q.lora_B.weight has shape \(6, 3\), but r 2 over the base's \(6, 4\) makes \(6, 2\)",
+        ),
         (tensors_of("x", (2, 4), (6, 2)), (), r"missing tensors \[\] \(0\), unknown tensors \['x'\] \(1\)"),
         ({f"{PREFIX}q.lora_A.weight": torch.zeros(2, 4)}, (), r"missing tensors .*q.lora_B.weight'\] \(1\)"),
         ({}, (), r"missing tensors \[\]"),
@@ -325,12 +374,18 @@ def tensors_of(module, a, b):
             tensors_of("v", (2, 4), (6, 2)),
             r"missing tensors .*v.lora_A.*\(2\), unknown tensors .*q.lora_A.*\(2\)",
         ),
-        ({name: t + float("nan") for name, t in tensors_of("q", (2, 4), (6, 2)).items()}, (), "q.lora_A.weight holds NaN"),
+        (
+            {name: t + float("nan") for name, t in tensors_of("q", (2, 4), (6, 2)).items()},
+            (),
+            "q.lora_A.weight holds NaN",
+        ),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_before_an_engine_is_touched(tensors, held, says):
     with pytest.raises(LongShortError, match=f"adapter of short refused: .*{says}"):
-        check_adapter(Adapter(role=SHORT, r=2, alpha=4, tensors=tensors), {"q.weight": (6, 4), "v.weight": (6, 4)}, held)
+        check_adapter(
+            Adapter(role=SHORT, r=2, alpha=4, tensors=tensors), {"q.weight": (6, 4), "v.weight": (6, 4)}, held
+        )
 
 
 # memory
@@ -381,13 +436,17 @@ def gap(model, prompt, completion, start=0, stop=None):
     """The largest difference in nats between a completion's log-probs and the model's, over its tokens from `start` to `stop`."""
     with torch.no_grad():
         logp = model(torch.tensor([[*prompt, *completion.token_ids]])).logits[0].float().log_softmax(-1)
-    found = [abs(logp[len(prompt) - 1 + i, t].item() - completion.logprobs[i]) for i, t in enumerate(completion.token_ids)]
+    found = [
+        abs(logp[len(prompt) - 1 + i, t].item() - completion.logprobs[i]) for i, t in enumerate(completion.token_ids)
+    ]
     return max(found[start:stop])
 
 
 def check_one_engine_for_two(core, path):
     """Turns of both roles in one engine have their own adapter's log-probs, before and after one adapter is replaced in mid-turn."""
-    (long, first), (short, other), (newer, second) = (adapted(path, *case) for case in ((LONG, 4, 1), (SHORT, 8, 2), (LONG, 4, 3)))
+    (long, first), (short, other), (newer, second) = (
+        adapted(path, *case) for case in ((LONG, 4, 1), (SHORT, 8, 2), (LONG, 4, 3))
+    )
     core.load_weights(first, 0)
     core.load_weights(other, 0)
     for i in range(6):
@@ -399,7 +458,9 @@ def check_one_engine_for_two(core, path):
         finished |= dict(core.step())
     for i in range(6):
         own, others = (long, short) if i % 2 == 0 else (short, long)
-        assert gap(own, PROMPTS[i // 2], finished[str(i)]) < 1e-4 and gap(others, PROMPTS[i // 2], finished[str(i)]) > 0.1
+        assert (
+            gap(own, PROMPTS[i // 2], finished[str(i)]) < 1e-4 and gap(others, PROMPTS[i // 2], finished[str(i)]) > 0.1
+        )
     for i in range(4):
         core.add(str(i), PROMPTS[1], Sampling(max_tokens=24, stop=(), seed=i, adapter=ROLES[i % 2]))
     for _ in range(10):
@@ -466,4 +527,9 @@ def test_the_trainer_admits_what_one_engine_decodes():
 
 
 def test_lora_section_reads_as_before():
-    assert json.loads(LoraSection().model_dump_json()) == {"r": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": "all-linear"}
+    assert json.loads(LoraSection().model_dump_json()) == {
+        "r": 16,
+        "alpha": 32.0,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+    }

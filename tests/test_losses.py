@@ -57,13 +57,17 @@ def test_cispo_caps_the_ratio_and_keeps_every_gradient():
 )
 def test_denominators_of_samples_with_2_6_and_0_sampled_tokens(name, expected):
     samples = [sample_like(0, sampled=1), sample_like(1, sampled=5), sample_like(2, sampled=0)]
-    samples[2] = type(samples[2])(role="long", token_ids=(1, 2), mask=(0, 0), logprobs=(0.0, 0.0), advantages=(0.0, 0.0))
+    samples[2] = type(samples[2])(
+        role="long", token_ids=(1, 2), mask=(0, 0), logprobs=(0.0, 0.0), advantages=(0.0, 0.0)
+    )
     assert token_weights(samples, name, max_completion_tokens=10) == pytest.approx(expected)
 
 
 def test_importance_corrections():
     log_ratio = torch.tensor([3.0, 1.0, 0.5, 1.5, 1.0]).log()
-    correct = {name: correction(log_ratio, SEQUENCE, 2.0).tolist() for name, correction in IMPORTANCE_CORRECTIONS.items()}
+    correct = {
+        name: correction(log_ratio, SEQUENCE, 2.0).tolist() for name, correction in IMPORTANCE_CORRECTIONS.items()
+    }
     assert correct["none"] == [1.0] * 5
     assert correct["token_truncate"] == pytest.approx([2.0, 1.0, 0.5, 1.5, 1.0])
     assert correct["sequence_mask"] == pytest.approx([1.5, 1.5, 1.5, 1.5, 1.5])

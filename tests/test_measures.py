@@ -8,7 +8,17 @@ from longshort.dialogue.metrics import episode_metrics, group_metrics
 from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.solo import Solo
 from longshort.evaluation import measures
-from longshort.evaluation.measures import Comparison, accuracy, accuracy_interval, aes, compare, overall, pass_at, summarise, wilson
+from longshort.evaluation.measures import (
+    Comparison,
+    accuracy,
+    accuracy_interval,
+    aes,
+    compare,
+    overall,
+    pass_at,
+    summarise,
+    wilson,
+)
 from longshort.evaluation.rethinking import PHRASES, rethinking_phrases
 from longshort.evaluation.runner import Evaluation
 from longshort.types import LONG, SHORT, Completion, Episode, Group, LongShortError, Problem, Reward, Turn
@@ -31,12 +41,18 @@ def episode(*turns, stop="answered", name="p"):
 
 def graded(*marks: str, names=range(240), tokens=4) -> Evaluation:
     """A problem for each string, a sample for each character: "+-" is a problem solved once of twice."""
-    episodes = [episode(turn(SHORT, tokens, "</answer>"), name=str(name)) for name, mark in zip(names, marks) for _ in mark]
-    return Evaluation(episodes=(*episodes,), correct=tuple(mark == "+" for mark in "".join(marks)), num_samples=len(marks[0]))
+    episodes = [
+        episode(turn(SHORT, tokens, "</answer>"), name=str(name)) for name, mark in zip(names, marks) for _ in mark
+    ]
+    return Evaluation(
+        episodes=(*episodes,), correct=tuple(mark == "+" for mark in "".join(marks)), num_samples=len(marks[0])
+    )
 
 
 QUICK = episode(turn(LONG, 10, "</think>"), turn(SHORT, 4, "</answer>", "\\boxed{3}"))
-BACK = episode(turn(LONG, 6, "</think>"), turn(SHORT, 2, "</rethink>"), turn(LONG, 8, "</think>"), turn(SHORT, 4, "</answer>"))
+BACK = episode(
+    turn(LONG, 6, "</think>"), turn(SHORT, 2, "</rethink>"), turn(LONG, 8, "</think>"), turn(SHORT, 4, "</answer>")
+)
 CUT = episode(turn(LONG, 12, "turn_length"), stop="turn_length")
 
 
@@ -46,12 +62,18 @@ def test_episode_metrics_by_hand():
     assert metrics["cost"] == pytest.approx((12 + 17 + 12) / 3)
     assert metrics["tokens/long"] == pytest.approx((10 + 14 + 12) / 3)
     assert metrics["turns"] == pytest.approx(7 / 3) and metrics["hand_back_rate"] == pytest.approx(1 / 3)
-    assert metrics["format/long"] == pytest.approx(2 / 3) and metrics["format/short"] == 1.0 and metrics["format"] == pytest.approx(2 / 3)
+    assert (
+        metrics["format/long"] == pytest.approx(2 / 3)
+        and metrics["format/short"] == 1.0
+        and metrics["format"] == pytest.approx(2 / 3)
+    )
     assert metrics["stop/answered"] == pytest.approx(2 / 3) and metrics["stop/turn_length"] == pytest.approx(1 / 3)
 
 
 def test_hand_backs_are_counted_and_their_rate_is_of_episodes():
-    twice = episode(turn(LONG, 1, "</think>"), turn(SHORT, 1, "</rethink>"), turn(LONG, 1, "</think>"), turn(SHORT, 1, "</rethink>"))
+    twice = episode(
+        turn(LONG, 1, "</think>"), turn(SHORT, 1, "</rethink>"), turn(LONG, 1, "</think>"), turn(SHORT, 1, "</rethink>")
+    )
     metrics = episode_metrics([QUICK, BACK, twice, QUICK], PROTOCOL, PRICES)
     assert (metrics["hand_backs"], metrics["hand_back_rate"]) == ((0 + 1 + 2 + 0) / 4, 2 / 4)
 
@@ -60,7 +82,12 @@ def test_group_metrics_report_rewards_and_their_terms():
     rewards = [Reward(totals={LONG: 1.0, SHORT: 2.0}, terms={"correct": 1.0, "length": 0.5}) for _ in range(2)]
     group = Group(problem=QUICK.problem, episodes=(QUICK, BACK), rewards=(*rewards,))
     metrics = group_metrics([group], PROTOCOL, PRICES)
-    assert (metrics["team/reward"], metrics["team/reward/long"], metrics["team/accuracy"], metrics["reward/length"]) == (1.5, 1.0, 1.0, 0.5)
+    assert (
+        metrics["team/reward"],
+        metrics["team/reward/long"],
+        metrics["team/accuracy"],
+        metrics["reward/length"],
+    ) == (1.5, 1.0, 1.0, 0.5)
 
 
 def test_standard_error_is_clustered_by_problem():
@@ -127,20 +154,35 @@ def test_ordinary_words_are_no_rethinking():
 
 
 def test_summarise_gives_every_measure_of_an_evaluation_worked_out_by_hand():
-    waits = episode(turn(LONG, 10, "</think>", "Wait, hmm"), turn(SHORT, 4, "</answer>", "Wait"))  # 9 and 4 characters, 3 phrases
+    waits = episode(
+        turn(LONG, 10, "</think>", "Wait, hmm"), turn(SHORT, 4, "</answer>", "Wait")
+    )  # 9 and 4 characters, 3 phrases
     hums = episode(turn(LONG, 12, "turn_length", "Hmm six"), stop="turn_length")  # 7 characters, 1 phrase
     plain = episode(turn(LONG, 12, "turn_length", "Sixteen"), stop="turn_length")  # 7 characters
-    summary = summarise(Evaluation(episodes=(waits, hums, plain), correct=(True, False, False), num_samples=3), PROTOCOL, PRICES)
-    assert (summary["n"], summary["samples"], summary["accuracy"], summary["stderr"]) == (1, 3, pytest.approx(1 / 3), 0.0)
+    summary = summarise(
+        Evaluation(episodes=(waits, hums, plain), correct=(True, False, False), num_samples=3), PROTOCOL, PRICES
+    )
+    assert (summary["n"], summary["samples"], summary["accuracy"], summary["stderr"]) == (
+        1,
+        3,
+        pytest.approx(1 / 3),
+        0.0,
+    )
     # Means 1/3 and the added 0, 1: p = 4/9, variance (1 + 1/9) / 3 - 16/81 = 14/81, worth 1 * (20/81) / (14/81) = 10/7
     assert summary["interval"] == pytest.approx(wilson(10 / 21, 10 / 7))
     assert {key: value for key, value in summary.items() if key.startswith("pass@")} == pytest.approx(
         {"pass@1": 1 / 3, "pass@2": 2 / 3, "pass@3": 1.0}
     )
-    assert summary["tokens"] == pytest.approx((14 + 12 + 12) / 3) and summary["cost"] == pytest.approx((12 + 12 + 12) / 3)
-    assert summary["characters/long"] == pytest.approx((9 + 7 + 7) / 3) and summary["characters/short"] == pytest.approx(4 / 3)
+    assert summary["tokens"] == pytest.approx((14 + 12 + 12) / 3) and summary["cost"] == pytest.approx(
+        (12 + 12 + 12) / 3
+    )
+    assert summary["characters/long"] == pytest.approx((9 + 7 + 7) / 3) and summary[
+        "characters/short"
+    ] == pytest.approx(4 / 3)
     assert summary["characters"] == pytest.approx((13 + 7 + 7) / 3)
-    assert summary["rethinking"] == pytest.approx((3 + 1 + 0) / 3) and summary["rethinking_rate"] == pytest.approx(2 / 3)
+    assert summary["rethinking"] == pytest.approx((3 + 1 + 0) / 3) and summary["rethinking_rate"] == pytest.approx(
+        2 / 3
+    )
 
 
 def test_pass_at_one_sample_is_accuracy_and_a_model_alone_has_only_its_own_role():
@@ -151,8 +193,22 @@ def test_pass_at_one_sample_is_accuracy_and_a_model_alone_has_only_its_own_role(
 
 
 def test_overall_is_the_mean_over_benchmarks():
-    first = {"accuracy": 0.8, "stderr": 0.03, "interval": [0.7, 0.86], "tokens": 100.0, "characters": 400.0, "cost": 80.0}
-    second = {"accuracy": 0.6, "stderr": 0.04, "interval": [0.3, 0.68], "tokens": 300.0, "characters": 900.0, "cost": 120.0}
+    first = {
+        "accuracy": 0.8,
+        "stderr": 0.03,
+        "interval": [0.7, 0.86],
+        "tokens": 100.0,
+        "characters": 400.0,
+        "cost": 80.0,
+    }
+    second = {
+        "accuracy": 0.6,
+        "stderr": 0.04,
+        "interval": [0.3, 0.68],
+        "tokens": 300.0,
+        "characters": 900.0,
+        "cost": 120.0,
+    }
     # sides: below sqrt(0.1² + 0.3²) / 2 = 0.158114, above sqrt(0.06² + 0.08²) / 2 = 0.05; error sqrt(0.03² + 0.04²) / 2 = 0.025
     row = overall([first, second])
     assert row.pop("interval") == pytest.approx([0.7 - 0.158114, 0.75], abs=1e-6)

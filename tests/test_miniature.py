@@ -10,7 +10,15 @@ from longshort.dialogue.protocols import LongShort, demonstration
 from longshort.dialogue.solo import Solo
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import EOS, FINAL_NOTICE, PAD, PROBLEM, SOLVE, build_tokenizer
-from longshort.miniature.world import PHRASES, compressed_trace, dialogue, hard_parts, make_problems, teacher_trace, terms_of
+from longshort.miniature.world import (
+    PHRASES,
+    compressed_trace,
+    dialogue,
+    hard_parts,
+    make_problems,
+    teacher_trace,
+    terms_of,
+)
 from longshort.recipe.miniature import ModelShape
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
 
@@ -23,7 +31,9 @@ TINY = ModelShape(
 
 def protocol():
     budgets = {"turn_tokens": {LONG: 96, SHORT: 64}, "episode_tokens": 400}
-    return LongShort(max_exchanges=3, tags="special", instructions={LONG: "", SHORT: ""}, final_notice=FINAL_NOTICE, **budgets)
+    return LongShort(
+        max_exchanges=3, tags="special", instructions={LONG: "", SHORT: ""}, final_notice=FINAL_NOTICE, **budgets
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,10 @@ def test_answers_are_what_python_computes():
 
 
 def test_splits_never_share_a_question_and_ids_do_not_depend_on_the_seed():
-    by_split = {split: {p.question: p.id for seed in (0, 1) for p in make_problems(split, 300, seed)} for split in ("train", "dev", "test")}
+    by_split = {
+        split: {p.question: p.id for seed in (0, 1) for p in make_problems(split, 300, seed)}
+        for split in ("train", "dev", "test")
+    }
     assert not by_split["train"].keys() & by_split["test"].keys()
     assert not by_split["train"].keys() & by_split["dev"].keys()
     assert not by_split["dev"].keys() & by_split["test"].keys()
@@ -94,14 +107,21 @@ def test_digits_before_the_first_product_are_added_by_the_first_short_turn():
 def test_redundancy_adds_only_optional_thoughts():
     full = [text.split("\n\n") for _, text, _ in dialogue(PROBLEM_48, random.Random(0), redundancy=1.0)]
     assert full == [
-        ["We need the last digit of a: 4*6*2-b: 9+c: 2*9*7.", "a: 4*6=4, *2=8.", "Check a: 4*6=4, *2=8.", "Check a: 4*6=4, *2=8."],
+        [
+            "We need the last digit of a: 4*6*2-b: 9+c: 2*9*7.",
+            "a: 4*6=4, *2=8.",
+            "Check a: 4*6=4, *2=8.",
+            "Check a: 4*6=4, *2=8.",
+        ],
         ["Total a: 0+8 -> 8.", "Check Total a: 0+8 -> 8.", "Total -b: 8-9 -> 9.", "Check Total -b: 8-9 -> 9."],
         ["+c: 2*9=8, *7=6.", "Check +c: 2*9=8, *7=6.", "Check +c: 2*9=8, *7=6."],
         ["Total +c: 9+6 -> 5.", "Check Total +c: 9+6 -> 5.", "So the last digit is 5.", "\\boxed{5}"],
     ]
     optional = ("We need", "Check", "So the")
     needed = [[thought for thought in turn if not thought.startswith(optional)] for turn in full]
-    assert ["\n\n".join(turn) for turn in needed] == [text for _, text, _ in dialogue(PROBLEM_48, random.Random(0), redundancy=0.0)]
+    assert ["\n\n".join(turn) for turn in needed] == [
+        text for _, text, _ in dialogue(PROBLEM_48, random.Random(0), redundancy=0.0)
+    ]
 
 
 def test_teacher_traces_are_verbose_and_end_on_the_gold_answer():
@@ -187,7 +207,9 @@ def test_model_is_seeded_untied_and_leaves_the_global_generator_alone(tokenizers
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, again, other = (build_model(tokenizers[SHORT], TINY, seed, max_position_embeddings=256) for seed in (0, 0, 1))
+    first, again, other = (
+        build_model(tokenizers[SHORT], TINY, seed, max_position_embeddings=256) for seed in (0, 0, 1)
+    )
     assert torch.rand(1) == expected
     weights = [model.model.embed_tokens.weight for model in (first, again, other)]
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])

@@ -18,7 +18,14 @@ PAPER = Bounds(tokens_short=1121, accuracy_short=0.289, tokens_long=7380, accura
 def measured(step, accuracy, tokens):
     zeros = dict.fromkeys(("u_short", "u_long", "train_loss"), 0.0)
     return Measurement(
-        step=step, dev_accuracy=accuracy, dev_tokens=tokens, alpha_short=0.5, alpha_long=0.5, drawn_short=0, drawn_long=0, **zeros
+        step=step,
+        dev_accuracy=accuracy,
+        dev_tokens=tokens,
+        alpha_short=0.5,
+        alpha_long=0.5,
+        drawn_short=0,
+        drawn_long=0,
+        **zeros,
     )
 
 
@@ -72,7 +79,9 @@ def updates_to_recover(floor):
 def test_a_saturated_ratio_comes_back_at_once_with_our_floor_and_late_with_the_papers():
     # Saturated odds: .05 / .95 -> ln = -2.9, with +2 per update (and the floor pulling along): 2. 5e-5 -> ln = -9.9: 5.
     (ours, quick), (papers, slow) = updates_to_recover(0.1), updates_to_recover(1e-4)
-    assert ours == pytest.approx(0.9 * 0.05 * math.exp(-4) / 0.95 + 0.05, rel=0.02) and papers == pytest.approx(5e-5, rel=0.02)
+    assert ours == pytest.approx(0.9 * 0.05 * math.exp(-4) / 0.95 + 0.05, rel=0.02) and papers == pytest.approx(
+        5e-5, rel=0.02
+    )
     assert (quick, slow) == (2, 5)
 
 
@@ -150,8 +159,6 @@ def test_seed_step_and_what_was_drawn_say_which_rows_come_next():
 
 
 def test_the_mixer_loads_no_heavy_library():
-    probe = (
-        "import sys, longshort.mixture.reweighting; print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys()))"
-    )
+    probe = "import sys, longshort.mixture.reweighting; print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -34,7 +34,10 @@ LONG_TRACE, SHORT_TRACE = "So the last digit is 7.\n\nCheck 7.\n\n\\boxed{7}", "
 
 
 def write_rows(path: Path, questions: list[str], answers: list[str], response: str) -> None:
-    rows = [{"problem": question, "answer": answer, "response": response} for question, answer in zip(questions, answers, strict=True)]
+    rows = [
+        {"problem": question, "answer": answer, "response": response}
+        for question, answer in zip(questions, answers, strict=True)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -47,11 +50,25 @@ def world(tmp_path_factory) -> Path:
     write_rows(folder / "easy.jsonl", questions[6:22], ["3"] * 16, SHORT_TRACE)
     write_rows(folder / "hard.jsonl", questions[22:], ["7"] * 24, LONG_TRACE)
     tokenizer = build_tokenizer(LONG)
-    shape = ModelShape(hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=2, intermediate_size=64, base_steps=1, base_learning_rate=1)
+    shape = ModelShape(
+        hidden_size=64,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        intermediate_size=64,
+        base_steps=1,
+        base_learning_rate=1,
+    )
     model = build_model(tokenizer, shape, seed=3, max_position_embeddings=128)
     problems = [Problem(id=str(i), question=question, answer="7") for i, question in enumerate(questions[22:])]
     traces = [Trace(id=problem.id, problem=problem, response=LONG_TRACE) for problem in problems]
-    fit(model, [as_sample(trace, Solo(turn_tokens=48), tokenizer) for trace in traces], steps=40, batch_size=8, learning_rate=1e-2)
+    fit(
+        model,
+        [as_sample(trace, Solo(turn_tokens=48), tokenizer) for trace in traces],
+        steps=40,
+        batch_size=8,
+        learning_rate=1e-2,
+    )
     save(model, tokenizer, folder / "model")
     return folder
 
@@ -116,7 +133,10 @@ def test_a_run_measures_the_bounds_and_moves_the_ratios_by_the_formula(whole):
         assert (row["u_short"], row["u_long"]) == pytest.approx(before)
         assert (row["alpha_short"], row["alpha_long"]) == pytest.approx(ratios)
     assert len({row["dev_tokens"] for row in rows}) > 1, "the engine does not sample from what was learned"
-    assert max(row["alpha_long"] for row in rows[1:]) > rows[0]["alpha_long"] and rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert (
+        max(row["alpha_long"] for row in rows[1:]) > rows[0]["alpha_long"]
+        and rows[-1]["train_loss"] < rows[0]["train_loss"]
+    )
 
 
 @pytest.mark.engine
@@ -126,7 +146,11 @@ def test_the_chosen_model_loads_and_the_run_leaves_its_papers(whole):
     output, summary = whole
     rows = [Measurement(**row) for row in rows_of(output)]
     chosen, accurate = choose(rows, Bounds(**summary["bounds"]), 0.7)
-    assert (summary["chosen"]["step"], summary["accurate_enough"], summary["last"]["step"]) == (chosen.step, accurate, 9)
+    assert (summary["chosen"]["step"], summary["accurate_enough"], summary["last"]["step"]) == (
+        chosen.step,
+        accurate,
+        9,
+    )
     assert json.loads((output / "mixture" / "summary.json").read_text()) == summary
     assert {step for step, _ in checkpoint.steps(output / "mixture")} == {chosen.step, 9}
     model = AutoModelForCausalLM.from_pretrained(summary["model"])
@@ -160,7 +184,9 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(world, whole, t
     assert "checkpoint-4 after step 4" in capsys.readouterr().out
     assert rows_of(tmp_path) == rows_of(output) and resumed["chosen"] == summary["chosen"]
     for step in {summary["chosen"]["step"], 9}:
-        files = [folder / "mixture" / f"checkpoint-{step}" / LONG / "model.safetensors" for folder in (output, tmp_path)]
+        files = [
+            folder / "mixture" / f"checkpoint-{step}" / LONG / "model.safetensors" for folder in (output, tmp_path)
+        ]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert bounds.stat().st_mtime_ns == measured_at
 
@@ -204,14 +230,27 @@ def test_a_signal_ends_the_command_and_the_same_command_could_go_on(world, whole
 
 def test_traces_that_cannot_be_used_are_counted(world, tmp_path):
     hard = (world / "hard.jsonl").read_text() + (world / "dev.jsonl").read_text().splitlines()[0] + "\n"
-    hard += json.dumps({"problem": "a", "answer": "7", "response": "7" * 200}) + "\n" + json.dumps({"problem": "b", "answer": "7"}) + "\n"
+    hard += (
+        json.dumps({"problem": "a", "answer": "7", "response": "7" * 200})
+        + "\n"
+        + json.dumps({"problem": "b", "answer": "7"})
+        + "\n"
+    )
     (tmp_path / "hard.jsonl").write_text(hard)
     job = prepare(config(world, tmp_path, {"long_data": str(tmp_path / "hard.jsonl")}))
     assert job.counts["short_data"] == {"usable": 16}
-    assert job.counts["long_data"] == {"usable": 24, "on dev problems": 1, "longer than 128 tokens": 1, "empty_response": 1}
+    assert job.counts["long_data"] == {
+        "usable": 24,
+        "on dev problems": 1,
+        "longer than 128 tokens": 1,
+        "empty_response": 1,
+    }
     assert [len(traces) for traces in job.traces] == [16, 24]
     sample = as_sample(job.traces[0][0], job.protocol, job.tokenizer)
-    assert job.tokenizer.decode([t for t, m in zip(sample.token_ids, sample.mask, strict=True) if m]) == SHORT_TRACE + "<eos>"
+    assert (
+        job.tokenizer.decode([t for t, m in zip(sample.token_ids, sample.mask, strict=True) if m])
+        == SHORT_TRACE + "<eos>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +261,12 @@ def test_the_learner_follows_the_roles_sft_settings_not_those_of_rl(world, tmp_p
     tree = config(world, tmp_path, learning_rate=7.0, warmup_ratio=0.7, loss={"beta": 0.5}).model_dump()
     tree["long"]["sft"]["lr_scheduler_type"] = schedule
     got = prepare(parse(tree)).config
-    assert (got.learning_rate_of(LONG), got.lr_scheduler_type, got.warmup_ratio, got.loss.beta) == (1e-2, ours, warmup_ratio, 0.0)
+    assert (got.learning_rate_of(LONG), got.lr_scheduler_type, got.warmup_ratio, got.loss.beta) == (
+        1e-2,
+        ours,
+        warmup_ratio,
+        0.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,14 +277,19 @@ def test_the_learner_follows_the_roles_sft_settings_not_those_of_rl(world, tmp_p
         ({"mixture": {"short_bound": "./nowhere"}}, r"mixture\.short_bound: no folder './nowhere'"),
         ({"sft": {"lora": {}}}, r"long\.sft\.lora is .*remove it"),
         ({"sft": {"gradient_checkpointing": True}}, r"long\.sft\.gradient_checkpointing is True.*remove it"),
-        ({"sft": {"max_length": 9}}, r"mixture\.short_data: none of its 16 traces can be used: .*'longer than 9 tokens': 16"),
+        (
+            {"sft": {"max_length": 9}},
+            r"mixture\.short_data: none of its 16 traces can be used: .*'longer than 9 tokens': 16",
+        ),
         ({"model": "", "miniature": {}}, "let the stage `base` make it"),
         ({"model": ""}, r"long\.model is empty"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(world, tmp_path, change, message):
     tree = config(world, tmp_path).model_dump()
-    tree["mixture"] = change["mixture"] and tree["mixture"] | change["mixture"] if "mixture" in change else tree["mixture"]
+    tree["mixture"] = (
+        change["mixture"] and tree["mixture"] | change["mixture"] if "mixture" in change else tree["mixture"]
+    )
     tree["long"]["sft"] |= change.get("sft", {})
     tree["long"]["model"] = change.get("model", tree["long"]["model"])
     tree["miniature"] = change.get("miniature")

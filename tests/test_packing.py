@@ -13,7 +13,11 @@ def sample(*token_ids: int, role: str = LONG) -> Sample:
     """The first id is the prompt, the others are sampled."""
     mask = (0,) + (1,) * (len(token_ids) - 1)
     return Sample(
-        role=role, token_ids=token_ids, mask=mask, logprobs=tuple(-0.5 * m for m in mask), advantages=tuple(2.0 * m for m in mask)
+        role=role,
+        token_ids=token_ids,
+        mask=mask,
+        logprobs=tuple(-0.5 * m for m in mask),
+        advantages=tuple(2.0 * m for m in mask),
     )
 
 
@@ -24,7 +28,9 @@ def test_first_fit_decreasing():
 
 
 def test_a_packed_batch_read_by_eye():
-    (batch,) = pack([sample(11, 12), sample(21, 22, 23), sample(31, 32)], [0.1, 0.2, 0.3], row_tokens=5, batch_tokens=100)
+    (batch,) = pack(
+        [sample(11, 12), sample(21, 22, 23), sample(31, 32)], [0.1, 0.2, 0.3], row_tokens=5, batch_tokens=100
+    )
     assert batch.input_ids.tolist() == [[21, 22, 23, 11, 12], [31, 32, 0, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]
     assert batch.sequence.tolist() == [[1, 1, 1, 0, 0], [2, 2, -1, -1, -1]]
@@ -35,7 +41,9 @@ def test_a_packed_batch_read_by_eye():
 
 
 def test_padding_behind_several_samples_is_a_sequence_of_its_own():
-    (batch,) = pack([sample(11, 12), sample(*range(21, 26)), sample(31)], [0.1, 0.2, 0.3], row_tokens=4, batch_tokens=100)
+    (batch,) = pack(
+        [sample(11, 12), sample(*range(21, 26)), sample(31)], [0.1, 0.2, 0.3], row_tokens=4, batch_tokens=100
+    )
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 0, 0, 0]]
 
 
@@ -47,7 +55,10 @@ def test_without_a_row_budget_each_sample_has_a_row_and_no_row_breaks_off():
 
 
 def test_rows_of_like_width_share_a_batch():
-    assert like_widths([400, 390, 350, 90], batch_tokens=8192) == [range(3), range(3, 4)]  # 10 + 50 of padding, then 310 more
+    assert like_widths([400, 390, 350, 90], batch_tokens=8192) == [
+        range(3),
+        range(3, 4),
+    ]  # 10 + 50 of padding, then 310 more
     assert like_widths([400, 400, 400], batch_tokens=800) == [range(2), range(2, 3)]
     assert like_widths([900, 10], batch_tokens=800) == [range(1), range(1, 2)]
     assert like_widths([], batch_tokens=800) == []
@@ -81,9 +92,14 @@ def test_packed_rows_give_the_log_probs_of_each_sample_alone():
     model = tiny_model()
     samples = [sample_like(seed, prompt=1 + seed % 3, sampled=2 + seed % 5) for seed in range(9)]
     alone = [token_logprobs(model, pack([s], [1.0], 0, 64)[0]) for s in samples]
-    rows, stack = pack(samples, [1.0] * 9, row_tokens=16, batch_tokens=64), pack(samples, [1.0] * 9, row_tokens=0, batch_tokens=64)
+    rows, stack = (
+        pack(samples, [1.0] * 9, row_tokens=16, batch_tokens=64),
+        pack(samples, [1.0] * 9, row_tokens=0, batch_tokens=64),
+    )
     for batches in (rows, stack):
-        assert any(len(batch.input_ids) > 1 for batch in batches) and any((batch.sequence == -1).any() for batch in batches)
+        assert any(len(batch.input_ids) > 1 for batch in batches) and any(
+            (batch.sequence == -1).any() for batch in batches
+        )
     for batch in (*rows, *stack):
         packed, sequence = token_logprobs(model, batch), batch.sequence[batch.mask]
         for number in sequence.unique().tolist():

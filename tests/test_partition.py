@@ -33,7 +33,12 @@ def test_controls_take_as_many_as_the_metric_unless_told():
 
 
 def test_neighbours_of_one_kind_become_one_message():
-    assert messages([True, False, False, True, True, False]) == [(LONG, (0,)), (SHORT, (1, 2)), (LONG, (3, 4)), (SHORT, (5,))]
+    assert messages([True, False, False, True, True, False]) == [
+        (LONG, (0,)),
+        (SHORT, (1, 2)),
+        (LONG, (3, 4)),
+        (SHORT, (5,)),
+    ]
     assert messages([True, True]) == [(LONG, (0, 1)), (SHORT, ())]  # a closing short answer is asked for
 
 
@@ -42,7 +47,13 @@ def test_too_many_long_turns_give_up_the_least_important_run():
     assert capped(long, scores, 4) == long
     assert capped(long, scores, 3) == [True, False, False, False, True, False, True]
     assert capped(long, scores, 1) == [True, False, False, False, False, False, False]
-    assert capped([True, True, True, False, True], [0.5, 0.1, 0.1, 0, 0.9], 1) == [True, True, True, False, False]  # never the first run
+    assert capped([True, True, True, False, True], [0.5, 0.1, 0.1, 0, 0.9], 1) == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]  # never the first run
 
 
 def test_controls_take_as_many_as_the_metric_keeps_and_do_not_learn_of_the_scores():
@@ -55,10 +66,17 @@ def test_controls_take_as_many_as_the_metric_keeps_and_do_not_learn_of_the_score
     assert {len(kept) for kept in drawn} == {3}
     tight = [chosen("random", zigzag, num_long=10, seed=seed, max_exchanges=3) for seed in range(400)]
     kept = [index for row in tight for index in row[1:]]
-    assert abs(sum(kept) / len(kept) - 40) < 2.5  # the middle of 1..79: what is given up for the cap does not follow the scores
+    assert (
+        abs(sum(kept) / len(kept) - 40) < 2.5
+    )  # the middle of 1..79: what is given up for the cap does not follow the scores
 
 
-@given(st.lists(st.floats(-0.25, 0.99), min_size=1, max_size=30), st.sampled_from([*PARTITIONS]), st.integers(1, 6), st.integers(0, 9))
+@given(
+    st.lists(st.floats(-0.25, 0.99), min_size=1, max_size=30),
+    st.sampled_from([*PARTITIONS]),
+    st.integers(1, 6),
+    st.integers(0, 9),
+)
 def test_every_partition_is_a_dialogue_of_every_thought_once(scores, rule, exchanges, seed):
     parts = messages(divide(PARTITIONS[rule], scores, None, exchanges, random.Random(seed)))
     assert [role for role, _ in parts] == [LONG, SHORT] * (len(parts) // 2) and 1 <= len(parts) // 2 <= exchanges

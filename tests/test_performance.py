@@ -14,7 +14,10 @@ from tests.benchmarks.scripted import Scripted, draw_lengths
 def test_a_figure_is_its_median_and_meets_its_target_or_not():
     slow = Figure(what="x", values=(1.4, 1.2, 1.6), at_least=1.5, form="{:.1f} x")
     assert (slow.measured, slow.target, slow.met) == ("1.4 x (1.2 x to 1.6 x)", "≥ 1.5 x", False)
-    assert Figure(what="x", values=(0.04,), at_most=0.05, form="{:.0%}").met and not Figure(what="x", values=(0.06,), at_most=0.05).met
+    assert (
+        Figure(what="x", values=(0.04,), at_most=0.05, form="{:.0%}").met
+        and not Figure(what="x", values=(0.06,), at_most=0.05).met
+    )
     assert Figure(what="x", values=(9.0,)).met and Figure(what="x", values=(9.0,)).target == ""
     assert spread([2.0]) == "2.00"
 
@@ -25,11 +28,21 @@ def test_the_exponent_of_a_power_is_its_own():
 
 
 def test_the_page_says_what_was_missed_and_why(tmp_path, capsys):
-    missed = Figure(what="speed", values=(1.0, 2.0, 3.0), ideal=(4.0,), limit="light", at_least=2.5, form="{:.1f} x", cause="Gravity.")
+    missed = Figure(
+        what="speed",
+        values=(1.0, 2.0, 3.0),
+        ideal=(4.0,),
+        limit="light",
+        at_least=2.5,
+        form="{:.1f} x",
+        cause="Gravity.",
+    )
     met = Figure(what="weight", values=(3.0,), at_most=5.0, form="{:.0f} kg")
     leave("turns", "How fast.", [missed, met], tmp_path, ["Seen on the way."])
     rows, absent = performance.read(tmp_path)
-    assert [figure_of(one) for one in rows[0]["figures"]] == [missed, met] and "memory" in absent and "turns" not in absent
+    assert (
+        [figure_of(one) for one in rows[0]["figures"]] == [missed, met] and "memory" in absent and "turns" not in absent
+    )
     page = performance.page(rows, absent)
     assert "| speed | 2.0 x (1.0 x to 3.0 x) | ≥ 2.5 x: **missed** | 4.0 x: light | [turns](#turns) |" in page
     assert "| weight | 3 kg | ≤ 5 kg: met | – | [turns](#turns) |" in page
@@ -64,7 +77,9 @@ def test_the_ideal_cache_finds_whole_blocks_that_were_read():
 
     one, two = (1, 2, 3, 4, 5), (6, 7, 8)
     assert asyncio.run(ideal((one, two), (one + two + (9,), (9,)), (one + two + (9, 9), (9,)))) == [0, 4, 8]
-    assert asyncio.run(ideal((one, two), ((0,) + one, two), (one, two))) == [0, 0, 4], "what begins otherwise is not the same"
+    assert asyncio.run(ideal((one, two), ((0,) + one, two), (one, two))) == [0, 0, 4], (
+        "what begins otherwise is not the same"
+    )
     first, second, new = ((1, 1, 1, 1), (2, 2, 2, 2)), ((3, 3, 3, 3), (4, 4, 4, 4)), (5,)
     mixed = ((*first[0], *first[1], 5), new), ((*second[0], *second[1], 5), new), ((*first[0], *second[1], 5), new)
     assert asyncio.run(ideal(*mixed)) == [0, 0, 4], "a block is the same only behind the same blocks"
@@ -94,7 +109,10 @@ def test_in_lock_step_nobody_begins_a_turn_before_all_have_ended_theirs():
             return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text="7", stop="length", version=0)
 
     async def go():
-        policies, asked = {role: Slow(role) for role in ROLES}, [Problem(id=str(i), question="?", answer="") for i in range(2)]
+        policies, asked = (
+            {role: Slow(role) for role in ROLES},
+            [Problem(id=str(i), question="?", answer="") for i in range(2)],
+        )
         episodes = await turns.lock_step(policies, asked, [(1, 2, 3, 4), (40, 5, 6, 7)], 0)
         return [episode.stop for episode in episodes]
 

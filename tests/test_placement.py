@@ -18,7 +18,9 @@ from longshort.runs.model_files import PUBLISHED, ModelFacts
 from longshort.types import LongShortError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-SIZES = dict(parameters=2**30, layers=8, hidden=1024, intermediate=4096, kv_heads=4, kv_width=256, vocabulary=2**16, context=4096)
+SIZES = dict(
+    parameters=2**30, layers=8, hidden=1024, intermediate=4096, kv_heads=4, kv_width=256, vocabulary=2**16, context=4096
+)
 MODEL = ModelFacts(name="one-gibi", **SIZES)
 """A number per parameter is a GiB per byte."""
 RATES = Rates.model_validate(
@@ -99,7 +101,9 @@ def test_memory_of_a_learner_by_hand():
 
 
 def test_a_sample_longer_than_batch_tokens_decides_the_activations():
-    assert learner_parts(setup(recipe={"batch_tokens": 1024}), "long", 1)["activations"] == 6.5 / 4  # max_model_len: 2048 tokens
+    assert (
+        learner_parts(setup(recipe={"batch_tokens": 1024}), "long", 1)["activations"] == 6.5 / 4
+    )  # max_model_len: 2048 tokens
 
 
 def test_memory_of_an_engine_by_hand():
@@ -142,7 +146,9 @@ def test_a_cache_that_takes_what_is_left_fills_the_gpu():
 
 
 def test_seconds_of_a_step_by_hand():
-    whole = dict.fromkeys(("long", "short"), ModelFacts(name="one-head", **SIZES | {"kv_heads": 1}))  # an engine takes one GPU
+    whole = dict.fromkeys(
+        ("long", "short"), ModelFacts(name="one-head", **SIZES | {"kv_heads": 1})
+    )  # an engine takes one GPU
     split = best(setup(4, facts=whole, rates=RATES, kinds=("split",)))["split"]
     # 8 episodes: 800 and 400 tokens to sample at 1000/s side by side; 1200 to learn from at 2000/s, then 3 s to publish
     assert split.seconds == pytest.approx({"rollout": 0.8, "update": 0.6 + 3})
@@ -165,7 +171,9 @@ def test_in_rounds_only_one_learner_works():
 def test_assumed_rates_by_hand():
     sizes = SIZES | {"parameters": 10**9, "layers": 5, "kv_width": 1000}  # 10,000 numbers of KV cache per token
     engine = setup().config.long.engine
-    work = Work(model=ModelFacts(name="x", **sizes), engine=engine, dtype="bfloat16", episodes=100, own=700, text=1000, passes=6)
+    work = Work(
+        model=ModelFacts(name="x", **sizes), engine=engine, dtype="bfloat16", episodes=100, own=700, text=1000, passes=6
+    )
     # 100 at once read (1e9 + 100 * 500 * 10,000) * 2 bytes at 0.6 * 3.35e12 per second, and 5 ms beside
     assert engine_rate(work, 1, 1000) == pytest.approx(100 / (0.005 + 3e9 / 2.01e12))
     assert engine_rate(work, 2, 1000) == pytest.approx(100 / (0.005 + 1.5e9 / 2.01e12))
@@ -211,7 +219,11 @@ def test_the_recipes_learners_are_planned_unless_an_option_says_otherwise(capsys
     assert plan(capsys, recipe, learner, "--gpus", 8) == by_options
     assert "ZeRO-3 learner in bfloat16, gradient checkpointing" in by_options[1]
     free = plan(capsys, recipe, "--gpus", 8, "--zero", 3, "--gradient-checkpointing")
-    assert plan(capsys, recipe, few, "--gpus", 8, "--zero", 3, "--ranks", 0, "--gradient-checkpointing") == free != by_options
+    assert (
+        plan(capsys, recipe, few, "--gpus", 8, "--zero", 3, "--ranks", 0, "--gradient-checkpointing")
+        == free
+        != by_options
+    )
     without = plan(capsys, recipe, few, "--gpus", 8)
     assert plan(capsys, recipe, learner, "--gpus", 8, "--zero", 2, "--no-gradient-checkpointing") == without
 
@@ -219,19 +231,28 @@ def test_the_recipes_learners_are_planned_unless_an_option_says_otherwise(capsys
 def test_what_fits_nowhere_is_refused_with_its_number_and_the_smallest_change():
     message = refusal(setup(gib=40))
     assert (
-        "nothing fits on 1 GPU of 40 GiB: time-shared, which lacks least, needs 52.5 GiB where 38.0 of 40 are usable, on gpu 0" in message
+        "nothing fits on 1 GPU of 40 GiB: time-shared, which lacks least, needs 52.5 GiB where 38.0 of 40 are usable, on gpu 0"
+        in message
     )
     assert "long learner optimizer 8.0, short learner optimizer 8.0, long learner activations 6.5" in message
     assert "; colocated needs 57.5 GiB where 38.0 of 40 are usable;" in message
-    assert message.endswith("the smallest change that makes it fit: --zero 3 --offload --gradient-checkpointing (time-shared, 34.5 GiB)")
+    assert message.endswith(
+        "the smallest change that makes it fit: --zero 3 --offload --gradient-checkpointing (time-shared, 34.5 GiB)"
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "change"),
     [
         (dict(gib=59, kinds=("colocated",)), "batch_tokens=2048 (colocated, 47.8 GiB)"),
-        (dict(gib=56, kinds=("colocated",), recipe={"batch_tokens": 2048, "loss": {"beta": 1.0}}), "fit: --gradient-checkpointing (col"),
-        (dict(gib=20, gpus=6, kinds=("split",), recipe={"batch_tokens": 2048, "dtype": "bfloat16"}), "fit: --zero 1 (split"),
+        (
+            dict(gib=56, kinds=("colocated",), recipe={"batch_tokens": 2048, "loss": {"beta": 1.0}}),
+            "fit: --gradient-checkpointing (col",
+        ),
+        (
+            dict(gib=20, gpus=6, kinds=("split",), recipe={"batch_tokens": 2048, "dtype": "bfloat16"}),
+            "fit: --zero 1 (split",
+        ),
         (dict(gib=2), "nothing tried makes it fit: take smaller models"),
     ],
 )
@@ -240,26 +261,37 @@ def test_the_remedy_is_the_smallest_that_helps(options, change):
 
 
 def test_a_cache_that_is_too_large_is_named_with_a_size_that_fits():
-    roles = {role: {"model": "x", "engine": {"dtype": "bfloat16", "max_model_len": 2048, "kv_cache_gib": 20}} for role in ("long", "short")}
+    roles = {
+        role: {"model": "x", "engine": {"dtype": "bfloat16", "max_model_len": 2048, "kv_cache_gib": 20}}
+        for role in ("long", "short")
+    }
     message = refusal(setup(gib=80, recipe=roles, kinds=("colocated",)))
     assert "needs 96.5 GiB" in message
     assert message.endswith("long.engine.kv_cache_gib=9.7 short.engine.kv_cache_gib=9.7 (colocated, 76.0 GiB)")
     roles["long"]["engine"] |= {"kv_cache_gib": 39}
     roles["short"] = {"model": "x", "engine": roles["short"]["engine"] | {"kv_cache_gib": 0.5}}
-    assert "makes it fit: long.engine.kv_cache_gib=9.7 (colocated" in refusal(setup(gib=80, recipe=roles, kinds=("colocated",)))
+    assert "makes it fit: long.engine.kv_cache_gib=9.7 (colocated" in refusal(
+        setup(gib=80, recipe=roles, kinds=("colocated",))
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (dict(gpus=0), "--gpus is 0; it must be more than 0"),
-        (dict(gpus=1, recipe={"short": {"lora": {}}}), "--gpus lays out learners that train whole models, but short.lora is set"),
+        (
+            dict(gpus=1, recipe={"short": {"lora": {}}}),
+            "--gpus lays out learners that train whole models, but short.lora is set",
+        ),
         (dict(gpus=1, nodes=-1), "--nodes is -1; it must be more than 0"),
         (dict(gpus=1, gib=float("nan")), "--gpu-memory is nan; it must be more than 0"),
         (dict(gpus=2, ranks=3, stages={"long": 1, "short": 1}), "--ranks (or learner.ranks) is 3 but there are 2 GPUs"),
         (dict(gpus=2, ranks=2), "--ranks above 1 and --offload are DeepSpeed's: say which --zero stage"),
         (dict(gpus=1, offload=True), "say which --zero stage"),
-        (dict(gpus=1, ranks=1, kinds=("split",)), "no layout of engines and learners is possible on 1 GPU; give more --gpus"),
+        (
+            dict(gpus=1, ranks=1, kinds=("split",)),
+            "no layout of engines and learners is possible on 1 GPU; give more --gpus",
+        ),
     ],
 )
 def test_questions_without_sense_are_refused(options, says):
@@ -275,7 +307,10 @@ def test_the_rest_of_the_command_line_is_checked_too(capsys):
         in plan(capsys, recipe, "--gradient-checkpointing")[2]
     )
     assert "--gpus is 0" in plan(capsys, recipe, "--gpus", 0)[2]
-    assert "long.engine.max_model_len is 65,536 but" in plan(capsys, recipe, "--gpus", 1, "long.engine.max_model_len=65536")[2]
+    assert (
+        "long.engine.max_model_len is 65,536 but"
+        in plan(capsys, recipe, "--gpus", 1, "long.engine.max_model_len=65536")[2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,14 +322,20 @@ def test_the_rest_of_the_command_line_is_checked_too(capsys):
         ("two_nodes.yaml", "--gpus 8 --nodes 2 --zero 3 --gradient-checkpointing", "colocated"),
     ],
 )
-def test_recipes_for_gpus_are_planned_as_their_header_says_without_model_or_network(recipe, options, kind, capsys, monkeypatch):
+def test_recipes_for_gpus_are_planned_as_their_header_says_without_model_or_network(
+    recipe, options, kind, capsys, monkeypatch
+):
     monkeypatch.setattr(model_files, "find_folder", lambda *_: pytest.fail("a plan looked for a model"))
     assert f"longshort plan recipes/{recipe} {options}\n" in (RECIPES / recipe).read_text()
     status, out, error = plan(capsys, RECIPES / recipe, *options.split())
     assert (status, error) == (0, "")
     (line,) = [line for line in out.splitlines() if "chosen: the fastest that fits" in line]
     assert line.split()[0] == kind
-    shown = (RECIPES.parent / "docs" / "operations.md").read_text().partition(f"$ longshort plan recipes/{recipe} {options}\n")[2]
+    shown = (
+        (RECIPES.parent / "docs" / "operations.md")
+        .read_text()
+        .partition(f"$ longshort plan recipes/{recipe} {options}\n")[2]
+    )
     assert set(shown.partition("```")[0].splitlines()) - {""} <= set(out.splitlines())
     assert bool(shown) == (recipe != "paper_rl_llama8b.yaml")
 
@@ -322,14 +363,18 @@ SHAPES = {  # query heads are hidden / head size; biases of q, k, v in Qwen2; a 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameters_are_those_of_the_shape(name):
     model, (bias, tied) = PUBLISHED[name], SHAPES[name]
-    attention = 2 * model.hidden * model.hidden + 2 * model.hidden * model.kv_width + bias * (model.hidden + 2 * model.kv_width)
+    attention = (
+        2 * model.hidden * model.hidden + 2 * model.hidden * model.kv_width + bias * (model.hidden + 2 * model.kv_width)
+    )
     layer = attention + 3 * model.hidden * model.intermediate + 2 * model.hidden  # two norms
     embeddings = model.vocabulary * model.hidden * (1 if tied else 2)
     assert model.layers * layer + embeddings + model.hidden == model.parameters
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("dtype", "autocast", "ratio"), [("float32", False, 0.95), ("bfloat16", False, 1.01), ("float32", True, 1.01)])
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "ratio"), [("float32", False, 0.95), ("bfloat16", False, 1.01), ("float32", True, 1.01)]
+)
 def test_activations_are_what_autograd_keeps(dtype, autocast, ratio):
     """Blocks of Qwen2.5-7B's proportions, an eighth as wide: bytes saved for the backward pass per block, against the estimate."""
     import torch
@@ -340,7 +385,9 @@ def test_activations_are_what_autograd_keeps(dtype, autocast, ratio):
     def kept(layers):
         config = Qwen2Config(**sizes, num_hidden_layers=layers, max_position_embeddings=512)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-        weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
+        weights = {
+            tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])
+        }
         found, alive = {}, []
 
         def pack(tensor):
@@ -355,7 +402,15 @@ def test_activations_are_what_autograd_keeps(dtype, autocast, ratio):
         return sum(found.values())
 
     facts = ModelFacts(
-        name="x", parameters=1, layers=2, hidden=448, intermediate=2368, kv_heads=1, kv_width=64, vocabulary=128, context=512
+        name="x",
+        parameters=1,
+        layers=2,
+        hidden=448,
+        intermediate=2368,
+        kv_heads=1,
+        kv_width=64,
+        vocabulary=128,
+        context=512,
     )
     estimate = activations_gib(facts, 256, 2 if autocast or dtype == "bfloat16" else 4, autocast=autocast) * GIB
     assert (kept(4) - kept(2)) / estimate == pytest.approx(ratio, abs=0.015)

@@ -49,9 +49,16 @@ def recipe(tiny, tmp_path):
         data = tmp_path / "rows.jsonl"
         data.write_text("\n".join(json.dumps(row) for row in rows))
         engine = {"max_model_len": 128, "kv_cache_gib": 0.1, "backend": "transformers", "max_num_seqs": 8}
-        roles = {role: {"model": str(tiny[role]), "turn_tokens": 16, "instructions": "", "engine": engine} for role in tiny}
+        roles = {
+            role: {"model": str(tiny[role]), "turn_tokens": 16, "instructions": "", "engine": engine} for role in tiny
+        }
         roles["long"] = roles["long"] | (long or {})
-        common = {"output_dir": str(tmp_path / "run"), "dataset": str(data), "protocol": {"tags": "special"}, "batch_tokens": 512}
+        common = {
+            "output_dir": str(tmp_path / "run"),
+            "dataset": str(data),
+            "protocol": {"tags": "special"},
+            "batch_tokens": 512,
+        }
         return parse(common | roles | settings)
 
     return make
@@ -98,7 +105,10 @@ def test_the_plan_names_every_process_with_its_memory(recipe):
         "short learner (torch)",
         "graders (2)",
     ]
-    assert "new weights of the long role travel by object_store: a transformers engine takes them from there only" in render(planned)
+    assert (
+        "new weights of the long role travel by object_store: a transformers engine takes them from there only"
+        in render(planned)
+    )
     parameters = read_facts(config.long.model, "long.model").parameters
     learner = planned.actors[2].parts
     assert learner["weights + gradient + AdamW"] == 16 * parameters / GIB
@@ -112,7 +122,14 @@ def test_the_plan_names_every_process_with_its_memory(recipe):
 
 
 def test_the_quick_start_is_planned_before_its_models_exist(tmp_path):
-    config = parse({"miniature": {}, "dataset": "miniature:train", "output_dir": str(tmp_path / "run"), "protocol": {"tags": "special"}})
+    config = parse(
+        {
+            "miniature": {},
+            "dataset": "miniature:train",
+            "output_dir": str(tmp_path / "run"),
+            "protocol": {"tags": "special"},
+        }
+    )
     planned = plan(config)
     assert [name for name, _, _ in planned.stages][-1] == "train"
     assert all(seconds for _, _, seconds in planned.stages)
@@ -175,8 +192,12 @@ ENGINE = {"max_model_len": 128, "kv_cache_gib": 10.0, "backend": "vllm"}
 
 def gpu_recipe(recipe, share, **settings):
     """Both roles alike: an engine with a KV cache of 10 GiB, and a learner."""
-    roles = {role: {"model": recipe().role(role).model, "engine": ENGINE | {"num_gpus": share}} for role in ("long", "short")}
-    return recipe(long=roles["long"]).model_copy(update={"short": recipe(long=roles["short"]).long, "learner_gpus": share} | settings)
+    roles = {
+        role: {"model": recipe().role(role).model, "engine": ENGINE | {"num_gpus": share}} for role in ("long", "short")
+    }
+    return recipe(long=roles["long"]).model_copy(
+        update={"short": recipe(long=roles["short"]).long, "learner_gpus": share} | settings
+    )
 
 
 def test_the_memory_of_several_gpus_is_not_one_pool(recipe, monkeypatch):
@@ -186,15 +207,23 @@ def test_the_memory_of_several_gpus_is_not_one_pool(recipe, monkeypatch):
     assert planned.places["long engine (vllm)"] == planned.places["long learner (torch)"] == ["gpu 0"]
     assert planned.places["short engine (vllm)"] == planned.places["short learner (torch)"] == ["gpu 1"]
     assert planned.too_small == ["gpu 1"]
-    with pytest.raises(LongShortError, match=r"GiB of gpu 1 memory but 4\.0 GiB are free \(short engine \(vllm\) 11\.0"):
+    with pytest.raises(
+        LongShortError, match=r"GiB of gpu 1 memory but 4\.0 GiB are free \(short engine \(vllm\) 11\.0"
+    ):
         check_memory(planned)
-    assert "gpu 0 × 0.5" in render(planned) and "long role travel by ipc: the engine and its learner share a GPU" in render(planned)
+    assert "gpu 0 × 0.5" in render(
+        planned
+    ) and "long role travel by ipc: the engine and its learner share a GPU" in render(planned)
 
 
 def test_quarters_share_one_gpu_and_whole_ones_need_one_each(recipe, monkeypatch):
     on_gpus(monkeypatch, 70)
-    assert {place for name, where in plan(gpu_recipe(recipe, 0.25)).places.items() if "er (" in name for place in where} >= {"gpu 0"}
-    with pytest.raises(LongShortError, match=r"asks for 4 GPUs at once \(long engine \(vllm\) 1 × 1, .*but 1 are here; lower engine"):
+    assert {
+        place for name, where in plan(gpu_recipe(recipe, 0.25)).places.items() if "er (" in name for place in where
+    } >= {"gpu 0"}
+    with pytest.raises(
+        LongShortError, match=r"asks for 4 GPUs at once \(long engine \(vllm\) 1 × 1, .*but 1 are here; lower engine"
+    ):
         plan(gpu_recipe(recipe, 1))
 
 
@@ -202,7 +231,9 @@ def test_in_turns_only_the_larger_need_counts(recipe, monkeypatch):
     """By hand: both engines' processes and what learners keep, and beside them the KV caches (10 each) or the micro-batches."""
     on_gpus(monkeypatch, 70)
     resident, turns = plan(gpu_recipe(recipe, 0.25)), plan(gpu_recipe(recipe, 0.25, time_share=True))
-    gone = sum(actor.parts["micro-batch"] + actor.parts["transfer"] for actor in resident.actors if "learner (" in actor.name)
+    gone = sum(
+        actor.parts["micro-batch"] + actor.parts["transfer"] for actor in resident.actors if "learner (" in actor.name
+    )
     assert resident.needed("gpu 0") - turns.needed("gpu 0") == pytest.approx(gone) and gone > 0
     assert turns.needed("gpu 0") > 20 and turns.needed("cpu") == resident.needed("cpu")
     assert "engines and learners take turns" in render(turns)
@@ -214,7 +245,9 @@ def test_ranks_of_a_learner_are_planned_as_the_recipe_has_them(recipe):
     (long,) = [actor for actor in planned.actors if actor.name == "long learner (deepspeed, ZeRO-3, 2 ranks)"]
     parameters = read_facts(recipe().long.model, "long.model").parameters
     assert long.count == 2 and planned.places[long.name] == ["cpu", "cpu"]
-    assert long.parts["weights + gradient + AdamW"] * GIB == pytest.approx((4 + 4) * parameters / 2 + 2 * 4 * parameters)  # buffers
+    assert long.parts["weights + gradient + AdamW"] * GIB == pytest.approx(
+        (4 + 4) * parameters / 2 + 2 * 4 * parameters
+    )  # buffers
     assert long.parts["AdamW, offloaded"] * GIB == 8 * parameters
     plain = next(actor for actor in plan(recipe()).actors if actor.name == "long learner (torch)")
     assert long.parts["micro-batch"] < plain.parts["micro-batch"]
@@ -222,14 +255,18 @@ def test_ranks_of_a_learner_are_planned_as_the_recipe_has_them(recipe):
 
 
 def test_the_cold_starts_processes_are_listed_and_come_before_the_trainings(recipe, tiny):
-    section = {"traces": "x.jsonl", "instruct": {"model": str(tiny["long"]), "engine": ENGINE}, "importance": {"num_engines": 2}}
+    section = {
+        "traces": "x.jsonl",
+        "instruct": {"model": str(tiny["long"]), "engine": ENGINE},
+        "importance": {"num_engines": 2},
+    }
     planned = plan(recipe(coldstart=section, learner_gpus=0))
     names = [actor.name for actor in planned.actors if actor.when == "cold start"]
     assert names[2:] == ["coldstart.instruct (vllm)", "coldstart.rollout (transformers)", "long fine-tuning (trl)"]
     assert planned.places["coldstart.rollout (transformers)"] == ["cpu", "cpu"]
-    assert planned.needed("cpu") == pytest.approx(sum(actor.gib * actor.count for actor in planned.actors if actor.when == "cold start")), (
-        "its KV cache of 10 GiB is more than the training needs"
-    )
+    assert planned.needed("cpu") == pytest.approx(
+        sum(actor.gib * actor.count for actor in planned.actors if actor.when == "cold start")
+    ), "its KV cache of 10 GiB is more than the training needs"
     assert "before it, in the cold start:" in render(planned)
 
 
@@ -247,7 +284,10 @@ def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"protocol": {"name": "long_shrot"}}, "protocol.name: 'long_shrot' is not known; did you mean 'long_short'? known: "),
+        (
+            {"protocol": {"name": "long_shrot"}},
+            "protocol.name: 'long_shrot' is not known; did you mean 'long_short'? known: ",
+        ),
         ({"advantage": "teem"}, "advantage: 'teem' is not known; did you mean 'team'? known: team"),
         ({"loss": {"name": "grppo"}}, "loss.name: 'grppo' is not known; did you mean 'grpo'? known: grpo, dr_grpo"),
         ({"loss": {"name": "cispo"}}, "loss.epsilon_high is 0.28"),
@@ -258,7 +298,10 @@ def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatc
         ({"dataset": "rows/none.jsonl"}, "there is no such file"),
         ({"eval": {"benchmarks": ["rows/none.jsonl"]}}, "there is no such file"),
         ({"rows": [{"problem": "p"}]}, "line 1: no answer"),
-        ({"rows": [{"problem": "4*" * 100, "answer": "4"}]}, "tokens, the long model's context is 128 (long.engine.max_model_len)"),
+        (
+            {"rows": [{"problem": "4*" * 100, "answer": "4"}]},
+            "tokens, the long model's context is 128 (long.engine.max_model_len)",
+        ),
         ({"rows": [{"problem": "p", "answer": "\\frac{"}]}, "1 of 1 reference answers cannot be graded"),
     ],
 )
@@ -278,7 +321,11 @@ def test_problems_of_the_trainer_class_are_checked_in_place_of_the_recipes(recip
     [
         ("config.json", None, "config.json cannot be read"),
         ("config.json", "{", "config.json cannot be read"),
-        ("config.json", '{"auto_map": {"AutoModel": "m.py"}}', "brings its own code (auto_map in config.json), which is never run"),
+        (
+            "config.json",
+            '{"auto_map": {"AutoModel": "m.py"}}',
+            "brings its own code (auto_map in config.json), which is never run",
+        ),
         ("config.json", '{"model_type": "bert"}', "has no 'num_attention_heads'"),
         ("model.safetensors", None, "holds no *.safetensors, no weights"),
         ("model.safetensors", '\x09\x00\x00\x00\x00\x00\x00\x00{"a": 123', "are damaged"),
@@ -309,11 +356,15 @@ def test_a_folder_without_tokenizer_or_without_the_tags_is_refused(tiny, recipe,
     import shutil
 
     bare = tmp_path / "bare"
-    shutil.copytree(tiny["long"], bare, ignore=lambda folder, names: [name for name in names if "token" in name or "chat" in name])
+    shutil.copytree(
+        tiny["long"], bare, ignore=lambda folder, names: [name for name in names if "token" in name or "chat" in name]
+    )
     assert f"long.model: '{bare}' has no tokenizer" in refusal(recipe(long={"model": str(bare)}))
     foreign = tmp_path / "foreign"
     shutil.copytree(tiny["long"], foreign)
-    (foreign / "config.json").write_text((foreign / "config.json").read_text().replace('"vocab_size": ', '"vocab_size": 1, "was": '))
+    (foreign / "config.json").write_text(
+        (foreign / "config.json").read_text().replace('"vocab_size": ', '"vocab_size": 1, "was": ')
+    )
     assert "ids but the model's embedding 1;" in refusal(recipe(long={"model": str(foreign)}))
     plain = tmp_path / "plain"
     shutil.copytree(tiny["long"], plain)

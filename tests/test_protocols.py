@@ -20,7 +20,9 @@ PROBLEM = Problem(id="p", question="Last digit of a: 7+b: 6?", answer="3")
 
 
 def protocol(**changes):
-    settings = dict(turn_tokens={LONG: 50, SHORT: 40}, episode_tokens=120, tags="special", instructions={LONG: "", SHORT: ""})
+    settings = dict(
+        turn_tokens={LONG: 50, SHORT: 40}, episode_tokens=120, tags="special", instructions={LONG: "", SHORT: ""}
+    )
     return LongShort(**settings | changes)
 
 
@@ -65,7 +67,10 @@ def test_the_smallest_budget_names_the_stop():
 
 def messages(*texts):
     stops = ["</think>", "</rethink>"] * (len(texts) // 2)
-    return [((LONG, SHORT)[i % 2], text, stop) for i, (text, stop) in enumerate(zip(texts, [*stops[:-1], "</answer>"], strict=True))]
+    return [
+        ((LONG, SHORT)[i % 2], text, stop)
+        for i, (text, stop) in enumerate(zip(texts, [*stops[:-1], "</answer>"], strict=True))
+    ]
 
 
 def test_each_prompt_extends_the_speakers_previous_prompt_and_completion():
@@ -82,7 +87,10 @@ def test_both_roles_read_the_same_dialogue_in_their_own_vocabularies():
     read = {role: [t for t in episode.turns if t.role == role][-1] for role in (LONG, SHORT)}
     text = {role: TOKENIZERS[role].decode(t.prompt_ids) for role, t in read.items()}
     assert text[LONG] == f"<|problem|>{PROBLEM.question}<|solve|><think>a: 7.</think><answer>7</rethink><think>"
-    assert text[SHORT] == f"<|problem|>{PROBLEM.question}<|solve|><think>a: 7.</think><answer>7</rethink><think>b: 6.</think><answer>"
+    assert (
+        text[SHORT]
+        == f"<|problem|>{PROBLEM.question}<|solve|><think>a: 7.</think><answer>7</rethink><think>b: 6.</think><answer>"
+    )
     assert len(TOKENIZERS[LONG]) != len(TOKENIZERS[SHORT])
     assert read[LONG].prompt_ids[:8] != read[SHORT].prompt_ids[:8]
 
@@ -134,7 +142,9 @@ def test_a_tokenizer_without_the_special_tokens_is_refused_by_name():
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])), name_or_path="models/bare")
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])), name_or_path="models/bare"
+    )
     with pytest.raises(LongShortError, match=r"models/bare.*<think>.*protocol.tags: text"):
         protocol().render(PROBLEM, [], LONG, bare)
 
@@ -153,7 +163,9 @@ def test_solo_is_one_turn_that_ends_with_the_end_token():
     solo = Solo(turn_tokens=30)
     episode = demonstration(PROBLEM, [(LONG, "\\boxed{3}", "eos")], solo, TOKENIZERS)
     assert episode.stop == "answered" and solo.final_text(episode) == "\\boxed{3}"
-    assert episode.turns[0].completion.token_ids == encode_plain(TOKENIZERS[LONG], "\\boxed{3}") + (TOKENIZERS[LONG].eos_token_id,)
+    assert episode.turns[0].completion.token_ids == encode_plain(TOKENIZERS[LONG], "\\boxed{3}") + (
+        TOKENIZERS[LONG].eos_token_id,
+    )
     assert solo.next([turn(LONG, "turn_length")]) == "turn_length"
 
 
@@ -181,7 +193,9 @@ def play(alone, engine):
 
 
 def in_role(role, tags="special"):
-    return OneMessage(role=role, turn_tokens=30, pair=protocol(tags=tags, instructions={LONG: "Think.", SHORT: "Answer."}))
+    return OneMessage(
+        role=role, turn_tokens=30, pair=protocol(tags=tags, instructions={LONG: "Think.", SHORT: "Answer."})
+    )
 
 
 @pytest.mark.parametrize("tags", ["special", "text"])
@@ -192,7 +206,9 @@ def test_a_model_alone_in_its_role_writes_one_message_between_its_tags(tags):
     assert prompt == f"<|problem|>Answer.\n\n{PROBLEM.question}<|solve|><answer>"
     tag = TOKENIZERS[SHORT].get_added_vocab()["<answer>"]
     assert (episode.turns[0].prompt_ids[-1] == tag) is (tags == "special")
-    assert sampling.stop == ("</answer>", "</rethink>") and len(sampling.stop_token_ids) == (2 if tags == "special" else 0)
+    assert sampling.stop == ("</answer>", "</rethink>") and len(sampling.stop_token_ids) == (
+        2 if tags == "special" else 0
+    )
     assert (episode.stop, alone.final_text(episode), sampling.max_tokens) == ("answered", "\\boxed{3}", 30)
     assert alone.well_formed(episode, SHORT) and alone.hand_backs(episode) == 0
 
@@ -208,10 +224,16 @@ def test_a_model_alone_in_its_role_writes_one_message_between_its_tags(tags):
         (LONG, "a: 7", "abort", "malformed", False, 0),
     ],
 )
-def test_a_message_without_its_closing_tag_is_graded_but_not_well_formed(role, text, stop, ends, well_formed, hand_backs):
+def test_a_message_without_its_closing_tag_is_graded_but_not_well_formed(
+    role, text, stop, ends, well_formed, hand_backs
+):
     alone = in_role(role)
     episode = play(alone, Alone(role, (text, stop)))
-    assert (episode.stop, alone.well_formed(episode, role), alone.hand_backs(episode)) == (ends, well_formed, hand_backs)
+    assert (episode.stop, alone.well_formed(episode, role), alone.hand_backs(episode)) == (
+        ends,
+        well_formed,
+        hand_backs,
+    )
     assert alone.final_text(episode) == (text if ends == "answered" else "")
 
 
@@ -222,9 +244,17 @@ START = f"<|problem|>{PROBLEM.question}<|solve|>"
 def test_a_chain_of_thought_is_cut_after_k_thoughts_and_made_to_answer():
     engine = Alone(LONG, ("a: 7.", "\n\n"), ("b: 6.", "\n\n"), ("3}", "eos"))
     episode = play(STOPPED, engine)
-    assert [prompt for prompt, _ in engine.asked] == [START, f"{START}a: 7.\n\n", f"{START}a: 7.\n\nb: 6.\n\n\nSo \\boxed{{"]
+    assert [prompt for prompt, _ in engine.asked] == [
+        START,
+        f"{START}a: 7.\n\n",
+        f"{START}a: 7.\n\nb: 6.\n\n\nSo \\boxed{{",
+    ]
     assert {sampling.stop for _, sampling in engine.asked} == {("\n\n",)}
-    assert (episode.stop, STOPPED.final_text(episode), STOPPED.hand_backs(episode)) == ("answered", "\nSo \\boxed{3}", 0)
+    assert (episode.stop, STOPPED.final_text(episode), STOPPED.hand_backs(episode)) == (
+        "answered",
+        "\nSo \\boxed{3}",
+        0,
+    )
     sample = sample_of(episode, LONG, 1.0)
     written = [token for token, mask in zip(sample.token_ids, sample.mask, strict=True) if mask]
     assert TOKENIZERS[LONG].decode(written) == "a: 7.\n\nb: 6.\n\n3}<eos>"  # the ending is read, not written
@@ -234,9 +264,17 @@ def test_a_chain_of_thought_is_cut_after_k_thoughts_and_made_to_answer():
     "script, stop, graded",
     [
         ([("\\boxed{3}", "eos")], "answered", "\\boxed{3}"),  # before the first separator
-        ([("a: 7.", "\n\n"), ("\\boxed{3}", "eos")], "answered", "a: 7.\n\n\\boxed{3}"),  # in the last thought that it has
+        (
+            [("a: 7.", "\n\n"), ("\\boxed{3}", "eos")],
+            "answered",
+            "a: 7.\n\n\\boxed{3}",
+        ),  # in the last thought that it has
         ([("a", "\n\n"), ("", "\n\n"), ("3}", "eos")], "answered", "\nSo \\boxed{3}"),  # an empty thought is one
-        ([("a", "\n\n"), ("b", "\n\n"), ("3}. Or", "\n\n")], "answered", "\nSo \\boxed{3}. Or"),  # goes on after its answer
+        (
+            [("a", "\n\n"), ("b", "\n\n"), ("3}. Or", "\n\n")],
+            "answered",
+            "\nSo \\boxed{3}. Or",
+        ),  # goes on after its answer
         ([("a", "\n\n"), ("b", "\n\n"), ("hm", "eos")], "answered", "\nSo \\boxed{hm"),  # never closes the box
         ([("a", "\n\n"), ("b", "\n\n"), ("", "\n\n")], "answered", "\nSo \\boxed{"),
         ([("a", "\n\n"), ("b" * 60, "length")], "turn_length", ""),
@@ -254,7 +292,11 @@ def test_a_chain_of_thought_that_ends_otherwise(script, stop, graded):
 def test_all_thoughts_and_the_answer_share_one_budget():
     engine = Alone(LONG, ("a" * 20, "\n\n"), ("b" * 20, "\n\n"), ("3" * 40, "length"))
     episode = play(STOPPED, engine)
-    assert [sampling.max_tokens for _, sampling in engine.asked] == [60, 39, 18]  # a letter is a token, and so is the separator
+    assert [sampling.max_tokens for _, sampling in engine.asked] == [
+        60,
+        39,
+        18,
+    ]  # a letter is a token, and so is the separator
     assert (episode.tokens(LONG), episode.stop) == (60, "turn_length")
     spent = play(STOPPED, Alone(LONG, ("a" * 59, "\n\n"), ("never asked", "eos")))
     assert (spent.tokens(LONG), spent.stop, len(spent.turns)) == (60, "turn_length", 1)

@@ -49,7 +49,9 @@ class Process:
                 self.told[request_id] += 1
             else:
                 self.requests.remove(request)
-                news.append((request_id, Completion(token_ids=(1, 2, 3), logprobs=(0.0,) * 3, text="", stop="eos", version=0)))
+                news.append(
+                    (request_id, Completion(token_ids=(1, 2, 3), logprobs=(0.0,) * 3, text="", stop="eos", version=0))
+                )
         self.messages += news
         return news
 
@@ -76,7 +78,9 @@ def test_only_watched_turns_are_told_of():
 
     async def go():
         engine = engine_of([process])
-        await asyncio.gather(engine.generate((5,), PLAIN), engine.generate((6,), PLAIN, lambda ids: seen.append(list(ids))))
+        await asyncio.gather(
+            engine.generate((5,), PLAIN), engine.generate((6,), PLAIN, lambda ids: seen.append(list(ids)))
+        )
         return engine
 
     asyncio.run(go())
@@ -90,7 +94,9 @@ def test_a_turn_that_kills_the_engine_again_and_again_fails_and_whoever_comes_la
 
     async def go():
         engine = engine_of(processes)
-        with pytest.raises(LongShortError, match=r"long engine failed 3 times \(max_engine_restarts is 2\); last: of poison"):
+        with pytest.raises(
+            LongShortError, match=r"long engine failed 3 times \(max_engine_restarts is 2\); last: of poison"
+        ):
             await engine.generate((5,), POISON)
         return engine, (await engine.generate((6,), PLAIN)).token_ids
 

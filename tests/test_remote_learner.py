@@ -53,13 +53,22 @@ def test_the_first_ranks_answer_counts_once_all_have_answered():
 @pytest.mark.parametrize(
     ("ranks", "message"),
     [
-        ([Rank(RuntimeError("peer\nclosed by peer")), Rank(Died("killed"), 0.1)], "the long learner died: rank 1 of 2: killed; resume"),
+        (
+            [Rank(RuntimeError("peer\nclosed by peer")), Rank(Died("killed"), 0.1)],
+            "the long learner died: rank 1 of 2: killed; resume",
+        ),
         (
             [Rank(RuntimeError("timed out")), Rank(None)],
             "learner failed: rank 1 of 2 gives no sign of life; rank 0 of 2: timed out; resume",
         ),
-        ([Rank("fine"), Rank(RuntimeError("out of memory"))], "the long learner failed: rank 1 of 2: out of memory; resume"),
-        ([Rank("fine"), Rank(LongShortError("no such folder"))], "the long learner failed: rank 1 of 2: no such folder; resume"),
+        (
+            [Rank("fine"), Rank(RuntimeError("out of memory"))],
+            "the long learner failed: rank 1 of 2: out of memory; resume",
+        ),
+        (
+            [Rank("fine"), Rank(LongShortError("no such folder"))],
+            "the long learner failed: rank 1 of 2: no such folder; resume",
+        ),
         ([Rank(Died("killed"))], "the long learner died: killed; resume from the last checkpoint"),
     ],
 )

@@ -51,7 +51,9 @@ def test_a_file_is_added_to_and_a_row_of_the_same_name_is_replaced(tmp_path):
     again.add("step-1", PAIR | {"title": "again"}, "products", FACTS, "sampled", {"accuracy": 0.4})
     rows = [(each["benchmark"], each["decoding"], each["accuracy"]) for each in again.content["results"]]
     assert rows == [("sums", "greedy", 0.2), ("sums", "sampled", 0.3), ("products", "sampled", 0.4)]
-    assert again.content["systems"] == {"step-1": PAIR | {"title": "again"}} and again.content["settings"] == {"temperature": 0.5}
+    assert again.content["systems"] == {"step-1": PAIR | {"title": "again"}} and again.content["settings"] == {
+        "temperature": 0.5
+    }
     assert again.block("step-1", "sums")["accuracy"] == 0.3 and again.block("step-1", "sums")["accuracy_greedy"] == 0.2
     assert again.block("step-1", "none") is None and again.block("step-2", "sums") is None
     assert results(tmp_path, fresh=True).content["results"] == []
@@ -63,7 +65,9 @@ def test_the_file_says_what_made_it(tmp_path):
     path = found.write()
     content = json.loads(path.read_text())
     assert list(content)[:4] == ["name", "made", "longshort", "versions"] and content["longshort"] == __version__
-    assert content["versions"].keys() >= {"python", "torch", "transformers", "ray"} and content["settings"] == {"seed": 3}
+    assert content["versions"].keys() >= {"python", "torch", "transformers", "ray"} and content["settings"] == {
+        "seed": 3
+    }
     assert content["made"].endswith("+00:00") and content["cross_play"] is None and content["faults"] == []
     assert content["benchmarks"] == {"sums": FACTS} and content["results"] == [row(**MEASURES)]
     assert sorted(each.name for each in path.parent.iterdir()) == ["results.json", "results.md"]
@@ -72,7 +76,11 @@ def test_the_file_says_what_made_it(tmp_path):
 
 @pytest.mark.parametrize(
     "text, says",
-    [('{"systems"', r"cannot be read \(.*\); remove it"), ('{"pair": {}}', "older version .* no `systems`"), ("[]", "no `systems`")],
+    [
+        ('{"systems"', r"cannot be read \(.*\); remove it"),
+        ('{"pair": {}}', "older version .* no `systems`"),
+        ("[]", "no `systems`"),
+    ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path, text, says):
     (tmp_path / "results.json").write_text(text)
@@ -85,14 +93,24 @@ def test_the_mean_over_benchmarks_is_for_systems_that_have_been_through_all():
     rows = [row(**MEASURES), row(benchmark="products", **BASE), row("other", **BASE), row(decoding="greedy", **BASE)]
     add_overall(rows)
     assert [(each["system"], each["decoding"]) for each in rows[4:]] == [("pair", "sampled")]
-    assert (rows[4]["benchmark"], rows[4]["accuracy"], rows[4]["tokens"], rows[4]["cost"]) == ("all", 0.625, 45.0, 41.25)
+    assert (rows[4]["benchmark"], rows[4]["accuracy"], rows[4]["tokens"], rows[4]["cost"]) == (
+        "all",
+        0.625,
+        45.0,
+        41.25,
+    )
     alone = [row(**MEASURES), row("other", **BASE)]
     add_overall(alone)
     assert len(alone) == 2
 
 
 def test_aes_is_against_the_base_of_the_same_benchmark_and_decoding():
-    rows = [row(**MEASURES), row("base", **BASE), row("pair", "products", **MEASURES), row("base", "products", "greedy", **BASE)]
+    rows = [
+        row(**MEASURES),
+        row("base", **BASE),
+        row("pair", "products", **MEASURES),
+        row("base", "products", "greedy", **BASE),
+    ]
     assert add_aes(rows, "base") == []
     # half the tokens and 1.5 times the accuracy: 0.5 + 3 * 0.5; characters the same; cost 22.5 of 60
     assert (rows[0]["aes"], rows[0]["aes_characters"], rows[0]["aes_cost"]) == (2.0, 2.0, 0.625 + 1.5)
@@ -108,7 +126,12 @@ def test_a_base_that_solves_nothing_is_one_fault_per_benchmark_and_no_score():
 def test_greedy_figures_stand_beside_the_sampled_ones_or_alone():
     sampled, greedy = row(**MEASURES), row(decoding="greedy", **BASE)
     block = with_greedy([greedy, sampled])
-    assert (block["accuracy"], block["accuracy_greedy"], block["interval_greedy"], block["cost_greedy"]) == (0.75, 0.5, [0.2, 0.8], 60.0)
+    assert (block["accuracy"], block["accuracy_greedy"], block["interval_greedy"], block["cost_greedy"]) == (
+        0.75,
+        0.5,
+        [0.2, 0.8],
+        60.0,
+    )
     assert "system" not in block and "tokens/long_greedy" not in block
     assert with_greedy([greedy])["accuracy"] == with_greedy([greedy])["accuracy_greedy"] == 0.5
 
@@ -117,7 +140,8 @@ def episode(problem, *stops):
     roles = [ROLES[i % 2] for i in range(len(stops))]
     completion = dict(token_ids=(1, 2), logprobs=(0.0, 0.0), text="x", version=0)
     turns = tuple(
-        Turn(role=role, prompt_ids=(0,), completion=Completion(**completion, stop=stop)) for role, stop in zip(roles, stops, strict=True)
+        Turn(role=role, prompt_ids=(0,), completion=Completion(**completion, stop=stop))
+        for role, stop in zip(roles, stops, strict=True)
     )
     return Episode(problem=problem, turns=turns, stop="answered")
 
@@ -135,7 +159,14 @@ def test_on_the_miniature_the_hand_backs_of_hard_problems_are_counted_by_themsel
     assert found["outcomes"] == {"match": 2, "mismatch": 1}
     rows = compared("pair", evaluation, "same", evaluation, {LONG: 1.0, SHORT: 0.5})
     assert [each["metric"] for each in rows] == ["accuracy", "tokens", "cost"]
-    assert rows[0] == {"system": "pair", "base": "same", "metric": "accuracy", "difference": 0.0, "interval": [0.0, 0.0], "p": 1.0}
+    assert rows[0] == {
+        "system": "pair",
+        "base": "same",
+        "metric": "accuracy",
+        "difference": 0.0,
+        "interval": [0.0, 0.0],
+        "p": 1.0,
+    }
 
 
 # Tables
@@ -148,7 +179,9 @@ CONTENT = {
     "benchmarks": {"sums": FACTS},
     "systems": {"pair": PAIR | {"title": "pair | after\nRL"}, "base": PAIR | {"title": "single"}},
     "results": [row(**MEASURES, aes=2.0), row("base", **BASE, aes=0.0)],
-    "comparisons": [row(benchmark="a|b", base="base", metric="accuracy", difference=0.25, interval=[-0.1, 0.5], p=0.04)],
+    "comparisons": [
+        row(benchmark="a|b", base="base", metric="accuracy", difference=0.25, interval=[-0.1, 0.5], p=0.04)
+    ],
     "cross_play": None,
 }
 
@@ -161,13 +194,52 @@ def cells_of(table: str) -> list[list[str]]:
 
 def test_the_markdown_in_full():
     head, sums, table, against, differences, fault, versions = markdown(CONTENT).split("\n\n")
-    assert (head, sums, against) == ("## results", "### Sums, sampled, 4 problems × 2", "### Against base, paired bootstrap")
+    assert (head, sums, against) == (
+        "## results",
+        "### Sums, sampled, 4 problems × 2",
+        "### Against base, paired bootstrap",
+    )
     assert cells_of(table) == [
-        ["system", "accuracy ± s.e. [95 %]", "pass@2", "tokens", "long + short", "characters", "cost", "messages", "hand-back", "format"]
+        [
+            "system",
+            "accuracy ± s.e. [95 %]",
+            "pass@2",
+            "tokens",
+            "long + short",
+            "characters",
+            "cost",
+            "messages",
+            "hand-back",
+            "format",
+        ]
         + ["rethinking", "AES"],
-        ["pair ¦ after RL", "0.750 ± 0.100 [0.400, 0.900]", "1.000", "30.0", "20.0 + 10.0", "90.0", "22.5", "2.50", "0.25", "0.50"]
+        [
+            "pair ¦ after RL",
+            "0.750 ± 0.100 [0.400, 0.900]",
+            "1.000",
+            "30.0",
+            "20.0 + 10.0",
+            "90.0",
+            "22.5",
+            "2.50",
+            "0.25",
+            "0.50",
+        ]
         + ["1.25", "+2.00"],
-        ["single", "0.500 ± 0.200 [0.200, 0.800]", "0.750", "60.0", "60.0", "180.0", "60.0", "1.00", "0.00", "1.00", "3.00", "+0.00"],
+        [
+            "single",
+            "0.500 ± 0.200 [0.200, 0.800]",
+            "0.750",
+            "60.0",
+            "60.0",
+            "180.0",
+            "60.0",
+            "1.00",
+            "0.00",
+            "1.00",
+            "3.00",
+            "+0.00",
+        ],
     ]
     assert cells_of(differences) == [
         ["benchmark", "decoding", "system", "metric", "difference", "95 %", "p"],
@@ -197,7 +269,11 @@ def test_cross_play_is_a_matrix_of_long_models_down_and_short_models_across():
     }
     rows = [row(name, **MEASURES | {"accuracy": accuracy, "cost": cost}) for name, (accuracy, cost) in played.items()]
     rows.append(row("long@cold_start+short@cold_start", decoding="greedy", **MEASURES))
-    content = CONTENT | {"systems": dict.fromkeys(played, PAIR), "results": rows, "cross_play": {"long": names, "short": names}}
+    content = CONTENT | {
+        "systems": dict.fromkeys(played, PAIR),
+        "results": rows,
+        "cross_play": {"long": names, "short": names},
+    }
     _, _, table = markdown(content).partition("### Cross-play: accuracy · cost\n\n")
     assert cells_of(table.partition("\n\n")[0]) == [
         ["sums: long ↓ short →", "cold_start", "runs/x/checkpoint-80"],
@@ -237,7 +313,9 @@ class Engine:
     async def generate(self, prompt_ids, sampling):
         self.asked += 1
         ids = (*self.tokenizer.encode(self.text, add_special_tokens=False), sampling.stop_token_ids[0])
-        return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text=self.text, stop=sampling.stop[0], version=self.version)
+        return Completion(
+            token_ids=ids, logprobs=(0.0,) * len(ids), text=self.text, stop=sampling.stop[0], version=self.version
+        )
 
 
 class Pool:
@@ -248,7 +326,9 @@ class Pool:
 
 def live(text):
     """A pair whose short model always answers `text`, with no process behind it."""
-    protocol = LongShort(turn_tokens={LONG: 50, SHORT: 50}, episode_tokens=100, tags="special", instructions={LONG: "", SHORT: ""})
+    protocol = LongShort(
+        turn_tokens={LONG: 50, SHORT: 50}, episode_tokens=100, tags="special", instructions={LONG: "", SHORT: ""}
+    )
     policies = {LONG: Engine(LONG, "a"), SHORT: Engine(SHORT, text)}
     return SimpleNamespace(pool=Pool(), models={LONG: "l", SHORT: "s"}, protocol=protocol, policies=policies)
 
@@ -268,17 +348,31 @@ def test_an_evaluation_in_training_adds_a_system_and_replaces_an_older_one_of_it
         return asyncio.run(measure(config, live(text), name, title=f"pair, {name}", **options))
 
     first = step("step-2", "\\boxed{1}")
-    assert (first["accuracy"], first["n"], first["samples"], first["decoding"]) == (0.5, 2, 2, "sampled") and "accuracy_greedy" not in first
+    assert (first["accuracy"], first["n"], first["samples"], first["decoding"]) == (
+        0.5,
+        2,
+        2,
+        "sampled",
+    ) and "accuracy_greedy" not in first
     step("step-20", "\\boxed{2}")
     step("step-2", "\\boxed{9}")  # the run was resumed from an older checkpoint
     content = read_results(tmp_path / "eval" / "training.json")
     assert [(each["system"], each["benchmark"], each["accuracy"]) for each in content["results"]] == [
         ("step-20", "sums", 0.5), ("step-20", "products", 0.0), ("step-2", "sums", 0.0), ("step-2", "products", 0.0),
     ]  # fmt: skip
-    assert content["systems"]["step-2"] == {"title": "pair, step-2", "models": {"long": "l", "short": "s"}, "protocol": "LongShort"}
+    assert content["systems"]["step-2"] == {
+        "title": "pair, step-2",
+        "models": {"long": "l", "short": "s"},
+        "protocol": "LongShort",
+    }
     files = {path.name: path.read_text() for path in (tmp_path / "eval" / "training").glob("*.jsonl")}
-    assert files.keys() == {f"{step}.{benchmark}.sampled.jsonl" for step in ("step-2", "step-20") for benchmark in ("sums", "products")}
-    assert files["step-2.sums.sampled.jsonl"].count("boxed{9}") == 4 and files["step-20.sums.sampled.jsonl"].count("boxed{2}") == 4
+    assert files.keys() == {
+        f"{step}.{benchmark}.sampled.jsonl" for step in ("step-2", "step-20") for benchmark in ("sums", "products")
+    }
+    assert (
+        files["step-2.sums.sampled.jsonl"].count("boxed{9}") == 4
+        and files["step-20.sums.sampled.jsonl"].count("boxed{2}") == 4
+    )
 
 
 def test_a_stage_is_measured_once_for_the_benchmark_that_the_recipe_names_first(tmp_path):
@@ -291,7 +385,10 @@ def test_a_stage_is_measured_once_for_the_benchmark_that_the_recipe_names_first(
     assert found["accuracy"] == found["accuracy_greedy"] == 0.5
     assert measured_before(sums, "cold_start") == measured_before(named, "cold_start") == found
     assert measured_before(sums, "trained") is None
-    assert measured_before(recipe("products", "sums"), "cold_start") is None and measured_before(recipe(), "cold_start") is None
+    assert (
+        measured_before(recipe("products", "sums"), "cold_start") is None
+        and measured_before(recipe(), "cold_start") is None
+    )
 
 
 @pytest.mark.parametrize("name", ["stages", "training", "a/b", ".", ""])

@@ -61,7 +61,9 @@ def episode(long_tokens, short_tokens, answer, thought="fine", stop="answered"):
         completion = Completion(token_ids=(1,) * tokens, logprobs=(0.0,) * tokens, text=text, stop="", version=0)
         return Turn(role=role, prompt_ids=(0,), completion=completion)
 
-    return Episode(problem=PROBLEM, turns=(turn(LONG, long_tokens, thought), turn(SHORT, short_tokens, answer)), stop=stop)
+    return Episode(
+        problem=PROBLEM, turns=(turn(LONG, long_tokens, thought), turn(SHORT, short_tokens, answer)), stop=stop
+    )
 
 
 def test_the_synergy_reward_of_a_group_by_hand():

@@ -16,7 +16,12 @@ from tests.test_asking import ScriptedEngine
 
 PROBLEM = Problem(id="p", question="Last digit of a: 4*6*2+b: 2*9*7?", answer="4")  # 48 + 126
 PRODUCT_A, TOTAL_A, PRODUCT_B = "a: 4*6=4, *2=8.", "Total a: 0+8 -> 8.", "+b: 2*9=8, *7=6."
-CHECK_B, TOTAL_B, WRAP, BOX = "Check Total +b: 8+6 -> 4.", "Total +b: 8+6 -> 4.", "So the last digit is 4.", "\\boxed{4}"
+CHECK_B, TOTAL_B, WRAP, BOX = (
+    "Check Total +b: 8+6 -> 4.",
+    "Total +b: 8+6 -> 4.",
+    "So the last digit is 4.",
+    "\\boxed{4}",
+)
 
 
 def message(role, *texts):
@@ -25,7 +30,12 @@ def message(role, *texts):
 
 DRAFT = Draft(
     problem=PROBLEM,
-    messages=(message(LONG, PRODUCT_A), message(SHORT, TOTAL_A), message(LONG, PRODUCT_B), message(SHORT, TOTAL_B, CHECK_B, WRAP, BOX)),
+    messages=(
+        message(LONG, PRODUCT_A),
+        message(SHORT, TOTAL_A),
+        message(LONG, PRODUCT_B),
+        message(SHORT, TOTAL_B, CHECK_B, WRAP, BOX),
+    ),
 )
 
 
@@ -59,11 +69,16 @@ def test_totals_whose_product_was_dropped_are_written_all_the_same():
     kept = [(LONG, [PRODUCT_A, TOTAL_A]), (SHORT, ["Check a: 4*6=4, *2=8."]), (LONG, [PRODUCT_B]), (SHORT, [])]
     assert short_texts(PROBLEM, kept, random.Random(0), 0.0) == ["Check a: 4*6=4, *2=8.", f"{TOTAL_B}\n\n{BOX}"]
     with pytest.raises(LongShortError, match="stands for no thought"):
-        short_texts(PROBLEM, [(LONG, [PRODUCT_A]), (SHORT, []), (LONG, [PRODUCT_B]), (SHORT, [BOX])], random.Random(0), 0.0)
+        short_texts(
+            PROBLEM, [(LONG, [PRODUCT_A]), (SHORT, []), (LONG, [PRODUCT_B]), (SHORT, [BOX])], random.Random(0), 0.0
+        )
 
 
 def test_verbatim_keeps_what_was_dropped():
-    assert [text for _, text, _ in run(rewriter="verbatim").dialogue][1::2] == [TOTAL_A, "\n\n".join([TOTAL_B, CHECK_B, WRAP, BOX])]
+    assert [text for _, text, _ in run(rewriter="verbatim").dialogue][1::2] == [
+        TOTAL_A,
+        "\n\n".join([TOTAL_B, CHECK_B, WRAP, BOX]),
+    ]
 
 
 def test_verbatim_closes_a_trace_that_ends_on_a_long_thought_with_its_own_box():
@@ -85,13 +100,19 @@ def test_verbatim_closes_a_trace_that_ends_on_a_long_thought_with_its_own_box():
 )
 def test_what_fails_is_dropped_with_its_reason(texts, outcome, detail):
     found = run(rewriter=fixed(*texts))
-    assert (found.outcome, found.dialogue) == (outcome, ()) and detail.replace("\\\\", "\\") in found.detail.replace("\\\\", "\\")
+    assert (found.outcome, found.dialogue) == (outcome, ()) and detail.replace("\\\\", "\\") in found.detail.replace(
+        "\\\\", "\\"
+    )
 
 
 def test_a_later_try_and_a_closing_answer_count_as_repaired():
     assert run(rewriter=fixed("ok", BOX, tries=2)).outcome == "repaired"
     closing = Draft(problem=PROBLEM, messages=(message(LONG, PRODUCT_A, PRODUCT_B), message(SHORT)))
-    assert run(closing).outcome == "repaired" and run(closing).dialogue[-1] == (SHORT, f"{TOTAL_A}\n\n{TOTAL_B}\n\n{BOX}", "</answer>")
+    assert run(closing).outcome == "repaired" and run(closing).dialogue[-1] == (
+        SHORT,
+        f"{TOTAL_A}\n\n{TOTAL_B}\n\n{BOX}",
+        "</answer>",
+    )
 
 
 def test_the_instruct_rewriter_repairs_and_gives_up():

@@ -6,7 +6,13 @@ import pytest
 
 from longshort.coldstart.asking import Fault, NoUsableAnswer
 from longshort.coldstart.records import Thought
-from longshort.coldstart.rewriting_instruct import DraftMessage, Rewritten, check_texts, rewrite_by_instruct, rewriting_request
+from longshort.coldstart.rewriting_instruct import (
+    DraftMessage,
+    Rewritten,
+    check_texts,
+    rewrite_by_instruct,
+    rewriting_request,
+)
 from longshort.types import LONG, SHORT
 from tests.test_asking import ScriptedEngine
 
@@ -54,7 +60,9 @@ def test_the_model_sees_long_texts_and_of_the_dropped_thoughts_only_their_kinds(
 
 def test_a_trace_that_ends_long_is_closed_by_a_short_answer():
     dialogue = (*DIALOGUE[:3], DraftMessage(role=SHORT, thoughts=()))
-    assert "[short 2: for you to write; a closing short answer with the boxed result]" in rewriting_request("q", dialogue)
+    assert "[short 2: for you to write; a closing short answer with the boxed result]" in rewriting_request(
+        "q", dialogue
+    )
     assert rewrite(ScriptedEngine(RIGHT), dialogue).texts == ("So 6 is left.", "7+6=13: \\boxed{3}")
     with pytest.raises(ValueError, match="must end on a short message"):
         rewrite(ScriptedEngine(RIGHT), DIALOGUE[:3])

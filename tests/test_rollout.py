@@ -12,7 +12,9 @@ from longshort.miniature.tokenizer import build_tokenizer
 from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Turn
 
 PROBLEM = Problem(id="p", question="Last digit of a: 7+b: 6?", answer="3")
-PROTOCOL = LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60, tags="special", instructions={LONG: "", SHORT: ""})
+PROTOCOL = LongShort(
+    turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60, tags="special", instructions={LONG: "", SHORT: ""}
+)
 
 
 class Scripted:
@@ -36,7 +38,10 @@ def play(long, short, **decoding):
 
 
 def test_two_exchanges_and_the_answer():
-    long, short = Scripted(LONG, ("a: 7.", "</think>")), Scripted(SHORT, ("7", "</rethink>"), ("\\boxed{3}", "</answer>"))
+    long, short = (
+        Scripted(LONG, ("a: 7.", "</think>")),
+        Scripted(SHORT, ("7", "</rethink>"), ("\\boxed{3}", "</answer>")),
+    )
     episode = play(long, short, temperature=0.7, top_p=0.9)
     assert [turn.role for turn in episode.turns] == [LONG, SHORT, LONG, SHORT] and episode.stop == "answered"
     sampling = long.asked[0][1]
@@ -56,7 +61,14 @@ def test_a_cut_turn_names_its_limit():
         long, short = Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))
         cut = long if role == LONG else short
         cut.script = [("…", "length")]
-        cut.context = len(play(Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))).turns[role == SHORT].prompt_ids) + 4
+        cut.context = (
+            len(
+                play(Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>")))
+                .turns[role == SHORT]
+                .prompt_ids
+            )
+            + 4
+        )
         episode = play(long, short)
         assert (episode.stop, len(episode.turns[-1].completion.token_ids)) == ("context", 4)
 
@@ -73,7 +85,10 @@ def test_a_slow_episode_does_not_hold_up_the_others():
     finished = []
 
     async def episode(name, delay):
-        policies = {LONG: Scripted(LONG, ("a", "</think>"), delay=delay), SHORT: Scripted(SHORT, ("b", "</answer>"), delay=delay)}
+        policies = {
+            LONG: Scripted(LONG, ("a", "</think>"), delay=delay),
+            SHORT: Scripted(SHORT, ("b", "</answer>"), delay=delay),
+        }
         await run_episode(replace(PROBLEM, id=name), policies, PROTOCOL, Decoding(), seed=0)
         finished.append(name)
 
@@ -92,7 +107,17 @@ def test_a_group_has_its_own_seeds_and_a_reward_per_episode():
     long, short = Scripted(LONG, ("a", "</think>")), Scripted(SHORT, ("b", "</answer>"))
     policies = {LONG: long, SHORT: short}
     group = asyncio.run(
-        run_group(PROBLEM, policies, PROTOCOL, score, 3, Decoding(), seed=5, progress=0.0, admission=Admission(live=9, starting=9))
+        run_group(
+            PROBLEM,
+            policies,
+            PROTOCOL,
+            score,
+            3,
+            Decoding(),
+            seed=5,
+            progress=0.0,
+            admission=Admission(live=9, starting=9),
+        )
     )
     assert [reward.totals[LONG] for reward in group.rewards] == [0.0, 1.0, 2.0]
     assert len({sampling.seed for _, sampling in long.asked}) == 3
@@ -106,7 +131,17 @@ def test_a_role_that_never_spoke_trains_nothing():
     long = Scripted(LONG, ("a", "length"))
     policies = {LONG: long, SHORT: Scripted(SHORT, ("b", "</answer>"))}
     group = asyncio.run(
-        run_group(PROBLEM, policies, PROTOCOL, score, 2, Decoding(), seed=5, progress=0.0, admission=Admission(live=9, starting=9))
+        run_group(
+            PROBLEM,
+            policies,
+            PROTOCOL,
+            score,
+            2,
+            Decoding(),
+            seed=5,
+            progress=0.0,
+            admission=Admission(live=9, starting=9),
+        )
     )
     assert training_samples([group], SHORT, lambda groups, role: [[1.0, 1.0]]) == []
     assert len(training_samples([group], LONG, lambda groups, role: [[1.0, 1.0]])) == 2
@@ -117,7 +152,11 @@ def group_of(*sampled):
     episodes = []
     for ids in sampled:
         completion = Completion(token_ids=ids, logprobs=(-0.5,) * len(ids), text="", stop="length", version=0)
-        episodes.append(Episode(problem=PROBLEM, turns=(Turn(role=SHORT, prompt_ids=(1,), completion=completion),), stop="turn_length"))
+        episodes.append(
+            Episode(
+                problem=PROBLEM, turns=(Turn(role=SHORT, prompt_ids=(1,), completion=completion),), stop="turn_length"
+            )
+        )
     reward = Reward(totals={LONG: 0.0, SHORT: 0.0}, terms={})
     return Group(problem=PROBLEM, episodes=tuple(episodes), rewards=(reward,) * len(episodes))
 
@@ -125,9 +164,17 @@ def group_of(*sampled):
 def test_training_samples_stand_beside_the_episodes_that_they_came_from():
     groups = [group_of((7,), ()), group_of((), (8, 8), (9,))]
     samples = training_samples(groups, SHORT, lambda groups, role: [[0.1, 0.2], [0.3, 0.4, 0.5]])
-    assert [(sample.token_ids[1:], sample.advantages[1]) for sample in samples] == [((7,), 0.1), ((8, 8), 0.4), ((9,), 0.5)]
+    assert [(sample.token_ids[1:], sample.advantages[1]) for sample in samples] == [
+        ((7,), 0.1),
+        ((8, 8), 0.4),
+        ((9,), 0.5),
+    ]
     names = [["a", "b"], ["c", "d", "e"]]
-    assert list(spoken(groups, SHORT, names)) == [(groups[0].episodes[0], "a"), (groups[1].episodes[1], "d"), (groups[1].episodes[2], "e")]
+    assert list(spoken(groups, SHORT, names)) == [
+        (groups[0].episodes[0], "a"),
+        (groups[1].episodes[1], "d"),
+        (groups[1].episodes[2], "e"),
+    ]
     assert list(spoken(groups, LONG, names)) == []
     with pytest.raises(ValueError, match="zip"):
         list(spoken(groups, SHORT, [["a", "b"], ["c", "d"]]))

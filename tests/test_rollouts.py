@@ -19,7 +19,14 @@ class Quick:
     """Right once it has seen the product, right every fourth time before; ends at once when the box is there. Counts what waits."""
 
     def __init__(self, context=384):
-        self.tokenizer, self.context, self.prompts, self.samplings, self.waiting, self.most = build_tokenizer(SHORT), context, [], [], 0, 0
+        self.tokenizer, self.context, self.prompts, self.samplings, self.waiting, self.most = (
+            build_tokenizer(SHORT),
+            context,
+            [],
+            [],
+            0,
+            0,
+        )
 
     async def generate(self, prompt_ids, sampling):
         self.prompts.append(prompt_ids)
@@ -30,7 +37,9 @@ class Quick:
         text = self.tokenizer.decode(prompt_ids)
         right = "*2=8." in text or sampling.seed % 4 == 0
         answer = "" if "boxed" in text else f"\\boxed{{{8 if right else 3}}}"
-        return Completion(token_ids=(7,) * (1 + len(answer)), logprobs=(0.0,) * (1 + len(answer)), text=answer, stop="eos", version=0)
+        return Completion(
+            token_ids=(7,) * (1 + len(answer)), logprobs=(0.0,) * (1 + len(answer)), text=answer, stop="eos", version=0
+        )
 
 
 def run(engine, thoughts=THOUGHTS, seed=5, **settings):
@@ -44,7 +53,12 @@ def test_counts_lengths_and_tokens_of_every_prefix():
     found = run(engine)
     assert found.tokens == tuple(len(encode_plain(engine.tokenizer, text)) for text in THOUGHTS)
     assert found.correct[1:] == (40, 40, 40) and 3 <= found.correct[0] <= 20  # P_0 about a quarter
-    assert found.length == (10.0, 10.0, 10.0, 1.0)  # `\boxed{8}` and the end; the whole trace only ends. The prefix does not count
+    assert found.length == (
+        10.0,
+        10.0,
+        10.0,
+        1.0,
+    )  # `\boxed{8}` and the end; the whole trace only ends. The prefix does not count
 
 
 def test_all_rollouts_wait_together_each_with_its_own_seed():
@@ -62,7 +76,9 @@ def test_prompts_are_the_problem_an_open_think_and_the_prefix_so_that_each_exten
     tokenizer = engine.tokenizer
     opening = encode_problem(tokenizer, "", PROBLEM.question) + (tokenizer.convert_tokens_to_ids(THINK),)
     assert engine.prompts == [opening + encode_plain(tokenizer, "".join(THOUGHTS[:k])) for k in range(4)]
-    assert [prompt[: len(before)] for before, prompt in zip(engine.prompts, engine.prompts[1:], strict=False)] == engine.prompts[:-1]
+    assert [
+        prompt[: len(before)] for before, prompt in zip(engine.prompts, engine.prompts[1:], strict=False)
+    ] == engine.prompts[:-1]
 
 
 def test_role_tags_inside_a_trace_are_characters_and_not_control():

@@ -22,7 +22,9 @@ TOKENIZERS = {role: build_tokenizer(role) for role in ROLES}
 
 
 def recipe(tmp_path, **changes):
-    roles = {role: {"model": "x", "instructions": "", "turn_tokens": 40, "engine": {"max_model_len": 256}} for role in ROLES}
+    roles = {
+        role: {"model": "x", "instructions": "", "turn_tokens": 40, "engine": {"max_model_len": 256}} for role in ROLES
+    }
     return config(tmp_path, dict.fromkeys(ROLES, "x"), **roles | changes)
 
 
@@ -76,7 +78,10 @@ def test_the_final_notice_stands_where_no_exchange_is_left(tmp_path):
     [
         ({"protocol": {"tags": "special", "max_exchanges": 1, "episode_tokens": 120}}, "max_turns"),
         ({"protocol": {"tags": "special", "max_exchanges": 3, "episode_tokens": 30}}, "episode_length"),
-        ({LONG: {"model": "x", "turn_tokens": 11, "instructions": "", "engine": {"max_model_len": 256}}}, "turn_length"),
+        (
+            {LONG: {"model": "x", "turn_tokens": 11, "instructions": "", "engine": {"max_model_len": 256}}},
+            "turn_length",
+        ),
         ({SHORT: {"model": "x", "turn_tokens": 40, "instructions": "", "engine": {"max_model_len": 50}}}, "context"),
         ({LONG: {"model": "x", "turn_tokens": 40, "instructions": "", "sft": {"max_length": 30}}}, "max_length"),
     ],

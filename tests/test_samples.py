@@ -11,7 +11,9 @@ PROBLEM = Problem(id="p1", question="1+1?", answer="2")
 
 
 def turn(role: str, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...], logprob: float = -0.5) -> Turn:
-    completion = Completion(token_ids=token_ids, logprobs=(logprob,) * len(token_ids), text="", stop="</think>", version=0)
+    completion = Completion(
+        token_ids=token_ids, logprobs=(logprob,) * len(token_ids), text="", stop="</think>", version=0
+    )
     return Turn(role=role, prompt_ids=prompt_ids, completion=completion)
 
 
@@ -37,8 +39,12 @@ def test_the_long_view_masks_the_partners_text():
 
 def test_a_sample_is_as_old_as_its_oldest_token():
     parts = ((5, (2,)), (6, ()))  # the first turn was begun by version 5 and finished by 6
-    written = [replace(turn.completion, version=v, updates=u) for turn, (v, u) in zip(DIALOGUE.turns[1::2], parts, strict=True)]
-    turns = [replace(turn, completion=completion) for turn, completion in zip(DIALOGUE.turns[1::2], written, strict=True)]
+    written = [
+        replace(turn.completion, version=v, updates=u) for turn, (v, u) in zip(DIALOGUE.turns[1::2], parts, strict=True)
+    ]
+    turns = [
+        replace(turn, completion=completion) for turn, completion in zip(DIALOGUE.turns[1::2], written, strict=True)
+    ]
     episode = replace(DIALOGUE, turns=(DIALOGUE.turns[0], turns[0], DIALOGUE.turns[2], turns[1]))
     assert (sample_of(episode, SHORT, 1.0).version, sample_of(episode, LONG, 1.0).version) == (5, 0)
 

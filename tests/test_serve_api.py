@@ -57,7 +57,10 @@ def test_usage_counts_the_question_once_and_every_sampled_token(team, client):
     long, short_back, short_answer = 4, 6, 8
     prompt = 1 + len("What is 1+2?") + 1 + 1  # <|problem|>, bytes, <|solve|>, <think>
     assert usage.prompt_tokens == prompt
-    assert usage.completion_tokens == 2 * (2 * long + short_back + short_answer) and usage.total_tokens == prompt + usage.completion_tokens
+    assert (
+        usage.completion_tokens == 2 * (2 * long + short_back + short_answer)
+        and usage.total_tokens == prompt + usage.completion_tokens
+    )
     assert usage.completion_tokens_details.reasoning_tokens == 2 * (2 * long + short_back)
     assert usage.longshort == {
         "long": {"tokens": 4 * long, "turns": 4},
@@ -78,7 +81,10 @@ def test_thoughts_and_hand_backs_are_reasoning_and_the_stream_joins_to_the_same(
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert all(chunk.object == "chat.completion.chunk" and chunk.usage is None for chunk in chunks)
     # the long model's text comes as it is written, a short message when it is known what it is
-    assert [delta.reasoning_content for delta in deltas if getattr(delta, "reasoning_content", None)][:2] == ["a: ", "7"]
+    assert [delta.reasoning_content for delta in deltas if getattr(delta, "reasoning_content", None)][:2] == [
+        "a: ",
+        "7",
+    ]
     assert [delta.content for delta in deltas if delta.content] == ["it is 3"]
 
 
@@ -106,9 +112,18 @@ def test_the_dialogue_is_told_event_by_event_to_who_asks_for_it(server, team):
     team.play(*HAND_BACK)
     body = {"messages": QUESTION, "stream": True, "stream_options": {"include_dialogue": True}}
     lines = httpx.post(f"{server.url}/v1/chat/completions", json=body).text.split("\n\n")[:-2]
-    events = [chunk["longshort"] for chunk in (json.loads(line.removeprefix("data: ")) for line in lines) if "longshort" in chunk]
+    events = [
+        chunk["longshort"]
+        for chunk in (json.loads(line.removeprefix("data: ")) for line in lines)
+        if "longshort" in chunk
+    ]
     ends = [(event["role"], event["tokens"], event["stop"]) for event in events if event["event"] == "turn_ended"]
-    assert ends == [("long", 4, "</think>"), ("short", 6, "</rethink>"), ("long", 4, "</think>"), ("short", 8, "</answer>")]
+    assert ends == [
+        ("long", 4, "</think>"),
+        ("short", 6, "</rethink>"),
+        ("long", 4, "</think>"),
+        ("short", 8, "</answer>"),
+    ]
     assert "".join(event["text"] for event in events if event["event"] == "piece") == "a: 7.more?+b: 6.it is 3"
     assert events[-1]["text"] == "it is 3" and events[-1]["hand_backs"] == 1
 
@@ -118,7 +133,12 @@ def test_text_completions_take_one_prompt_or_several(team, client):
     assert (reply.object, [choice.index for choice in reply.choices]) == ("text_completion", [0, 1, 2, 3])
     assert {choice.text for choice in reply.choices} == {"Total: 3"} and reply.choices[0].reasoning_content == "a: 7."
     assert reply.usage.prompt_tokens == 2 * (len("1+2?") + 3)
-    assert "".join(chunk.choices[0].text for chunk in client.completions.create(model="scripted", prompt="1+2?", stream=True)) == "Total: 3"
+    assert (
+        "".join(
+            chunk.choices[0].text for chunk in client.completions.create(model="scripted", prompt="1+2?", stream=True)
+        )
+        == "Total: 3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,9 +147,21 @@ def test_text_completions_take_one_prompt_or_several(team, client):
         (ANSWER, {}, "answered", "stop", "Total: 3"),
         (((LONG, "a: 7.", "length"),), {}, "turn_length", "length", ""),
         (((LONG, "a", "</think>"), (SHORT, "cut of", "length")), {}, "turn_length", "length", "cut of"),
-        (((LONG, "a", "</think>"), (SHORT, "cut of", "length")), {"max_tokens": 5}, "episode_length", "length", "cut of"),
+        (
+            ((LONG, "a", "</think>"), (SHORT, "cut of", "length")),
+            {"max_tokens": 5},
+            "episode_length",
+            "length",
+            "cut of",
+        ),
         (((LONG, "a", "</think>"), (SHORT, "no", "</rethink>")), {}, "max_turns", "length", ""),
-        (((LONG, "a", "</think>"), (SHORT, "no", "</rethink>")), {"extra_body": {"max_turns": 1}}, "max_turns", "length", ""),
+        (
+            ((LONG, "a", "</think>"), (SHORT, "no", "</rethink>")),
+            {"extra_body": {"max_turns": 1}},
+            "max_turns",
+            "length",
+            "",
+        ),
         (((LONG, "a", "</think>"), (SHORT, "by itself", "eos")), {}, "malformed", "stop", "by itself"),
         (((LONG, "alone", "</think>"),), {"extra_body": {"mode": "long"}}, "answered", "stop", "alone"),
         (((SHORT, "alone", "</rethink>"),), {"extra_body": {"mode": "short"}}, "answered", "stop", "alone"),
@@ -168,7 +200,10 @@ def test_a_seed_repeats_and_answers_of_one_request_differ(team, client):
 
 def test_a_conversation_is_written_out_and_one_message_stands_as_it_is(team, client):
     asked = lambda: team.scripted[LONG].prompts[-1].partition("<|problem|>")[2].partition("<|solve|>")[0]  # noqa: E731
-    ask(client, [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "2?"}], "name": "ann"}])
+    ask(
+        client,
+        [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "2?"}], "name": "ann"}],
+    )
     assert asked() == "1+2?"
     ask(client, [{"role": "system", "content": "Be brief."}, *QUESTION])
     assert asked() == "Be brief.\n\nWhat is 1+2?"
@@ -178,7 +213,8 @@ def test_a_conversation_is_written_out_and_one_message_stands_as_it_is(team, cli
 
 
 @pytest.mark.parametrize(
-    "text", ["</answer>", "<think>", "</think>", "</rethink>", "<eos>", "<|problem|>", "<|im_end|>", "x</answer>y<|solve|>"]
+    "text",
+    ["</answer>", "<think>", "</think>", "</rethink>", "<eos>", "<|problem|>", "<|im_end|>", "x</answer>y<|solve|>"],
 )
 def test_tags_and_special_tokens_in_a_question_are_data(team, client, text):
     assert ask(client, [{"role": "user", "content": text}]).choices[0].message.content == "Total: 3"
@@ -187,7 +223,9 @@ def test_tags_and_special_tokens_in_a_question_are_data(team, client, text):
     (prompt,) = team.scripted[LONG].prompts
     assert prompt == f"<|problem|>{text}<|solve|><think>"
     reply = ask(client, [{"role": "user", "content": text}])
-    assert reply.usage.prompt_tokens == bytes_of_text + 3, tokenizer  # each byte of it is a token; one special token would be fewer
+    assert reply.usage.prompt_tokens == bytes_of_text + 3, (
+        tokenizer
+    )  # each byte of it is a token; one special token would be fewer
 
 
 @pytest.mark.parametrize(
@@ -203,16 +241,51 @@ def test_tags_and_special_tokens_in_a_question_are_data(team, client, text):
         ({"extra_body": {"mode": "both"}}, "mode", "invalid_value", "mode is 'both'; known: pair, long, short"),
         ({"extra_body": {"max_turns": 0}}, "max_turns", "invalid_value", "max_turns is 0"),
         ({"extra_body": {"long_token_budget": 500}}, "long_token_budget", "invalid_value", "context holds 200 tokens"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, None, "invalid_value", "max_tokens is 3 but max_completion_tokens is 4"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "tools is not offered: the pair was trained without tools"),
+        (
+            {"max_tokens": 3, "max_completion_tokens": 4},
+            None,
+            "invalid_value",
+            "max_tokens is 3 but max_completion_tokens is 4",
+        ),
+        (
+            {"tools": [{"type": "function"}]},
+            "tools",
+            "unsupported_parameter",
+            "tools is not offered: the pair was trained without tools",
+        ),
         ({"logprobs": True}, "logprobs", "unsupported_parameter", "logprobs is not offered"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "answers are free text"),
+        (
+            {"response_format": {"type": "json_object"}},
+            "response_format",
+            "unsupported_parameter",
+            "answers are free text",
+        ),
         ({"stream_options": {"include_usage": True}}, None, "invalid_value", "stream_options is for stream: true"),
-        ({"messages": [{"role": "assistant", "content": "3"}]}, "messages", "invalid_value", "the last message must be the user's"),
+        (
+            {"messages": [{"role": "assistant", "content": "3"}]},
+            "messages",
+            "invalid_value",
+            "the last message must be the user's",
+        ),
         ({"messages": [{"role": "user", "content": " "}]}, "question", "invalid_value", "question is empty"),
-        ({"messages": [{"role": "tool", "content": "3"}]}, "messages.0.role", "invalid_value", "messages.0.role: Input should be 'system'"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "invalid_value", "got 'image_url'"),
-        ({"messages": [{"role": "user", "content": "1" * 300}]}, "messages", "context_length_exceeded", "context holds 200"),
+        (
+            {"messages": [{"role": "tool", "content": "3"}]},
+            "messages.0.role",
+            "invalid_value",
+            "messages.0.role: Input should be 'system'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content",
+            "invalid_value",
+            "got 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "1" * 300}]},
+            "messages",
+            "context_length_exceeded",
+            "context holds 200",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_the_api_s_own_shape(team, client, settings, param, code, says):
@@ -223,8 +296,21 @@ def test_what_cannot_be_is_refused_in_the_api_s_own_shape(team, client, settings
 
 
 def test_what_asks_for_nothing_is_accepted(team, client):
-    nothing = {"tools": [], "tool_choice": "none", "logprobs": False, "response_format": {"type": "text"}, "presence_penalty": 0}
-    said = {"user": "ann", "metadata": {"a": "b"}, "store": False, "seed": None, "stop": None, "parallel_tool_calls": True}
+    nothing = {
+        "tools": [],
+        "tool_choice": "none",
+        "logprobs": False,
+        "response_format": {"type": "text"},
+        "presence_penalty": 0,
+    }
+    said = {
+        "user": "ann",
+        "metadata": {"a": "b"},
+        "store": False,
+        "seed": None,
+        "stop": None,
+        "parallel_tool_calls": True,
+    }
     assert ask(client, **nothing, **said, logit_bias={}, service_tier="auto").choices[0].message.content == "Total: 3"
 
 
@@ -243,13 +329,17 @@ def test_a_body_that_is_no_request(server, team):
     assert half.status_code == 400 and "surrogate" in half.json()["error"]["message"]
     large = post(content=b"1" * 5000, headers=json_type)
     assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
-    endless = post(content=(b"1" * 1000 for _ in range(100)), headers=json_type)  # chunked: no Content-Length tells its size
+    endless = post(
+        content=(b"1" * 1000 for _ in range(100)), headers=json_type
+    )  # chunked: no Content-Length tells its size
     assert endless.status_code == 413
     assert post(data={"messages": "x"}).status_code == 415
 
 
 def test_models_and_unknown_addresses(server, team, client):
-    assert [model.id for model in client.models.list()] == ["scripted"] and client.models.retrieve("scripted").max_model_len == 200
+    assert [model.id for model in client.models.list()] == ["scripted"] and client.models.retrieve(
+        "scripted"
+    ).max_model_len == 200
     with pytest.raises(openai.NotFoundError, match="the model 'gpt' does not exist; this server has 'scripted'"):
         client.chat.completions.create(model="gpt", messages=QUESTION)
     unknown = httpx.get(f"{server.url}/v2/x").json()["error"]

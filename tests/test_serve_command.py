@@ -14,7 +14,10 @@ from tests.serve_cases import ScriptedTeam
 def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(LongShortError, match=f"^port {port} on 127.0.0.1 is in use; choose another with --port, or stop what listens"):
+        with pytest.raises(
+            LongShortError,
+            match=f"^port {port} on 127.0.0.1 is in use; choose another with --port, or stop what listens",
+        ):
             listen("127.0.0.1", port)
 
 
@@ -38,7 +41,9 @@ def test_a_bound_socket_answers_nobody_before_the_server_listens():
 
 def test_loopback_is_told_from_the_rest():
     assert [
-        host for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example.org") if is_loopback(host)
+        host
+        for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example.org")
+        if is_loopback(host)
     ] == [
         "127.0.0.1",
         "127.9.9.9",
@@ -54,9 +59,17 @@ def test_the_greeting_tells_where_who_how_much_and_how():
     assert lines[0].startswith("serving pair at http://127.0.0.1:8000 (OpenAI's API at http://127.0.0.1:8000/v1")
     assert lines[1:3] == ["  long: models/a, context 200, 2 at once", "  short: models/b, context 200, 2 at once"]
     assert lines[3] == "  6 answers at once, 5 more wait; 1048576 bytes a request, 600 s an answer; key: asked for"
-    assert lines[4].startswith("  curl http://127.0.0.1:8000/v1/chat/completions ") and '"model": "pair"' in lines[4] and len(lines) == 5
+    assert (
+        lines[4].startswith("  curl http://127.0.0.1:8000/v1/chat/completions ")
+        and '"model": "pair"' in lines[4]
+        and len(lines) == 5
+    )
     assert '"Authorization: Bearer $LONGSHORT_API_KEY"' in lines[4]
-    warnings = [line for line in greeting(team, "pair", "http://0.0.0.0:8000", key=False, loopback=False) if line.startswith("!")]
+    warnings = [
+        line
+        for line in greeting(team, "pair", "http://0.0.0.0:8000", key=False, loopback=False)
+        if line.startswith("!")
+    ]
     assert ["LONGSHORT_API_KEY" in warnings[0], "serve.allowed_hosts" in warnings[1], len(warnings)] == [True, True, 2]
 
 
@@ -65,4 +78,7 @@ def test_a_folder_without_a_team_and_a_missing_package_are_refused(tmp_path, cap
     assert f"{tmp_path} is no team" in capsys.readouterr().err
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "uvicorn" else True)
     assert cli.main(["serve", str(tmp_path), "--port", "0"]) == 1
-    assert capsys.readouterr().err == "longshort: longshort serve needs uvicorn, not installed; pip install -e '.[serve]'\n"
+    assert (
+        capsys.readouterr().err
+        == "longshort: longshort serve needs uvicorn, not installed; pip install -e '.[serve]'\n"
+    )

@@ -48,8 +48,12 @@ def test_a_full_house_refuses_at_once_and_serves_everyone_it_took(server, team):
     taken, refused = ([answer for answer in answers if answer.status_code == status] for status in (200, 429))
     assert (len(taken), len(refused)) == (9, 3)
     error = refused[0].json()["error"]
-    assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full") and int(refused[0].headers["retry-after"]) >= 1
-    assert "serve.max_queue is 3" in error["message"] and {one.json()["choices"][0]["finish_reason"] for one in taken} == {"stop"}
+    assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full") and int(
+        refused[0].headers["retry-after"]
+    ) >= 1
+    assert "serve.max_queue is 3" in error["message"] and {
+        one.json()["choices"][0]["finish_reason"] for one in taken
+    } == {"stop"}
 
 
 def test_answers_count_and_not_requests(server, team):
@@ -57,7 +61,10 @@ def test_answers_count_and_not_requests(server, team):
     answers = in_many(server, 2, lambda client: post(client, n=5))
     assert sorted(answer.status_code for answer in answers) == [200, 429]
     impossible = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"n": 10}).json()["error"]
-    assert impossible["message"] == "the request asks for 10 answers but the server holds 9 at most" and impossible["param"] == "n"
+    assert (
+        impossible["message"] == "the request asks for 10 answers but the server holds 9 at most"
+        and impossible["param"] == "n"
+    )
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}], ids=["whole", "streamed"])
@@ -105,7 +112,10 @@ def test_an_engine_that_is_given_up_fails_the_request_cleanly(server, team):
         if error:
             assert (answer.status_code, error["type"], error["code"]) == (503, "server_error", "engine_failed")
             assert error["message"] == "the long engine failed 4 times" and answer.headers["retry-after"] == "1"
-    assert httpx.get(f"{server.url}/health").status_code == 503 and httpx.get(f"{server.url}/health").json()["status"] == "failed"
+    assert (
+        httpx.get(f"{server.url}/health").status_code == 503
+        and httpx.get(f"{server.url}/health").json()["status"] == "failed"
+    )
     team.play(*ANSWER)
     assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
 
@@ -122,10 +132,14 @@ def test_an_engine_that_fails_under_a_stream_ends_it_with_an_error_event(server,
 def test_a_bug_is_told_without_its_insides(server, team):
     team.play((LONG, "a: 7.", "</think>"), (SHORT, "b", BUG))
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
-    assert answer.status_code == 500 and answer.json()["error"]["message"] == "internal error (KeyError); the server's log says more"
+    assert (
+        answer.status_code == 500
+        and answer.json()["error"]["message"] == "internal error (KeyError); the server's log says more"
+    )
     raw = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": True}).text
-    assert '"message":"internal error (KeyError); the server\'s log says more","type":"server_error"' in raw and raw.endswith(
-        "data: [DONE]\n\n"
+    assert (
+        '"message":"internal error (KeyError); the server\'s log says more","type":"server_error"' in raw
+        and raw.endswith("data: [DONE]\n\n")
     )
 
 
@@ -150,7 +164,11 @@ def test_a_drain_finishes_what_runs_and_takes_nothing_new():
                 return await post(client), await client.get("/health"), await running, await draining
 
         refused, health, answered, finished = asyncio.run(scene())
-        assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (503, "draining", "1")
+        assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (
+            503,
+            "draining",
+            "1",
+        )
         assert (health.status_code, health.json()["status"]) == (503, "draining")
         assert (answered.status_code, finished) == (200, True)
 
@@ -168,20 +186,34 @@ def test_a_drain_fails_what_is_not_done_in_time():
 
         (whole, streamed), finished = asyncio.run(scene())
         assert not finished and whole.status_code == 503 and "not done within 0.1 s" in whole.json()["error"]["message"]
-        assert streamed.status_code == 200 and '"code":"draining"' in streamed.text and streamed.text.endswith("data: [DONE]\n\n")
+        assert (
+            streamed.status_code == 200
+            and '"code":"draining"' in streamed.text
+            and streamed.text.endswith("data: [DONE]\n\n")
+        )
         assert server.team.scripted[SHORT].left == 2
 
 
 def test_the_key_is_asked_for_and_never_told(capfd):
     with served(api_key="correct-horse") as server:
         models = lambda key: httpx.get(f"{server.url}/v1/models", headers={"authorization": key} if key else {})  # noqa: E731
-        for wrong in ("", "Bearer wrong", "Bearer correct-horse2", "Basic correct-horse", "correct-horse", "Bearer correct-hörse".encode()):
+        for wrong in (
+            "",
+            "Bearer wrong",
+            "Bearer correct-horse2",
+            "Basic correct-horse",
+            "correct-horse",
+            "Bearer correct-hörse".encode(),
+        ):
             answer = models(wrong)
             assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
             assert answer.json()["error"]["type"] == "authentication_error" and "correct" not in answer.text
         assert models("Bearer correct-horse").status_code == 200
         assert httpx.get(f"{server.url}/health").status_code == 200
-        with pytest.raises(openai.AuthenticationError), openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client:
+        with (
+            pytest.raises(openai.AuthenticationError),
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client,
+        ):
             client.chat.completions.create(model="scripted", messages=QUESTION)
     assert "correct-horse" not in "".join(capfd.readouterr())
 
@@ -207,13 +239,23 @@ def test_a_name_behind_a_proxy_is_let_in():
     with served(ScriptedTeam(allowed_hosts=["pair.example"]), hosts=["127.0.0.1"]) as server:
         headers = {"host": "pair.example", "origin": "https://pair.example"}
         assert httpx.post(f"{server.url}/v1/chat/completions", json=BODY, headers=headers).status_code == 200
-        assert httpx.post(f"{server.url}/v1/chat/completions", json=BODY, headers=headers | {"host": "127.0.0.1"}).status_code == 200
+        assert (
+            httpx.post(
+                f"{server.url}/v1/chat/completions", json=BODY, headers=headers | {"host": "127.0.0.1"}
+            ).status_code
+            == 200
+        )
 
 
 def test_metrics_count_what_passed(server, team):
     value = lambda name, page: float(re.search(rf"^{re.escape(name)} (\S+)$", page, re.M)[1])  # noqa: E731
     page = lambda: httpx.get(f"{server.url}/metrics").text  # noqa: E731
-    team.play((LONG, "a: 7.", "</think>"), (SHORT, "more?", "</rethink>"), (LONG, "+b: 6.", "</think>"), (SHORT, "3", "</answer>"))
+    team.play(
+        (LONG, "a: 7.", "</think>"),
+        (SHORT, "more?", "</rethink>"),
+        (LONG, "+b: 6.", "</think>"),
+        (SHORT, "3", "</answer>"),
+    )
     names = {
         'longshort_requests_total{path="/v1/chat/completions",status="200"}': 2,
         'longshort_requests_total{path="other",status="404"}': 1,

@@ -45,12 +45,17 @@ def evaluated(recipe):
         async with Team.from_pretrained(recipe) as team:
             with GradingPool() as pool:
                 return {
-                    temperature: await evaluate(team.engines(), team.protocol, PROBLEMS, pool, Decoding(temperature=temperature), seed=SEED)
+                    temperature: await evaluate(
+                        team.engines(), team.protocol, PROBLEMS, pool, Decoding(temperature=temperature), seed=SEED
+                    )
                     for temperature in (0.0, 1.0)
                 }
 
     return {
-        temperature: [(*texts(episode, True), {role: episode.tokens(role) for role in ROLES}, episode.stop) for episode in found.episodes]
+        temperature: [
+            (*texts(episode, True), {role: episode.tokens(role) for role in ROLES}, episode.stop)
+            for episode in found.episodes
+        ]
         for temperature, found in asyncio.run(run()).items()
     }
 
@@ -58,7 +63,10 @@ def evaluated(recipe):
 @pytest.fixture(scope="module")
 def served(recipe, evaluated):
     process = subprocess.Popen(
-        [*COMMAND, str(recipe), "--port", "0", "--name", "mini"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, str(recipe), "--port", "0", "--name", "mini"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     lines = []
     for line in process.stdout:
@@ -114,7 +122,9 @@ async def whole(client, request):
 
 async def streamed(client, request):
     thought = content = ""
-    async for chunk in await client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}):
+    async for chunk in await client.chat.completions.create(
+        **request, stream=True, stream_options={"include_usage": True}
+    ):
         for choice in chunk.choices:
             thought += getattr(choice.delta, "reasoning_content", None) or ""
             content += choice.delta.content or ""
@@ -160,7 +170,10 @@ def test_the_same_port_again_is_refused_in_one_sentence(served, recipe):
     port = served.url.rpartition(":")[2]
     done = subprocess.run([*COMMAND, str(recipe), "--port", port], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == f"longshort: port {port} on 127.0.0.1 is in use; choose another with --port, or stop what listens there\n"
+    assert (
+        done.stderr
+        == f"longshort: port {port} on 127.0.0.1 is in use; choose another with --port, or stop what listens there\n"
+    )
 
 
 def test_sigterm_finishes_what_runs_and_leaves_nothing_behind(served, evaluated):

@@ -15,7 +15,14 @@ from longshort.types import LONG, ROLES, SHORT, LongShortError
 from tests import tiny_models
 
 pytestmark = pytest.mark.engine
-SFT = {"max_steps": 6, "learning_rate": 2e-3, "batch_size": 4, "micro_batch_size": 2, "max_length": 256, "save_steps": 3}
+SFT = {
+    "max_steps": 6,
+    "learning_rate": 2e-3,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "max_length": 256,
+    "save_steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,9 @@ def world(tmp_path_factory):
     with target.open("w") as file:
         for number, problem in enumerate(make_problems("train", 24, 0)):
             samples = render.rows(problem, dialogue(problem, random.Random(number), 0.3), False)
-            rows = {role: {"token_ids": sample.token_ids, "learned": spans(sample.mask)} for role, sample in samples.items()}
+            rows = {
+                role: {"token_ids": sample.token_ids, "learned": spans(sample.mask)} for role, sample in samples.items()
+            }
             file.write(json.dumps({"id": problem.id, "outcome": "ok", **rows}) + "\n")
         file.write(json.dumps({"id": "gone", "outcome": "dropped_before"}) + "\n")
     return recipe
@@ -51,7 +60,11 @@ def changed(recipe, role=SHORT, output_dir=None, **sft):
     from longshort.recipe.schema import parse
 
     section = recipe.role(role).model_dump()
-    return parse(recipe.model_dump() | {role: section | {"sft": section["sft"] | sft}} | ({"output_dir": output_dir} if output_dir else {}))
+    return parse(
+        recipe.model_dump()
+        | {role: section | {"sft": section["sft"] | sft}}
+        | ({"output_dir": output_dir} if output_dir else {})
+    )
 
 
 def rows_of(recipe, role):
@@ -68,7 +81,12 @@ def trainer_of(recipe, role, folder):
 
     model = recipe.role(role).model
     return make_trainer(
-        load_model(model), AutoTokenizer.from_pretrained(model), rows_of(recipe, role), recipe.role(role).sft, recipe, folder
+        load_model(model),
+        AutoTokenizer.from_pretrained(model),
+        rows_of(recipe, role),
+        recipe.role(role).sft,
+        recipe,
+        folder,
     )
 
 
@@ -123,7 +141,11 @@ def run_role(recipe, role=SHORT, stop_after=None, monkeypatch=None):
 
         monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
     work, target = folder_of(recipe) / f"sft.{role}", model_folder(recipe, role)
-    return train_role(recipe, role, {"base": identity(recipe.role(role).model, "x")}, str(work), str(target)), work, target
+    return (
+        train_role(recipe, role, {"base": identity(recipe.role(role).model, "x")}, str(work), str(target)),
+        work,
+        target,
+    )
 
 
 def elsewhere(recipe, folder, role=SHORT, **sft):
@@ -168,12 +190,19 @@ def test_lora_keeps_the_adapter_and_saves_a_merged_model(world, tmp_path):
     with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), work / "adapter")
     ids = torch.tensor([rows_of(world, SHORT)[0]["token_ids"]])
     with torch.no_grad():
-        ours, theirs, before = merged(ids).logits, with_adapter(ids).logits, AutoModelForCausalLM.from_pretrained(base)(ids).logits
+        ours, theirs, before = (
+            merged(ids).logits,
+            with_adapter(ids).logits,
+            AutoModelForCausalLM.from_pretrained(base)(ids).logits,
+        )
     assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(ours, before, atol=1e-2)
 
 
 def test_a_loss_that_is_no_number_is_refused(world, tmp_path):
-    with pytest.raises(LongShortError, match=r"fine-tuning step \d: loss .*gradient norm nan at learning rate .*lower sft.learning_rate"):
+    with pytest.raises(
+        LongShortError,
+        match=r"fine-tuning step \d: loss .*gradient norm nan at learning rate .*lower sft.learning_rate",
+    ):
         run_role(elsewhere(world, tmp_path / "hot", learning_rate=1e12))
 
 
@@ -181,8 +210,16 @@ def test_a_loss_that_is_no_number_is_refused(world, tmp_path):
 def test_deepspeed_zero_2_reaches_the_same_loss(world, tmp_path):
     """One rank on the CPU, in a process of its own as in a run: the setting is passed through and takes effect."""
     plain, _, _ = run_role(elsewhere(world, tmp_path / "plain"))
-    zero = {"zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    batch = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+    zero = {
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    batch = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+    }
     recipe = elsewhere(world, tmp_path / "deepspeed", deepspeed=zero | batch | {"gradient_clipping": 1.0})
     from longshort.recipe.schema import dump
 
@@ -191,7 +228,9 @@ def test_deepspeed_zero_2_reaches_the_same_loss(world, tmp_path):
         "import json, sys; from longshort.recipe.schema import load; from tests.test_sft import run_role; "
         "result, *_ = run_role(load(sys.argv[1])); import deepspeed.comm as dist; print(json.dumps(result), dist.get_backend())"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "recipe.yaml")], capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "recipe.yaml")], capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result, backend = done.stdout.strip().splitlines()[-1].rsplit(" ", 1)
     assert backend == "gloo" and json.loads(result)["last_loss"] == pytest.approx(plain["last_loss"], rel=0.02)
@@ -204,9 +243,9 @@ def test_deepspeed_settings_that_cannot_work_are_refused(world, tmp_path):
     with pytest.raises(LongShortError, match="ZeRO-3 has nothing to share out"):
         deepspeed_settings(section.model_copy(update={"deepspeed": {"zero_optimization": {"stage": 3}}}), "x")
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 1}}')
-    assert deepspeed_settings(section.model_copy(update={"deepspeed": str(tmp_path / "zero.json")}), "x")["zero_optimization"] == {
-        "stage": 1
-    }
+    assert deepspeed_settings(section.model_copy(update={"deepspeed": str(tmp_path / "zero.json")}), "x")[
+        "zero_optimization"
+    ] == {"stage": 1}
 
 
 def test_roles_with_different_tokenizers_learn_their_own_ids(world):

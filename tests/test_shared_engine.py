@@ -66,7 +66,9 @@ def test_two_learners_and_one_engine_agree_before_and_after_updates_and_a_restar
     async def gaps(pair):
         """The largest difference between engine and learner over turns of both roles that are asked for at once."""
         asked = [(role, i) for i in range(3) for role in ROLES]
-        wanted = (pair.policies[role].generate(PROMPTS[i], Sampling(max_tokens=24, stop=(), seed=i)) for role, i in asked)
+        wanted = (
+            pair.policies[role].generate(PROMPTS[i], Sampling(max_tokens=24, stop=(), seed=i)) for role, i in asked
+        )
         found = dict.fromkeys(ROLES, 0.0)
         turns = await asyncio.gather(*wanted)
         for (role, i), turn in zip(asked, turns, strict=True):
@@ -103,11 +105,15 @@ def test_two_steps_of_both_roles_with_one_vllm_engine(tmp_path, base):
     assert [row["step"] for row in rows] == [1, 2] and checkpoint.verify(final)["versions"] == {LONG: 2, SHORT: 2}
     plain, ids = AutoModelForCausalLM.from_pretrained(base), torch.tensor([PROMPTS[0]])
     for role in ROLES:
-        assert [row[f"{role}/optimizer_steps"] for row in rows] == [1, 1] and rows[0][f"{role}/kl"] == 0 < rows[1][f"{role}/kl"]
+        assert [row[f"{role}/optimizer_steps"] for row in rows] == [1, 1] and rows[0][f"{role}/kl"] == 0 < rows[1][
+            f"{role}/kl"
+        ]
         assert max(row[f"{role}/weight_sync/canary_gap"] for row in rows) < 1e-3
         assert 0 <= rows[1][f"rollout/idle_frac/{role}"] < 1
         whole = AutoModelForCausalLM.from_pretrained(final / role)
-        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), final / "state" / role / "adapter")
+        adapted = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base), final / "state" / role / "adapter"
+        )
         with torch.no_grad():
             assert torch.allclose(whole(ids).logits, adapted(ids).logits, atol=1e-4)
             assert not torch.allclose(whole(ids).logits, plain(ids).logits, atol=1e-3)
@@ -133,6 +139,8 @@ def test_a_resumed_run_of_two_adapters_takes_bit_equal_steps(tmp_path, base):
             files = [(run.output_dir / "checkpoint-3" / name).read_bytes() for run in (whole, resumed)]
             assert files[0] == files[1], name
     other = dict(LORA[LONG], r=2)
-    wrong = again.model_copy(update={"long": again.long.model_copy(update={"lora": again.long.lora.model_copy(update=other)})})
+    wrong = again.model_copy(
+        update={"long": again.long.model_copy(update={"lora": again.long.lora.model_copy(update=other)})}
+    )
     with pytest.raises(LongShortError, match=r"cannot resume .*: long.lora.r was 4 and is now 2; restore it"):
         LongShortTrainer(args=wrong, reward=even_tokens).checkpoint_to_resume(True)

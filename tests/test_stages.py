@@ -38,7 +38,9 @@ def test_a_run_does_every_stage_once_and_summarises(tmp_path):
     assert "pair, after RL" in first.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for system in ("long_baseline", "cold_start", "trained"):
-        assert {"accuracy", "accuracy_greedy", "tokens", "cost", "n", "interval", "hand_back_rate_hard"} <= summary[system].keys()
+        assert {"accuracy", "accuracy_greedy", "tokens", "cost", "n", "interval", "hand_back_rate_hard"} <= summary[
+            system
+        ].keys()
         assert summary[system]["n"] == 16
     assert set(summary["seconds"]) == {"base", "baseline", "coldstart", "train"} and summary["seed"] == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

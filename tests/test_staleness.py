@@ -42,7 +42,9 @@ def test_samples_beyond_the_bound_are_dropped_and_counted_and_have_no_gaps(tmp_p
             return [[0.01] * sum(sample.mask) for sample in self.got]
 
     def sample(version):
-        return Sample(role=LONG, token_ids=(1, 9), mask=(0, 1), logprobs=(0.0, -0.5), advantages=(0.0, 1.0), version=version)
+        return Sample(
+            role=LONG, token_ids=(1, 9), mask=(0, 1), logprobs=(0.0, -0.5), advantages=(0.0, 1.0), version=version
+        )
 
     async def go(staleness):
         config = trainer(tmp_path, untrained, staleness=staleness).config

@@ -8,16 +8,29 @@ import torch
 from longshort.learning import step as step_module
 from longshort.learning.optim import build_optimizer
 from longshort.learning.packing import pack
-from longshort.learning.step import StepSettings, Tally, micro_batches, policy_gradient_step, token_logprobs, token_loss, token_statistics
+from longshort.learning.step import (
+    StepSettings,
+    Tally,
+    micro_batches,
+    policy_gradient_step,
+    token_logprobs,
+    token_loss,
+    token_statistics,
+)
 from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import VOCABULARY, sample_like, tiny_model
 
-SAMPLES = [sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3]) for seed in range(6)]
+SAMPLES = [
+    sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3])
+    for seed in range(6)
+]
 LENGTHS = [len(sample.token_ids) for sample in SAMPLES]
 
 
-def settings(*, row_tokens: int = 0, batch_tokens: int = 10_000, temperature: float = 1.0, num_iterations: int = 1, **loss) -> StepSettings:
+def settings(
+    *, row_tokens: int = 0, batch_tokens: int = 10_000, temperature: float = 1.0, num_iterations: int = 1, **loss
+) -> StepSettings:
     return StepSettings(
         loss=LossConfig(**loss),
         temperature=temperature,
@@ -109,7 +122,9 @@ def test_the_gradient_does_not_depend_on_packing_or_micro_batches(name):
 
 def test_micro_batch_sizes_are_what_the_test_above_says():
     longest = max(LENGTHS)
-    rows = [len(micro_batches(SAMPLES, settings(row_tokens=longest, batch_tokens=n * longest), "cpu")) for n in (6, 2, 1)]
+    rows = [
+        len(micro_batches(SAMPLES, settings(row_tokens=longest, batch_tokens=n * longest), "cpu")) for n in (6, 2, 1)
+    ]
     assert rows == [1, 3, 6]
 
 
@@ -118,7 +133,11 @@ def test_the_on_policy_gradient_is_reinforce():
     model = tiny_model()
     for sample in SAMPLES:
         logp = model(torch.tensor([sample.token_ids])).logits[0].log_softmax(-1)
-        terms = [a * logp[t - 1, i] for t, (i, m, a) in enumerate(zip(sample.token_ids, sample.mask, sample.advantages, strict=True)) if m]
+        terms = [
+            a * logp[t - 1, i]
+            for t, (i, m, a) in enumerate(zip(sample.token_ids, sample.mask, sample.advantages, strict=True))
+            if m
+        ]
         (-sum(terms) / len(terms) / len(SAMPLES)).backward()
     reinforce = torch.cat([p.grad.flatten() for p in model.parameters()])
     assert (by_step - reinforce).norm() <= 1e-6 * reinforce.norm()
@@ -151,7 +170,9 @@ def test_metrics_read_off_by_hand():
     assert report["kl"] == 0.0
     assert report["sampling/sampling_logp_difference/mean"] == pytest.approx(difference.abs().mean().item(), rel=1e-5)
     assert report["sampling/sampling_logp_difference/max"] == pytest.approx(difference.abs().max().item(), rel=1e-5)
-    assert report["sampling/importance_sampling_ratio/mean"] == pytest.approx(difference.exp().clamp(max=2).mean().item(), rel=1e-5)
+    assert report["sampling/importance_sampling_ratio/mean"] == pytest.approx(
+        difference.exp().clamp(max=2).mean().item(), rel=1e-5
+    )
     assert report["sampling/importance_sampling_ratio/max"] == 2.0
     assert report["skipped"] == report["skipped_empty"] == 0.0
 
@@ -166,16 +187,22 @@ def test_samples_without_advantage_count_in_the_denominator_only():
 
 def by_hand(sample: Sample, temperature: float) -> list[float]:
     logp = (tiny_model()(torch.tensor([sample.token_ids])).logits[0] / temperature).log_softmax(-1)
-    return [logp[t - 1, i].item() for t, (i, masked) in enumerate(zip(sample.token_ids, sample.mask, strict=True)) if masked]
+    return [
+        logp[t - 1, i].item() for t, (i, masked) in enumerate(zip(sample.token_ids, sample.mask, strict=True)) if masked
+    ]
 
 
 @pytest.mark.parametrize("num_iterations", [1, 2])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_old_log_probs_are_those_before_the_update_by_sample_whatever_the_packing(temperature, num_iterations):
     """Lengths 8, 12, 9, 6; the second has advantage 0, so nothing is known of it."""
-    samples = [sample_like(i, sampled=n, advantage=a) for i, (n, a) in enumerate([(2, 1.0), (6, 0.0), (3, -1.0), (0, 0.5)])]
+    samples = [
+        sample_like(i, sampled=n, advantage=a) for i, (n, a) in enumerate([(2, 1.0), (6, 0.0), (3, -1.0), (0, 0.5)])
+    ]
     for budget, batches in {(9, 9): 3, (0, 18): 2, (23, 23): 1}.items():
-        chosen = settings(row_tokens=budget[0], batch_tokens=budget[1], temperature=temperature, num_iterations=num_iterations)
+        chosen = settings(
+            row_tokens=budget[0], batch_tokens=budget[1], temperature=temperature, num_iterations=num_iterations
+        )
         assert len(micro_batches(samples, chosen, "cpu")) == batches
         model, tally = tiny_model(), Tally()
         policy_gradient_step(model, None, build_optimizer(model, learning_rate=0.1), samples, chosen, tally)
@@ -192,7 +219,9 @@ def test_batches_number_the_samples_of_the_whole_step_and_the_kl_keeps_those_wit
     assert set(batch.sequence[batch.mask].tolist()) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("samples", [[], [sample_like(seed, advantage=0.0) for seed in range(4)]], ids=["none", "zero variance everywhere"])
+@pytest.mark.parametrize(
+    "samples", [[], [sample_like(seed, advantage=0.0) for seed in range(4)]], ids=["none", "zero variance everywhere"]
+)
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_nothing_to_learn_is_no_step(samples, beta):
     model = tiny_model()
@@ -207,7 +236,11 @@ def test_nothing_to_learn_is_no_step(samples, beta):
 def poisoned(value: float) -> list[Sample]:
     first = SAMPLES[0]
     bad = Sample(
-        role="long", token_ids=first.token_ids, mask=first.mask, logprobs=first.logprobs, advantages=tuple(value * m for m in first.mask)
+        role="long",
+        token_ids=first.token_ids,
+        mask=first.mask,
+        logprobs=first.logprobs,
+        advantages=tuple(value * m for m in first.mask),
     )
     return [*SAMPLES[1:], bad]
 

@@ -25,7 +25,12 @@ ROWS = [
 def config(tmp_path):
     """A run whose chunks and rollouts are there, one trace dropped."""
     importance = {"num_rollouts": 2, "average": "skeleton"}
-    made = parse({"output_dir": str(tmp_path), "coldstart": {"traces": "x", "importance": importance, "rewrite": {"rewriter": "verbatim"}}})
+    made = parse(
+        {
+            "output_dir": str(tmp_path),
+            "coldstart": {"traces": "x", "importance": importance, "rewrite": {"rewriter": "verbatim"}},
+        }
+    )
     folder = folder_of(made)
     folder.mkdir(parents=True)
     chunks, rolled = [], []

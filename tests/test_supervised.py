@@ -15,7 +15,11 @@ SETTINGS = {"steps": 40, "batch_size": 4, "learning_rate": 1e-2, "seed": 3}
 def counting(start: int) -> Sample:
     """Prompt: the start; masked: the next five numbers."""
     return Sample(
-        role="long", token_ids=tuple(range(start, start + 6)), mask=(0, 1, 1, 1, 1, 1), logprobs=(0.0,) * 6, advantages=(0.0,) * 6
+        role="long",
+        token_ids=tuple(range(start, start + 6)),
+        mask=(0, 1, 1, 1, 1, 1),
+        logprobs=(0.0,) * 6,
+        advantages=(0.0,) * 6,
     )
 
 

@@ -39,7 +39,9 @@ def run(tmp_path):
         roles = {role: {"model": str(tmp_path / "base" / role)} | changes.pop(role, {}) for role in ROLES}
         evaluation = {"systems": [*systems]} | changes.pop("eval", {})
         return parse(
-            {"output_dir": str(tmp_path / "run"), "coldstart": {"traces": "miniature:train"}, "eval": evaluation} | roles | changes
+            {"output_dir": str(tmp_path / "run"), "coldstart": {"traces": "miniature:train"}, "eval": evaluation}
+            | roles
+            | changes
         )
 
     return recipe, tmp_path
@@ -48,7 +50,9 @@ def run(tmp_path):
 def models_of(config, folder, chosen=None) -> dict[str, dict[str, tuple[str, str]]]:
     """By system and role: the model's folder below `folder`, and whose engine it has."""
     return {
-        system.name: {role: (str(Path(found.folder).relative_to(folder)), found.origin) for role, found in system.models.items()}
+        system.name: {
+            role: (str(Path(found.folder).relative_to(folder)), found.origin) for role, found in system.models.items()
+        }
         for system in systems_of(config, chosen)
     }
 
@@ -93,7 +97,9 @@ def test_a_model_is_named_by_what_the_run_made_by_a_team_or_by_its_folder(run):
 def test_trained_is_the_chosen_checkpoint_else_the_newest_else_the_cold_start_else_the_recipes_model(run):
     recipe, folder = run
     chosen = folder / "run" / "checkpoint-20"
-    assert models_of(recipe(["pair"]), folder, chosen) == {"pair": both("run/checkpoint-20/long", "run/checkpoint-20/short")}
+    assert models_of(recipe(["pair"]), folder, chosen) == {
+        "pair": both("run/checkpoint-20/long", "run/checkpoint-20/short")
+    }
     bare = recipe(["pair"], output_dir=str(folder / "new"), coldstart=None)
     assert models_of(bare, folder) == {"pair": both("base/long", "base/short")}
     cold = recipe(["pair"], output_dir=str(folder / "cold"))
@@ -119,8 +125,15 @@ def test_each_preset_has_its_protocol(run):
     )
     pair, alone, single, stopped, told = (system.protocol for system in systems_of(config))
     assert type(pair) is LongShort and pair.instructions[LONG] == "Help your partner."
-    assert type(alone) is OneMessage and (alone.role, alone.instructions, alone.turn_tokens) == (LONG, "Help your partner.", 512)
-    assert type(single) is Solo and (single.instructions, single.turn_tokens) == ("", 512)  # nobody is there to be helped
+    assert type(alone) is OneMessage and (alone.role, alone.instructions, alone.turn_tokens) == (
+        LONG,
+        "Help your partner.",
+        512,
+    )
+    assert type(single) is Solo and (single.instructions, single.turn_tokens) == (
+        "",
+        512,
+    )  # nobody is there to be helped
     assert type(stopped) is StoppedEarly and (stopped.role, stopped.roles) == (SHORT, (SHORT,))
     assert (stopped.thoughts, stopped.separator, stopped.ending, stopped.turn_tokens) == (3, "\n", "So \\boxed{", 2048)
     assert type(told) is Solo and told.instructions == "Box it."
@@ -135,7 +148,10 @@ def test_a_recipe_of_one_model_evaluates_it_with_its_own_instructions(run):
     trained, before = systems_of(config)
     assert [type(each.protocol) for each in (trained, before)] == [Solo, Solo]
     assert trained.protocol.instructions == before.protocol.instructions == "Box it."
-    assert models_of(config, folder) == {"pair": {LONG: ("run/checkpoint-40/long", LONG)}, "single_long": {LONG: ("base/long", LONG)}}
+    assert models_of(config, folder) == {
+        "pair": {LONG: ("run/checkpoint-40/long", LONG)},
+        "single_long": {LONG: ("base/long", LONG)},
+    }
 
 
 @pytest.mark.parametrize(
@@ -144,18 +160,50 @@ def test_a_recipe_of_one_model_evaluates_it_with_its_own_instructions(run):
         ([], {}, r"eval.systems is empty; name at least one system, e.g. \[pair\]"),
         (["pari"], {}, r"eval.systems: 'pari' is not known; did you mean 'pair'\? known: pair, long_alone"),
         (["pair", {"name": "pair"}], {}, "pair is named more than once; give each system its own name"),
-        (["pair"], {"eval": {"base": "single_long"}}, r"eval.base is 'single_long', which is not among the systems \(pair\)"),
-        (["pair@2"], {}, r"'pair@2' should be single_long or single_short, @ and a number of thoughts \(single_long@3\)"),
+        (
+            ["pair"],
+            {"eval": {"base": "single_long"}},
+            r"eval.base is 'single_long', which is not among the systems \(pair\)",
+        ),
+        (
+            ["pair@2"],
+            {},
+            r"'pair@2' should be single_long or single_short, @ and a number of thoughts \(single_long@3\)",
+        ),
         (["long_alone@2"], {}, "'long_alone@2' should be"),
         (["single_long@0"], {}, "'single_long@0' should be"),
         (["single_long@"], {}, "'single_long@' should be"),
-        ([{"name": "x", "thoughts": 2}], {}, r"x sets thoughts, but two models speak; say which one is alone \(alone: long\)"),
+        (
+            [{"name": "x", "thoughts": 2}],
+            {},
+            r"x sets thoughts, but two models speak; say which one is alone \(alone: long\)",
+        ),
         ([{"name": "x", "tokens": 9, "in_role": True}], {}, "x sets in_role and tokens, but two models speak"),
-        ([{"name": "x", "alone": "long", "in_role": True, "thoughts": 2}], {}, "x sets in_role and thoughts; a model in its role has"),
-        ([{"name": "x", "alone": "long", "in_role": True, "instructions": "Go."}], {}, "x sets in_role and instructions; a model in"),
-        (["long_alone"], {"protocol": {"name": "solo"}}, "long_alone speaks between its role's tags, but protocol.name is solo"),
-        (["cold_start"], {"coldstart": None}, "eval.systems: cold_start: the models of the cold start, but the recipe has no coldstart"),
-        (["single_long"], {"long": {"model": ""}}, "eval.systems: single_long: long.model is empty; name a model folder or a hub name"),
+        (
+            [{"name": "x", "alone": "long", "in_role": True, "thoughts": 2}],
+            {},
+            "x sets in_role and thoughts; a model in its role has",
+        ),
+        (
+            [{"name": "x", "alone": "long", "in_role": True, "instructions": "Go."}],
+            {},
+            "x sets in_role and instructions; a model in",
+        ),
+        (
+            ["long_alone"],
+            {"protocol": {"name": "solo"}},
+            "long_alone speaks between its role's tags, but protocol.name is solo",
+        ),
+        (
+            ["cold_start"],
+            {"coldstart": None},
+            "eval.systems: cold_start: the models of the cold start, but the recipe has no coldstart",
+        ),
+        (
+            ["single_long"],
+            {"long": {"model": ""}},
+            "eval.systems: single_long: long.model is empty; name a model folder or a hub name",
+        ),
         (
             [{"name": "x", "long": "checkpoint-30"}],
             {},
@@ -217,7 +265,10 @@ def test_a_plain_single_model_needs_no_role_tags_and_one_in_a_role_does(tiny):
     folder, models = tiny
     plain = {"name": "plain", "long": str(folder / "plain"), "alone": "long"}
     checked(folder, models, ["pair", "single_long@1", plain])
-    with pytest.raises(LongShortError, match=r"protocol.tags is 'special' but the tokenizer of .*plain.* has no special token for <think>"):
+    with pytest.raises(
+        LongShortError,
+        match=r"protocol.tags is 'special' but the tokenizer of .*plain.* has no special token for <think>",
+    ):
         checked(folder, models, [plain | {"in_role": True}])
 
 

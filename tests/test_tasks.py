@@ -19,7 +19,9 @@ from longshort.miniature.tokenizer import build_tokenizer
 from longshort.recipe.schema import parse
 from longshort.types import LONG, Completion, LongShortError, Problem
 
-PROBLEMS = tuple(Problem(id=name, question=f"{name}?", answer=answer) for name, answer in (("a", "0"), ("b", "1"), ("c", "0")))
+PROBLEMS = tuple(
+    Problem(id=name, question=f"{name}?", answer=answer) for name, answer in (("a", "0"), ("b", "1"), ("c", "0"))
+)
 TOKENIZER = build_tokenizer(LONG)
 
 
@@ -59,7 +61,9 @@ def weights(folder: Path, text: str = "w") -> str:
 def task(tmp_path) -> Task:
     """A single model on three problems, twice each."""
     models = {LONG: Model(folder=weights(tmp_path / "model"), origin=LONG)}
-    loaded = LoadedBenchmark(name="data/three.jsonl", title="three", source="data/three.jsonl", problems=PROBLEMS, remark="")
+    loaded = LoadedBenchmark(
+        name="data/three.jsonl", title="three", source="data/three.jsonl", problems=PROBLEMS, remark=""
+    )
     return Task(
         folder=tmp_path / "eval",
         system=System(name="alone", title="alone", models=models, protocol=Solo(turn_tokens=40)),
@@ -97,11 +101,17 @@ def test_a_task_is_a_file_of_graded_episodes_and_its_manifest(task):
     right = [bit == answer for bit, answer in zip(bits, (0, 0, 1, 1, 0, 0), strict=True)]
     assert [line["id"] for line in lines] == KEYS and [line["sample"] for line in lines] == [0, 1] * 3
     reasons = ["match" if each else "mismatch" for each in right]
-    assert [(line["correct"], line["reason"]) for line in lines] == list(zip(right, reasons, strict=True)) and 0 < sum(right) < 6
+    assert [(line["correct"], line["reason"]) for line in lines] == list(zip(right, reasons, strict=True)) and 0 < sum(
+        right
+    ) < 6
     assert lines[0]["problem"] == {"id": "a", "question": "a?", "answer": "0"} and lines[0]["stop"] == "answered"
     assert lines[0]["turns"][0]["logprobs"][0] == -0.1235
     manifest = manifest_of(task)
-    assert manifest["complete"] and manifest["settings"]["seed"] == 7 and manifest["settings"]["protocol"]["name"] == "Solo"
+    assert (
+        manifest["complete"]
+        and manifest["settings"]["seed"] == 7
+        and manifest["settings"]["protocol"]["name"] == "Solo"
+    )
     outcomes = {"match": sum(right), "mismatch": 6 - sum(right)}
     assert manifest["counts"] == {"episodes": 6, "outcomes": outcomes, "notes": {}, "correct": sum(right)}
     evaluation, reasons = read_back(task)
@@ -132,9 +142,14 @@ def test_what_was_interrupted_goes_on_with_what_is_missing_and_ends_as_if_it_had
     asyncio.run(go(whole, Engine()))
     asyncio.run(stopped(task, 4))
     before, manifest = path_of(task).read_bytes(), manifest_of(task)
-    assert [line["id"] for line in lines_of(task)] == KEYS[:4] and (manifest["complete"], manifest["counts"]["episodes"]) == (False, 4)
+    assert [line["id"] for line in lines_of(task)] == KEYS[:4] and (
+        manifest["complete"],
+        manifest["counts"]["episodes"],
+    ) == (False, 4)
     kept = 3 if torn else 4
-    path_of(task).write_bytes(before[:-9] if torn else before)  # a kill in the middle of a line: that attempt is made again
+    path_of(task).write_bytes(
+        before[:-9] if torn else before
+    )  # a kill in the middle of a line: that attempt is made again
     engine = Engine()
     asyncio.run(go(task, engine))
     assert engine.asked == [stable_seed(stable_seed(7, *key.split("#")), 0) for key in KEYS[kept:]]
@@ -170,7 +185,10 @@ def test_a_full_disk_is_told_as_such_to_the_end(task, monkeypatch):
     """The manifest that is written on the way out meets the same full disk, and must not hide the reason behind a traceback."""
     ledger = open_ledger(CONFIG, task)
     monkeypatch.setattr(Path, "open", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(LongShortError, match=r"cannot be written \(No space left on device\); make room and start the same command again"):
+    with pytest.raises(
+        LongShortError,
+        match=r"cannot be written \(No space left on device\); make room and start the same command again",
+    ):
         asyncio.run(go(task, Engine(), ledger))
 
 
@@ -182,13 +200,29 @@ def with_problem(task, **changes) -> Task:
 @pytest.mark.parametrize(
     "config, change, says",
     [
-        ({}, lambda task: replace(task, sampling=Decoding(temperature=0.5)), r"with temperature = 1.0, now 0.5; .* with --redo"),
-        ({}, lambda task: replace(task, sampling=Decoding(top_p=0.9, top_k=5)), r"with top_k = 0, now 5, with top_p = 1.0, now 0.9"),
+        (
+            {},
+            lambda task: replace(task, sampling=Decoding(temperature=0.5)),
+            r"with temperature = 1.0, now 0.5; .* with --redo",
+        ),
+        (
+            {},
+            lambda task: replace(task, sampling=Decoding(top_p=0.9, top_k=5)),
+            r"with top_k = 0, now 5, with top_p = 1.0, now 0.9",
+        ),
         ({}, lambda task: replace(task, num_samples=3), r"with num_samples = 2, now 3"),
         ({"eval": {"seed": 8}}, None, r"with seed = 7, now 8"),
-        ({"long": {"engine": {"max_model_len": 99}}}, None, r"with engines = .*'max_model_len': 2048.*, now .*'max_model_len': 99"),
+        (
+            {"long": {"engine": {"max_model_len": 99}}},
+            None,
+            r"with engines = .*'max_model_len': 2048.*, now .*'max_model_len': 99",
+        ),
         ({"long": {"engine": {"backend": "transformers"}}}, None, r"with engines = .*'vllm'.*, now .*'transformers'"),
-        ({"long": {"engine": {"extra": {"quantization": "fp8"}}}}, None, r"with engines = .*'extra': \{\}.*, now .*'fp8'"),
+        (
+            {"long": {"engine": {"extra": {"quantization": "fp8"}}}},
+            None,
+            r"with engines = .*'extra': \{\}.*, now .*'fp8'",
+        ),
         ({}, lambda task: with_problem(task, answer="1"), "made from another list of problems"),
         ({}, lambda task: with_problem(task, question="A?"), "made from another list of problems"),
         (
@@ -199,7 +233,9 @@ def with_problem(task, **changes) -> Task:
     ],
 )
 def test_lines_made_otherwise_are_refused_naming_what_differs(task, monkeypatch, config, change, says):
-    monkeypatch.setattr("longshort.backends.ray_cluster.engine_backend", lambda engine: engine.backend.replace("auto", "vllm"))
+    monkeypatch.setattr(
+        "longshort.backends.ray_cluster.engine_backend", lambda engine: engine.backend.replace("auto", "vllm")
+    )
     asyncio.run(stopped(task, 2))
     config = parse({"eval": {"seed": 7}} | config)
     with pytest.raises(LongShortError, match=says):
@@ -220,7 +256,10 @@ def test_a_model_is_known_by_its_weights_not_by_its_folder(task, tmp_path, compl
     copy = {LONG: Model(folder=weights(tmp_path / "copy"), origin=LONG)}
     assert open_ledger(CONFIG, replace(task, system=replace(task.system, models=copy))).complete is complete
     weights(tmp_path / "model", "trained on")
-    with pytest.raises(LongShortError, match=r"alone.data-three-jsonl.sampled.manifest.json: .* with models = \{'long': '\w{16}'\}, now"):
+    with pytest.raises(
+        LongShortError,
+        match=r"alone.data-three-jsonl.sampled.manifest.json: .* with models = \{'long': '\w{16}'\}, now",
+    ):
         open_ledger(CONFIG, task)
 
 
@@ -242,7 +281,9 @@ def test_a_benchmark_that_cannot_be_used_is_told_and_the_others_go_on(tmp_path, 
     unanswered = rows(tmp_path / "unanswered.jsonl", GOOD, {"problem": "1+2?"})
     unreadable = rows(tmp_path / "unreadable.jsonl", GOOD, {"id": "x", "problem": "1+2?", "answer": "9^{9^{9^9}}"})
     empty, missing = rows(tmp_path / "empty.jsonl"), str(tmp_path / "none.jsonl")
-    config = evaluating(benchmarks=[unanswered, "math5000", unreadable, {"name": good, "num_samples": 3}, empty, missing], num_samples=2)
+    config = evaluating(
+        benchmarks=[unanswered, "math5000", unreadable, {"name": good, "num_samples": 3}, empty, missing], num_samples=2
+    )
     with GradingPool() as pool:
         whole, faults = prepare_benchmarks(config, pool)
     assert [(each.loaded.name, each.num_samples, each.golds.verified) for each in whole] == [(good, 3, 2)]
@@ -274,9 +315,13 @@ def test_the_first_problems_are_taken_and_an_entry_has_its_own_number(tmp_path):
     assert [[problem.id for problem in loaded.problems] for loaded, _ in found] == [["0", "1"], ["0", "1", "2", "3"]]
 
 
-@pytest.mark.parametrize("names", [["a/b.jsonl", "a-b.jsonl"], ["x.json", "./x.json"], ["gsm8k", {"name": "gsm8k", "num_samples": 2}]])
+@pytest.mark.parametrize(
+    "names", [["a/b.jsonl", "a-b.jsonl"], ["x.json", "./x.json"], ["gsm8k", {"name": "gsm8k", "num_samples": 2}]]
+)
 def test_benchmarks_that_would_share_their_files_are_refused(names):
-    with pytest.raises(LongShortError, match=r"would be kept in the same files \([\w-]+\); name each benchmark once, and rename a file"):
+    with pytest.raises(
+        LongShortError, match=r"would be kept in the same files \([\w-]+\); name each benchmark once, and rename a file"
+    ):
         load_benchmarks(evaluating(benchmarks=names))
 
 
@@ -292,6 +337,9 @@ def test_greedy_stands_beside_sampled_or_alone_at_temperature_0(task):
         found = tasks_of(config, task.folder, task.system, [task.benchmark], greedy=greedy)
         return [(each.decoding, each.num_samples, each.sampling) for each in found]
 
-    sampled, greedy = ("sampled", 2, Decoding(temperature=0.6, top_p=0.9, top_k=4)), ("greedy", 1, Decoding(temperature=0.0))
+    sampled, greedy = (
+        ("sampled", 2, Decoding(temperature=0.6, top_p=0.9, top_k=4)),
+        ("greedy", 1, Decoding(temperature=0.0)),
+    )
     assert ways(0.6, True) == [sampled, greedy] and ways(0.6, False) == [sampled]
     assert ways(0.0, True) == ways(0.0, False) == [greedy]

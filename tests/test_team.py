@@ -39,7 +39,9 @@ def run(tmp_path_factory):
         for role in ROLES:
             shutil.copytree(models[role], partial / role)
         (partial / "state" / "optimizer.safetensors").write_bytes(b"moments")
-        checkpoint.commit(partial, {"step": step, "versions": {LONG: step, SHORT: step}, "recipe": config.model_dump(mode="json")})
+        checkpoint.commit(
+            partial, {"step": step, "versions": {LONG: step, SHORT: step}, "recipe": config.model_dump(mode="json")}
+        )
     (output_dir / "recipe.yaml").write_text(dump(config))
     (output_dir / "eval").mkdir()
     (output_dir / "eval" / "results.json").write_text(json.dumps(evaluation()))
@@ -54,7 +56,12 @@ def evaluation():
             "stderr": 0.1, "interval": [0.1, 0.9], "tokens": 20.0, "turns": 2.0, "hand_back_rate": 0.5, "format": 1.0,
         }  # fmt: skip
 
-    models = {"pair": "run/checkpoint-2", "before": "run/checkpoint-1", "single_long": "models", "long@trained+short@trained": "models"}
+    models = {
+        "pair": "run/checkpoint-2",
+        "before": "run/checkpoint-1",
+        "single_long": "models",
+        "long@trained+short@trained": "models",
+    }
     systems = {name: {"title": name, "models": {LONG: f"{folder}/long"}} for name, folder in models.items()}
     return {
         "name": "results",
@@ -72,11 +79,23 @@ def folder(run):
 
 def test_a_team_folder_holds_all_that_answering_needs(run, folder):
     assert folder == Path(run.output_dir).resolve() / "team"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "long", "manifest.json", "short", "team.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "long",
+        "manifest.json",
+        "short",
+        "team.yaml",
+    ]
     weights = folder / "long" / "model.safetensors"
-    assert weights.samefile(Path(run.output_dir) / "checkpoint-2" / "long" / "model.safetensors"), "linked: it takes no room twice"
+    assert weights.samefile(Path(run.output_dir) / "checkpoint-2" / "long" / "model.safetensors"), (
+        "linked: it takes no room twice"
+    )
     settings = yaml.safe_load((folder / "team.yaml").read_text())
-    assert settings["protocol"] == run.protocol.model_dump() and settings["long"]["turn_tokens"] == 32 and "model" not in settings["long"]
+    assert (
+        settings["protocol"] == run.protocol.model_dump()
+        and settings["long"]["turn_tokens"] == 32
+        and "model" not in settings["long"]
+    )
     found = find_team(folder)
     assert found.name == "run" and {role: model.folder for role, model in found.system.models.items()} == {
         role: str(folder / role) for role in ROLES
@@ -91,8 +110,12 @@ def test_what_the_protocol_says_is_written_out(run, tmp_path):
     """None in a recipe means longshort's own text, which another version may change; the team was trained with this one."""
     engine = run.long.engine.model_copy(update={"extra": {"download_dir": "/data/x", "seed": 3}})
     section = run.long.model_copy(update={"instructions": None, "engine": engine})
-    config = run.model_copy(update={"long": section, "protocol": run.protocol.model_copy(update={"final_notice": None})})
-    settings = yaml.safe_load((save_team(tmp_path / "team", config, Path(run.output_dir) / "checkpoint-2") / "team.yaml").read_text())
+    config = run.model_copy(
+        update={"long": section, "protocol": run.protocol.model_copy(update={"final_notice": None})}
+    )
+    settings = yaml.safe_load(
+        (save_team(tmp_path / "team", config, Path(run.output_dir) / "checkpoint-2") / "team.yaml").read_text()
+    )
     assert settings["long"]["instructions"].startswith("You are the long thinker.")
     assert settings["protocol"]["final_notice"].startswith("\nThis is the last turn")
     assert settings["long"]["engine"]["extra"] == {"seed": 3}, "nobody learns where files lie on this machine"
@@ -121,7 +144,11 @@ def test_settings_and_card_may_be_edited_and_models_may_not(folder, tmp_path):
     (copy / "team.yaml").write_text((copy / "team.yaml").read_text().replace("max_exchanges: 3", "max_exchanges: 7"))
     found = find_team(copy, ["long.engine.num_gpus=1"], {"max_num_seqs": 4})
     assert found.system.protocol.max_exchanges == 7
-    assert (found.config.long.engine.num_gpus, found.config.short.engine.num_gpus, found.config.short.engine.max_num_seqs) == (1, 0, 4)
+    assert (
+        found.config.long.engine.num_gpus,
+        found.config.short.engine.num_gpus,
+        found.config.short.engine.max_num_seqs,
+    ) == (1, 0, 4)
 
 
 def test_a_damaged_or_foreign_folder_is_refused_by_name(folder, tmp_path):
@@ -139,15 +166,22 @@ def test_a_damaged_or_foreign_folder_is_refused_by_name(folder, tmp_path):
         path.write_bytes(content)
 
     assert "short/model.safetensors is altered (its sha256 differs); save the team again" in damaged("flipped", flip)
-    assert "long/tokenizer.json is missing" in damaged("missing", lambda copy: (copy / "long" / "tokenizer.json").unlink())
+    assert "long/tokenizer.json is missing" in damaged(
+        "missing", lambda copy: (copy / "long" / "tokenizer.json").unlink()
+    )
     assert "it has no manifest.json" in damaged("bare", lambda copy: (copy / "manifest.json").unlink())
     assert "team.yaml: unknown key 'protocol.exchanges'" in damaged(
         "key", lambda copy: (copy / "team.yaml").write_text("protocol: {exchanges: 3}")
     )
     assert "is a mapping of settings" in damaged("list", lambda copy: (copy / "team.yaml").write_text("- 1"))
     foreign = json.dumps({"format": "other-1", "files": {}})
-    assert "format 'other-1', expected 'longshort-team-1'" in damaged("foreign", lambda copy: (copy / "manifest.json").write_text(foreign))
-    for source, what in ((tmp_path / "nowhere", "does not exist; name a team folder"), (tmp_path, "is no team: it has neither team.yaml")):
+    assert "format 'other-1', expected 'longshort-team-1'" in damaged(
+        "foreign", lambda copy: (copy / "manifest.json").write_text(foreign)
+    )
+    for source, what in (
+        (tmp_path / "nowhere", "does not exist; name a team folder"),
+        (tmp_path, "is no team: it has neither team.yaml"),
+    ):
         with pytest.raises(LongShortError, match=re.escape(what)):
             Team.from_pretrained(source)
 
@@ -186,7 +220,9 @@ def test_what_a_team_cannot_do_is_said_before_engines_start(folder):
     team = Team.from_pretrained(folder)
     assert team.capacity == 48
     for field, settings in (("max_tokens", {"max_tokens": 256}), ("long_token_budget", {"long_token_budget": 300})):
-        with pytest.raises(ImpossibleAsk, match=f"^{field} is {settings[field]}, but the long model's context holds 256 tokens"):
+        with pytest.raises(
+            ImpossibleAsk, match=f"^{field} is {settings[field]}, but the long model's context holds 256 tokens"
+        ):
             team.protocol_for(Ask(question=QUESTION, **settings))
     alone = Team.from_pretrained(folder, overrides=["protocol.name=solo", "long.instructions="])
     with pytest.raises(ImpossibleAsk, match="mode is 'short', but this team has one model"):
@@ -219,7 +255,9 @@ def test_a_team_answers_from_ordinary_code_as_its_evaluation_does(run, folder):
         for event in team.stream(QUESTION, max_tokens=200):
             if isinstance(event, Piece):
                 break
-        assert all(engine.waiting == 0 for engine in team._thread.run(coroutine(team.engines))), "who leaves frees the engines"
+        assert all(engine.waiting == 0 for engine in team._thread.run(coroutine(team.engines))), (
+            "who leaves frees the engines"
+        )
         with pytest.raises(LongShortError, match="runs in another event loop"):
             asyncio.run(team.ask(Ask(question=QUESTION)))
         with pytest.raises(ImpossibleAsk, match=r"question takes \d+ tokens, but the long model's context holds 256"):

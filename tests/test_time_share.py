@@ -127,7 +127,9 @@ def test_a_learner_that_fails_does_not_leave_its_partner_waiting():
 
 
 def test_rollouts_beside_updates_cannot_be_had_with_engines_that_sleep():
-    with pytest.raises(LongShortError, match=r"time_share needs staleness 0 \(got 1\): an engine that sleeps writes nothing beside"):
+    with pytest.raises(
+        LongShortError, match=r"time_share needs staleness 0 \(got 1\): an engine that sleeps writes nothing beside"
+    ):
         parse({"time_share": True, "staleness": 1})
 
 
@@ -216,10 +218,15 @@ def test_a_pair_trains_in_turns(tmp_path, tmp_path_factory, capsys):
     """Engines really forget their weights (transformers); learners pack rows with varlen attention. In the second step the long role is
     frozen: its engine keeps its weights."""
     models = tiny_models.make_speaking(tmp_path_factory.mktemp("speaking"))
-    run = trainer(tmp_path, models, max_steps=2, time_share=True, schedule=["long", "short"], learner={"attention": "varlen"})
+    run = trainer(
+        tmp_path, models, max_steps=2, time_share=True, schedule=["long", "short"], learner={"attention": "varlen"}
+    )
     run.train()
     first, second = metrics(run)
     assert first["long/weight_sync/canary_gap"] < 1e-3 and second["short/weight_sync/canary_gap"] < 1e-3
     assert first["long/optimizer_steps"] == second["short/optimizer_steps"] == 1
     assert checkpoint.verify(checkpoint.latest(run.output_dir))["versions"] == {LONG: 1, SHORT: 1}
-    assert "long: new weights travel by object_store (a transformers engine takes them from there only)" in capsys.readouterr().out
+    assert (
+        "long: new weights travel by object_store (a transformers engine takes them from there only)"
+        in capsys.readouterr().out
+    )

@@ -26,7 +26,13 @@ def samples(step: int) -> list[Sample]:
 def broken(value: float = math.nan) -> list[Sample]:
     good = samples(0)[0]
     return [
-        Sample(role=LONG, token_ids=good.token_ids, mask=good.mask, logprobs=good.logprobs, advantages=tuple(value * m for m in good.mask))
+        Sample(
+            role=LONG,
+            token_ids=good.token_ids,
+            mask=good.mask,
+            logprobs=good.logprobs,
+            advantages=tuple(value * m for m in good.mask),
+        )
     ]
 
 
@@ -59,11 +65,19 @@ def test_gaps_are_learner_minus_engine_per_sampled_token_in_the_samples_order(fo
     drawn = [
         Sample(role=LONG, token_ids=(3, 4, 5), mask=(0, 0, 1), logprobs=(0.0, 0.0, -1.0), advantages=(0.0, 0.0, 2.0)),
         Sample(role=LONG, token_ids=(3, 9, 9), mask=(0, 1, 1), logprobs=(0.0, -1.0, -1.0), advantages=(0.0, 0.0, 0.0)),
-        Sample(role=LONG, token_ids=(7, 8, 9, 2), mask=(0, 1, 0, 1), logprobs=(0.0, -0.5, 0.0, -3.0), advantages=(0.0, 1.0, 0.0, 1.0)),
+        Sample(
+            role=LONG,
+            token_ids=(7, 8, 9, 2),
+            mask=(0, 1, 0, 1),
+            logprobs=(0.0, -0.5, 0.0, -3.0),
+            advantages=(0.0, 1.0, 0.0, 1.0),
+        ),
     ]
     learner = TorchLearner(LONG, folder, config(batch_tokens=batch_tokens, temperature=temperature), total_updates=1)
     assert learner.gaps() == []
-    ((five,), (eight,), (two,)) = (learner.score(*case, temperature) for case in (((3, 4), (5,)), ((7,), (8,)), ((7, 8, 9), (2,))))
+    ((five,), (eight,), (two,)) = (
+        learner.score(*case, temperature) for case in (((3, 4), (5,)), ((7,), (8,)), ((7, 8, 9), (2,)))
+    )
     learner.update(drawn)
     first, idle, third = learner.gaps()
     assert first == pytest.approx([five + 1.0], abs=6e-5) and idle is None
@@ -76,7 +90,13 @@ def test_an_engine_that_agrees_has_no_gap_and_only_the_last_update_is_kept(folde
     learner.update(samples(0))
     prompt, sampled = (2, 3), (4, 5, 6)
     logprobs = (0.0, 0.0, *learner.score(prompt, sampled, 1.0))
-    agreeing = Sample(role=LONG, token_ids=prompt + sampled, mask=(0, 0, 1, 1, 1), logprobs=logprobs, advantages=(0.0, 0.0, 1.0, 1.0, 1.0))
+    agreeing = Sample(
+        role=LONG,
+        token_ids=prompt + sampled,
+        mask=(0, 0, 1, 1, 1),
+        logprobs=logprobs,
+        advantages=(0.0, 0.0, 1.0, 1.0, 1.0),
+    )
     learner.update([agreeing])
     assert learner.gaps() == [pytest.approx([0.0, 0.0, 0.0], abs=1e-4)]
     learner.update([sample_like(1, advantage=0.0)])
@@ -113,7 +133,10 @@ def test_weights_are_a_copy_that_names_the_head(tmp_path, tied):
     learner = TorchLearner(LONG, save_tiny(tmp_path / "model", tied=tied), config(), total_updates=2)
     weights = learner.weights()
     assert weights.keys() == tiny_model(tied=tied).state_dict().keys() and "lm_head.weight" in weights
-    assert all(tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in weights.values())
+    assert all(
+        tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+        for tensor in weights.values()
+    )
     kept = weights["model.norm.weight"].clone()
     learner.update(samples(0))
     assert torch.equal(weights["model.norm.weight"], kept) and not same(weights, learner.weights())
@@ -123,9 +146,13 @@ def test_weights_are_a_copy_that_names_the_head(tmp_path, tied):
 def test_a_second_pass_in_bfloat16_computes_with_the_weights_of_the_first(folder):
     """Autocast keeps its bfloat16 copies of the weights for as long as its context is open: an optimizer step must make them anew."""
     settings = {"dtype": "bfloat16", "num_iterations": 2, "loss": {"importance_correction": "none"}}
-    one, two = (TorchLearner(LONG, folder, config(**(settings | {"num_iterations": n})), total_updates=1) for n in (1, 2))
+    one, two = (
+        TorchLearner(LONG, folder, config(**(settings | {"num_iterations": n})), total_updates=1) for n in (1, 2)
+    )
     first, second = one.update(samples(0))["loss"], two.update(samples(0))["loss"]
-    assert second < first - 1e-3  # the last pass's loss: with the old weights its ratios would be 1, and the loss the first one's
+    assert (
+        second < first - 1e-3
+    )  # the last pass's loss: with the old weights its ratios would be 1, and the loss the first one's
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_small_updates(folder):
@@ -140,7 +167,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_small_updates(folder):
 
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_resumption_is_bit_equal(tmp_path, folder, num_iterations):
-    chosen = config(num_iterations=num_iterations, weight_decay=0.01, loss={"name": "gspo", "beta": 0.05}, warmup_ratio=0.3)
+    chosen = config(
+        num_iterations=num_iterations, weight_decay=0.01, loss={"name": "gspo", "beta": 0.05}, warmup_ratio=0.3
+    )
     learner = TorchLearner(LONG, folder, chosen, total_updates=6)
     for step in range(3):
         learner.update(samples(step))
@@ -156,18 +185,28 @@ def test_resumption_is_bit_equal(tmp_path, folder, num_iterations):
 
 
 def test_supervise_takes_the_steps_of_fit(folder):
-    chosen = config(warmup_ratio=0.25, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=0.5, batch_tokens=24)
+    chosen = config(
+        warmup_ratio=0.25, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=0.5, batch_tokens=24
+    )
     learner, data, order = TorchLearner(LONG, folder, chosen, total_updates=8), samples(0), endless_order(5, seed=1)
     reports = [learner.supervise([data[next(order)] for _ in range(3)]) for _ in range(8)]
     model = tiny_model()
-    same_settings = {"warmup_ratio": 0.25, "lr_scheduler_type": "linear", "weight_decay": 0.01, "max_grad_norm": 0.5, "batch_tokens": 24}
+    same_settings = {
+        "warmup_ratio": 0.25,
+        "lr_scheduler_type": "linear",
+        "weight_decay": 0.01,
+        "max_grad_norm": 0.5,
+        "batch_tokens": 24,
+    }
     losses = fit(model, data, steps=8, batch_size=3, learning_rate=1e-2, betas=(0.9, 0.999), seed=1, **same_settings)
     assert [report["loss"] for report in reports] == pytest.approx(losses, abs=1e-6) and losses[-1] < losses[0]
     for name, tensor in model.state_dict().items():
         assert torch.allclose(learner.weights()[name], tensor, atol=1e-6, rtol=0), name
     rates = [report["learning_rate"] for report in reports]
     assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2]) and rates[-1] == pytest.approx(1e-2 / 6)
-    assert {report["optimizer_steps"] for report in reports} == {1.0} and min(report["grad_norm"] for report in reports) > 0
+    assert {report["optimizer_steps"] for report in reports} == {1.0} and min(
+        report["grad_norm"] for report in reports
+    ) > 0
 
 
 def test_supervise_skips_what_is_not_finite_and_stops_when_it_goes_on(folder):
@@ -255,7 +294,17 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(folder
 def test_deterministic_mode_keeps_the_engines_log_probs_out_of_the_loss(folder):
     def after_update(logprob: float, deterministic: bool) -> dict[str, torch.Tensor]:
         learner = TorchLearner(LONG, folder, config(deterministic=deterministic), total_updates=1)
-        learner.update([Sample(role=LONG, token_ids=(2, 3, 4), mask=(0, 1, 1), logprobs=(0.0, logprob, -1.0), advantages=(0.0, 1.0, -1.0))])
+        learner.update(
+            [
+                Sample(
+                    role=LONG,
+                    token_ids=(2, 3, 4),
+                    mask=(0, 1, 1),
+                    logprobs=(0.0, logprob, -1.0),
+                    advantages=(0.0, 1.0, -1.0),
+                )
+            ]
+        )
         return bits(learner)
 
     assert same(after_update(-0.5, True), after_update(-9.0, True))
@@ -264,7 +313,10 @@ def test_deterministic_mode_keeps_the_engines_log_probs_out_of_the_loss(folder):
 
 def test_dr_grpos_constant_is_the_most_a_role_may_sample():
     chosen = LongShortConfig(
-        long={"turn_tokens": 100}, short={"turn_tokens": 500}, protocol={"max_exchanges": 3, "episode_tokens": 800}, temperature=0.7
+        long={"turn_tokens": 100},
+        short={"turn_tokens": 500},
+        protocol={"max_exchanges": 3, "episode_tokens": 800},
+        temperature=0.7,
     )
     assert step_settings(chosen, LONG).max_completion_tokens == 300
     assert step_settings(chosen, SHORT).max_completion_tokens == 800
@@ -280,7 +332,10 @@ def edit_json(path, **changes) -> None:
     [
         (lambda s: (s / "learner.json").unlink(), "cannot be read"),
         (lambda s: (s / "learner.json").write_text("{"), "cannot be read"),
-        (lambda s: (s / "optimizer.safetensors").write_bytes((s / "optimizer.safetensors").read_bytes()[:-9]), "cannot be read"),
+        (
+            lambda s: (s / "optimizer.safetensors").write_bytes((s / "optimizer.safetensors").read_bytes()[:-9]),
+            "cannot be read",
+        ),
         (lambda s: (s / "optimizer.safetensors").write_bytes(b"\x80\x04K\x01."), "cannot be read"),
         (lambda s: edit_json(s / "learner.json", role="short"), "of role 'short', not 'long'"),
     ],
@@ -325,8 +380,13 @@ def test_a_gpu_that_is_not_there_is_refused(folder, monkeypatch):
 def test_a_model_that_scales_its_logits_in_an_unknown_way_is_refused(tmp_path, folder):
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    sizes = {name: getattr(tiny_model().config, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
-    granite = GraniteConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, logits_scaling=8.0, initializer_range=0.2)
+    sizes = {
+        name: getattr(tiny_model().config, name)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    }
+    granite = GraniteConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=1, logits_scaling=8.0, initializer_range=0.2
+    )
     torch.manual_seed(0)
     GraniteForCausalLM(granite).save_pretrained(tmp_path / "model")
     with pytest.raises(LongShortError, match="'granite' computes its logits in a way"):

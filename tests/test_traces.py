@@ -43,7 +43,11 @@ def test_every_kind_of_bad_row_has_a_name(tmp_path, pool):
     assert [trace.outcome for trace in found] == [
         "ok", "empty_response", "empty_response", "gold_unparseable", "bad_row", "duplicate", "ok", "bad_row",
     ]  # fmt: skip
-    assert "the answer '\\\\frac{'" in found[3].detail and "line 5: no question" in found[4].detail and "line 6" in found[5].detail
+    assert (
+        "the answer '\\\\frac{'" in found[3].detail
+        and "line 5: no question" in found[4].detail
+        and "line 6" in found[5].detail
+    )
     assert found[6].notes == ("repeated_problem",) and len({trace.id for trace in found}) == 8
 
 
@@ -57,15 +61,30 @@ def test_unusual_text_is_noted_and_kept_byte_for_byte(tmp_path, pool):
 def test_only_the_wrapper_around_a_whole_trace_is_taken_off():
     wrapped = ["<think>\nOne.\n\n", "Two.\n</think>\n\n", "\\boxed{2}"]
     assert unwrapped(wrapped) == ["\nOne.\n\n", "Two.\n\n\n", "\\boxed{2}"]
-    assert unwrapped(["One.\n\n", "Two.\n</think>\n\n", "3"]) == ["One.\n\n", "Two.\n\n\n", "3"]  # no opening tag: R1's habit
-    for kept in (["It says </think> here.", "2"], ["a", "<think>b"], ["</think>\n", "</think>\n"], ["<think>a", "<think>b"]):
+    assert unwrapped(["One.\n\n", "Two.\n</think>\n\n", "3"]) == [
+        "One.\n\n",
+        "Two.\n\n\n",
+        "3",
+    ]  # no opening tag: R1's habit
+    for kept in (
+        ["It says </think> here.", "2"],
+        ["a", "<think>b"],
+        ["</think>\n", "</think>\n"],
+        ["<think>a", "<think>b"],
+    ):
         assert unwrapped(kept) == kept
 
 
 def test_a_column_is_chosen_once_and_its_absence_said(tmp_path, pool):
-    rows = [{"problem": "1?", "answer": "1", "generation": "a\n\nb"}, {"problem": "2?", "answer": "2", "response": "c\n\nd"}]
+    rows = [
+        {"problem": "1?", "answer": "1", "generation": "a\n\nb"},
+        {"problem": "2?", "answer": "2", "response": "c\n\nd"},
+    ]
     assert [trace.outcome for trace in load(tmp_path, pool, rows)] == ["ok", "empty_response"]
-    with pytest.raises(LongShortError, match=r"line 1: no response; expected a column response, trace, .*, got problem, answer, solution"):
+    with pytest.raises(
+        LongShortError,
+        match=r"line 1: no response; expected a column response, trace, .*, got problem, answer, solution",
+    ):
         load(tmp_path, pool, [{"problem": "1?", "answer": "1", "solution": "human"}])
     odd = {"id": "half \ud83d", "problem": "1?", "answer": "1", "response": "a\n\nb"}
     assert load(tmp_path, pool, [odd])[0].outcome == "bad_row"
@@ -81,7 +100,10 @@ def test_miniature_traces_are_of_the_kind_asked_for(pool):
     from longshort.miniature.world import hard_parts
 
     easy, hard = (load_traces(f"miniature:{kind}", 50, pool, 0) for kind in ("easy", "hard"))
-    assert {hard_parts(trace.problem) for trace in easy} == {1} and {hard_parts(trace.problem) for trace in hard} == {2, 3}
+    assert {hard_parts(trace.problem) for trace in easy} == {1} and {hard_parts(trace.problem) for trace in hard} == {
+        2,
+        3,
+    }
     assert len(easy) == len(hard) == 50 and sum(len(t.response) for t in hard) > 4 * sum(len(t.response) for t in easy)
     assert load_traces("miniature:hard", 50, pool, 0) == hard != load_traces("miniature:hard", 50, pool, 1)
     with pytest.raises(LongShortError, match="'hrad' is not known; known: train, easy, hard"):

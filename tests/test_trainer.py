@@ -62,11 +62,17 @@ def test_problem_order_is_epochs_of_permutations_fixed_by_the_seed(tmp_path, unt
 
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path, untrained):
     with pytest.raises(LongShortError, match=r"long\.model is empty"):
-        LongShortTrainer(args=LongShortConfig(output_dir=str(tmp_path)), train_dataset=[{"problem": "1+1?", "answer": "2"}])
+        LongShortTrainer(
+            args=LongShortConfig(output_dir=str(tmp_path)), train_dataset=[{"problem": "1+1?", "answer": "2"}]
+        )
     with pytest.raises(LongShortError, match="no training problems"):
         LongShortTrainer(long=untrained[LONG], short=untrained[SHORT], args=LongShortConfig(output_dir=str(tmp_path)))
     with pytest.raises(LongShortError, match=r"train_dataset\[1\]: no answer"):
-        LongShortTrainer(long=untrained[LONG], short=untrained[SHORT], train_dataset=[{"problem": "a", "answer": "2"}, {"problem": "b"}])
+        LongShortTrainer(
+            long=untrained[LONG],
+            short=untrained[SHORT],
+            train_dataset=[{"problem": "a", "answer": "2"}, {"problem": "b"}],
+        )
 
 
 def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, untrained):
@@ -74,7 +80,9 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, un
     folder = checkpoint.begin(first.output_dir, 1)
     final = checkpoint.commit(folder, {"step": 1, "recipe": first.config.model_dump(mode="json")})
     cheaper = tiny_models.role(untrained[LONG], kv_cache_gib=0.0625)
-    assert trainer(tmp_path, untrained, save_steps=7, learning_rate=1e-4, long=cheaper).checkpoint_to_resume(True) == final
+    assert (
+        trainer(tmp_path, untrained, save_steps=7, learning_rate=1e-4, long=cheaper).checkpoint_to_resume(True) == final
+    )
     with pytest.raises(LongShortError, match="holds checkpoints up to step 1; pass --resume"):
         trainer(tmp_path, untrained).checkpoint_to_resume(False)
     with pytest.raises(LongShortError, match=r"num_generations was 4 and is now 6"):
@@ -107,7 +115,14 @@ def progress_with(run, gaps):
         return SimpleNamespace(gaps=of_last_update)
 
     (run.output_dir / "episodes").mkdir(parents=True)
-    return Recorder(run.config, run.output_dir, run.steps, run.protocol, run.advantage, SimpleNamespace(policies={role: policy(role) for role in (LONG, SHORT)}))
+    return Recorder(
+        run.config,
+        run.output_dir,
+        run.steps,
+        run.protocol,
+        run.advantage,
+        SimpleNamespace(policies={role: policy(role) for role in (LONG, SHORT)}),
+    )
 
 
 def write_episodes(progress, step):
@@ -142,7 +157,11 @@ def test_groups_whose_places_were_refilled_stand_last_and_trained_nobody(tmp_pat
     write_episodes(progress_with(run, {LONG: [[0.1], [0.2]], SHORT: []}), replace(step, replaced=(even,)))
     rows = [json.loads(line) for line in (run.output_dir / "episodes" / "step-000001.jsonl").read_text().splitlines()]
     assert [row["turns"][0]["token_ids"] for row in rows] == [[7], [8], [9], [9]]
-    assert [row["advantages"][LONG] for row in rows] == [-0.5, 0.5, 0.0, 0.0] and "gaps" not in rows[2] and rows[1]["gaps"] == {LONG: [0.2]}
+    assert (
+        [row["advantages"][LONG] for row in rows] == [-0.5, 0.5, 0.0, 0.0]
+        and "gaps" not in rows[2]
+        and rows[1]["gaps"] == {LONG: [0.2]}
+    )
 
 
 def test_gaps_of_other_samples_than_the_steps_are_refused(tmp_path, untrained):
@@ -170,7 +189,9 @@ def test_a_half_written_file_of_episodes_never_has_its_name(tmp_path, untrained)
 def test_a_resumed_run_takes_bit_equal_steps(tmp_path, models):
     whole = trainer(tmp_path / "whole", models, max_steps=3, save_steps=2, deterministic=True)
     whole.train()
-    resumed = trainer(tmp_path / "resumed", models, max_steps=3, save_steps=2, deterministic=True, dataset=whole.config.dataset)
+    resumed = trainer(
+        tmp_path / "resumed", models, max_steps=3, save_steps=2, deterministic=True, dataset=whole.config.dataset
+    )
     resumed.output_dir.mkdir(parents=True)
     shutil.copytree(whole.output_dir / "checkpoint-2", resumed.output_dir / "checkpoint-2")
     resumed.train(resume=True)
@@ -180,13 +201,19 @@ def test_a_resumed_run_takes_bit_equal_steps(tmp_path, models):
     assert [got[name] for name in names] == [expected[name] for name in names]
     assert expected["long/grad_norm"] > 0 and expected["short/grad_norm"] > 0
     for role in (LONG, SHORT):
-        files = [(run.output_dir / "checkpoint-3" / role / "model.safetensors").read_bytes() for run in (whole, resumed)]
+        files = [
+            (run.output_dir / "checkpoint-3" / role / "model.safetensors").read_bytes() for run in (whole, resumed)
+        ]
         assert files[0] == files[1], f"the {role} weights differ"
     rows = [json.loads(line) for line in (whole.output_dir / "episodes" / "step-000003.jsonl").read_text().splitlines()]
     for row in rows:
-        assert set(row.get("gaps", ())) == {role for role, advantage in row["advantages"].items() if advantage and spoke(row, role)}
+        assert set(row.get("gaps", ())) == {
+            role for role, advantage in row["advantages"].items() if advantage and spoke(row, role)
+        }
         for role, gaps in row.get("gaps", {}).items():
-            assert len(gaps) == spoke(row, role) and max(map(abs, gaps)) < 1e-3  # the engine sampled from the learner's weights
+            assert (
+                len(gaps) == spoke(row, role) and max(map(abs, gaps)) < 1e-3
+            )  # the engine sampled from the learner's weights
     assert len(rows) == 16 and any(row.get("gaps", {}).keys() == {LONG, SHORT} for row in rows)
 
 
@@ -197,7 +224,10 @@ def spoke(row, role):
 
 def episodes(run):
     """The lines of each step."""
-    return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted((run.output_dir / "episodes").iterdir())]
+    return [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted((run.output_dir / "episodes").iterdir())
+    ]
 
 
 @pytest.mark.engine
@@ -261,7 +291,10 @@ def test_way_one_the_command_line_trains_with_vllm(tmp_path, models):
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
-    assert rows[-1]["team/tokens"] > 0 and {"long/grad_norm", "short/grad_norm", "rollout/idle_frac/long"} <= rows[-1].keys()
+    assert (
+        rows[-1]["team/tokens"] > 0
+        and {"long/grad_norm", "short/grad_norm", "rollout/idle_frac/long"} <= rows[-1].keys()
+    )
     from transformers import AutoModelForCausalLM
 
     for role in (LONG, SHORT):
@@ -272,5 +305,7 @@ def test_way_one_the_command_line_trains_with_vllm(tmp_path, models):
 def test_way_two_the_trainer_class_takes_its_own_data_and_reward(tmp_path, models):
     config = trainer(tmp_path, models, max_steps=1).config
     rows = [{"problem": problem.question, "answer": problem.answer} for problem in make_problems("train", 4, 0)]
-    last = LongShortTrainer(long=models[LONG], short=models[SHORT], train_dataset=rows, reward=even_tokens, args=config).train()
+    last = LongShortTrainer(
+        long=models[LONG], short=models[SHORT], train_dataset=rows, reward=even_tokens, args=config
+    ).train()
     assert last["long/skipped"] == 0 and last["long/grad_norm"] > 0

@@ -19,7 +19,10 @@ from tests.learning_cases import sample_like, save_tiny, tiny_model
 pytestmark = pytest.mark.engine
 
 MAX_COMPLETION, CAP, TEMPERATURE = 16, 2.0, 0.7
-SAMPLES = [sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3]) for seed in range(6)]
+SAMPLES = [
+    sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3])
+    for seed in range(6)
+]
 CASES = {
     "grpo": {"name": "grpo"},
     "dr_grpo": {"name": "dr_grpo"},
@@ -58,7 +61,9 @@ def logprobs_of(model, sample: Sample) -> list[float]:
 
 def with_engine_logprobs(sample: Sample) -> Sample:
     logprobs = tuple(p * m for p, m in zip(logprobs_of(ENGINE, sample), sample.mask, strict=True))
-    return Sample(role=sample.role, token_ids=sample.token_ids, mask=sample.mask, logprobs=logprobs, advantages=sample.advantages)
+    return Sample(
+        role=sample.role, token_ids=sample.token_ids, mask=sample.mask, logprobs=logprobs, advantages=sample.advantages
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +111,9 @@ def trl_inputs(samples: list[Sample], correction: str) -> dict[str, torch.Tensor
         for name, model in (("old_per_token_logps", OLD), ("ref_per_token_logps", REFERENCE), ("engine", ENGINE)):
             streams[name].append(logprobs_of(model, sample)[start:] + [0.0] * len(right))
     inputs = {name: torch.tensor(rows) for name, rows in (columns | streams).items()}
-    difference = (inputs["old_per_token_logps"] - inputs.pop("engine")) * inputs["completion_mask"] * inputs["tool_mask"]
+    difference = (
+        (inputs["old_per_token_logps"] - inputs.pop("engine")) * inputs["completion_mask"] * inputs["tool_mask"]
+    )
     if correction == "token_truncate":
         inputs["importance_sampling_ratio"] = difference.exp().clamp(max=CAP)
     elif correction == "sequence_mask":
@@ -168,8 +175,13 @@ def test_the_same_batch_gives_trls_loss_and_gradient(trainer, case, extra):
     samples = [with_engine_logprobs(sample) for sample in SAMPLES]
     their_loss, theirs = by_trl(trainer, samples, loss)
     our_loss, ours = by_ours(samples, loss)
-    loss_difference, gradient_difference = abs(our_loss - their_loss) / abs(their_loss), ((ours - theirs).norm() / theirs.norm()).item()
-    print(f"{case}, {extra}: loss {their_loss:.6f}, relative difference {loss_difference:.1e}, gradient {gradient_difference:.1e}")
+    loss_difference, gradient_difference = (
+        abs(our_loss - their_loss) / abs(their_loss),
+        ((ours - theirs).norm() / theirs.norm()).item(),
+    )
+    print(
+        f"{case}, {extra}: loss {their_loss:.6f}, relative difference {loss_difference:.1e}, gradient {gradient_difference:.1e}"
+    )
     assert loss_difference <= 1e-4
     assert gradient_difference <= 1e-4
 
@@ -179,7 +191,9 @@ def test_the_cases_above_really_clip_truncate_and_mask():
     with torch.no_grad():
         logp, old = token_logprobs(tiny_model(), batch, TEMPERATURE), token_logprobs(OLD, batch, TEMPERATURE)
     for case in CASES.values():
-        _, values = step_module.token_loss(logp, old, None, batch, LossConfig(**case, importance_correction="sequence_mask"))
+        _, values = step_module.token_loss(
+            logp, old, None, batch, LossConfig(**case, importance_correction="sequence_mask")
+        )
         assert values["clip_ratio/high_mean"].sum() > 0, case
         masked = (values["sampling/importance_sampling_ratio"] == 0).float().mean()
         assert 0 < masked < 1

@@ -37,7 +37,15 @@ def made_tokenizers():
 def row(problem, said, stop="answered", question="1+1?", **more):
     """A line in the format of longshort/runs/episodes.py; `said` is [(role, text, closing tag, token ids, log-probs)]."""
     turns = [
-        {"role": role, "text": text, "stop": tag, "version": 3, "context_ids": [7, 8], "token_ids": ids, "logprobs": logprobs}
+        {
+            "role": role,
+            "text": text,
+            "stop": tag,
+            "version": 3,
+            "context_ids": [7, 8],
+            "token_ids": ids,
+            "logprobs": logprobs,
+        }
         for role, text, tag, ids, logprobs in said
     ]
     return {"problem": {"id": problem, "question": question, "answer": "2"}, "stop": stop, "turns": turns} | more
@@ -62,7 +70,12 @@ def write_steps(folder: Path, steps, problems, samples=2) -> Run:
 
 def test_a_file_name_tells_its_evaluation(tmp_path):
     source = evaluation_source(0, Path("eval/training/step-40.miniature:test.v1.sampled.jsonl"))
-    assert (source.evaluation, source.system, source.benchmark, source.decoding) == ("training", "step-40", "miniature:test.v1", "sampled")
+    assert (source.evaluation, source.system, source.benchmark, source.decoding) == (
+        "training",
+        "step-40",
+        "miniature:test.v1",
+        "sampled",
+    )
     assert source.step == 40 and evaluation_source(0, Path("eval/final/pair.math.greedy.jsonl")).step is None
     for step in (20, 100):
         write(tmp_path / f"eval/training/step-{step}.math.greedy.jsonl", [tiny("p")])
@@ -75,7 +88,9 @@ def test_damaged_and_foreign_lines_are_told_and_the_rest_is_found(tmp_path):
     found = find([Run("r", tmp_path)])
     assert [(place.problem, place.ordinal) for place in found.places] == [("a", 0), ("b", 0), ("a", 1)]
     (remark,) = found.remarks
-    assert remark.startswith("r/episodes/step-000001.jsonl, line 2: no episode (problem: Field required), and so are 2 more of its lines;")
+    assert remark.startswith(
+        "r/episodes/step-000001.jsonl, line 2: no episode (problem: Field required), and so are 2 more of its lines;"
+    )
     assert find([Run("r", tmp_path / "nowhere")]).places == []
 
 
@@ -112,7 +127,9 @@ def test_evaluations_come_first_but_leave_half_to_training(tmp_path):
         write(tmp_path / f"eval/final/{system}.math.greedy.jsonl", [tiny(f"e{i}") for i in range(10)])
     kept = chosen(run, 8)
     assert [sum(n for (system, *_), n in kept.items() if system == one) for one in ("pair", "alone", "")] == [2, 2, 4]
-    assert {problem for system, _, problem in kept if system == "pair"} == {problem for system, _, problem in kept if system == "alone"}
+    assert {problem for system, _, problem in kept if system == "pair"} == {
+        problem for system, _, problem in kept if system == "alone"
+    }
     assert sum(n for (system, *_), n in chosen(run, 25).items() if system) == 15  # of 20; training needs only 10
     found = find([run])
     assert [found.sources[place.source].kind for place in choose(found, 8)] == ["evaluation"] * 4 + ["training"] * 4
@@ -127,7 +144,10 @@ def test_packing_by_hand(tmp_path):
     ]
     extra = {"step": 7, "reward": {"long": 1.0, "short": 2.0}, "terms": {"correct": 1.0, "length": float("inf")}}
     gaps = {"gaps": {"long": [0.5, -0.0126, 0.001], "short": [0.1]}}
-    write(tmp_path / "episodes/step-000007.jsonl", [row("p", said, **extra, **gaps), tiny("p", 7, correct=False, reason="timeout")])
+    write(
+        tmp_path / "episodes/step-000007.jsonl",
+        [row("p", said, **extra, **gaps), tiny("p", 7, correct=False, reason="timeout")],
+    )
     found = find([Run("r", tmp_path)])
     packed = pack(choose(found, 9), 40, remarks := [])
     assert packed.rows == [[0, 7, 0, 0, 0, 1, 4, 6, 1.5], [0, 7, 0, 1, 0, 0, 1, 1, None]]
@@ -177,7 +197,10 @@ def test_tokenizers_come_from_the_run_and_must_fit(tmp_path, tokenizers):
     for role in ROLES:
         tokenizers[role].save_pretrained(tmp_path / "checkpoint-2" / role)
     ids = {role: list(encode_plain(tokenizers[role], "1+1")) for role in ROLES}
-    write(tmp_path / "episodes/step-000001.jsonl", [row("p", [(role, "1+1", "", ids[role], [0, 0, 0]) for role in ROLES], step=1)])
+    write(
+        tmp_path / "episodes/step-000001.jsonl",
+        [row("p", [(role, "1+1", "", ids[role], [0, 0, 0]) for role in ROLES], step=1)],
+    )
     foreign = row("p", [(LONG, "1+1", "", [250, 251, 252], [0, 0, 0])])
     write(tmp_path / "eval/final/other.math.greedy.jsonl", [foreign])
     write(tmp_path / "eval/final/swapped.math.greedy.jsonl", [row("p", [(LONG, "1+1", "", ids[SHORT], [0, 0, 0])])])
@@ -210,4 +233,6 @@ def test_the_html_is_inert_and_the_same_again(tmp_path):
     first, again = (viewer_parts([Run(HOSTILE, tmp_path)], episodes=2) for _ in range(2))
     assert first == again and "<script>window" not in first.html and "\u2028" not in first.html
     assert "2 of 3 episodes shown; --episodes raises it." in first.html
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?:", first.script + first.style)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?:", first.script + first.style
+    )

@@ -18,14 +18,20 @@ ORDER = ["E0", "E1", "B0", "A2", "A3", "A0", "A1"]
 def report(tmp_path, tokenizers) -> str:
     """The address of a report on two small runs."""
     alpha, beta = tmp_path / "alpha", tmp_path / "beta"
-    tags = {role: {tag: tokenizers[role].convert_tokens_to_ids(tag) for tag in ("</think>", "</rethink>", "</answer>")} for role in ROLES}
+    tags = {
+        role: {tag: tokenizers[role].convert_tokens_to_ids(tag) for tag in ("</think>", "</rethink>", "</answer>")}
+        for role in ROLES
+    }
 
     def talk(problem, *said, **more):
         """Messages of long and short in turn; the first token of each has log-prob ln 0.5, the others 0."""
         turns = []
         for number, (text, tag) in enumerate(said):
             role = ROLES[number % 2]
-            ids = [*encode_plain(tokenizers[role], text.replace("\ud800", "?")), *([tags[role][tag]] if tag in tags[role] else [])]
+            ids = [
+                *encode_plain(tokenizers[role], text.replace("\ud800", "?")),
+                *([tags[role][tag]] if tag in tags[role] else []),
+            ]
             turns.append((role, text, tag, ids, [-0.6931] + [0.0] * (len(ids) - 1)))
         made = row(problem, turns, **more)
         for turn in made["turns"]:
@@ -33,18 +39,33 @@ def report(tmp_path, tokenizers) -> str:
         return made
 
     graded = lambda right, reward: {"terms": {"correct": right}, "reward": {"long": reward, "short": reward}}  # noqa: E731
-    a0 = talk("p", ("1+1", "</think>"), ("é2", "</answer>"), step=1, **graded(1.0, 1.5), advantages={"long": 0.25, "short": -0.25})
+    a0 = talk(
+        "p",
+        ("1+1", "</think>"),
+        ("é2", "</answer>"),
+        step=1,
+        **graded(1.0, 1.5),
+        advantages={"long": 0.25, "short": -0.25},
+    )
     a0["gaps"] = {"long": [0.0, -0.03, 0.004, 0.6]}
     a1 = talk("p", ("7", "</think>"), ("needle 3", "</answer>"), step=1, **graded(0.0, 0.5))
     a2 = talk(
-        "q", (HOSTILE, "</think>"), ("a", "</rethink>"), ("b", "</think>"), ("c", "</answer>"), question=HOSTILE, step=2, **graded(1.0, 2.0)
+        "q",
+        (HOSTILE, "</think>"),
+        ("a", "</rethink>"),
+        ("b", "</think>"),
+        ("c", "</answer>"),
+        question=HOSTILE,
+        step=2,
+        **graded(1.0, 2.0),
     )
     a3 = talk("p", ("long long", "length"), stop="turn_length", step=2, **graded(0.0, 0.0))
     b0 = talk("p", ("8", "</think>"), ("2", "</answer>"), step=3)
     for turn in b0["turns"]:
         del turn["context_ids"]
     samples = [
-        talk("p", ("9", "</think>"), (str(n), "</answer>"), correct=n == 0, reason="match" if n == 0 else "no_answer") for n in range(2)
+        talk("p", ("9", "</think>"), (str(n), "</answer>"), correct=n == 0, reason="match" if n == 0 else "no_answer")
+        for n in range(2)
     ]
     write(alpha / "episodes/step-000001.jsonl", [a0, a1])
     write(alpha / "episodes/step-000002.jsonl", [a2, a3])
@@ -133,18 +154,29 @@ def test_a_dialogue_and_its_tokens(report, browser, tokenizers):
     browser.open(report)
     browser("Emulation.setFocusEmulationEnabled", enabled=True)
     browser.until(TEXTS, ["9", "0"])
-    assert browser.js("document.querySelector('.episode .facts').textContent") == "verdict✓ right (match)stopansweredturns2tokens4"
+    assert (
+        browser.js("document.querySelector('.episode .facts').textContent")
+        == "verdict✓ right (match)stopansweredturns2tokens4"
+    )
     browser.js("document.getElementById('episode-list').focus()")
     for _ in range(5):
         browser.press("ArrowDown")
     browser.until(TEXTS, ["1+1", "é2"])
-    assert browser.js("[...document.querySelectorAll('.turn')].map(turn => turn.className)") == ["turn long", "turn short"]
+    assert browser.js("[...document.querySelectorAll('.turn')].map(turn => turn.className)") == [
+        "turn long",
+        "turn short",
+    ]
     assert browser.js("[...document.querySelectorAll('.turn .head')].map(e => e.textContent)") == [
         "long4 tokensweights 3",
         "short4 tokensweights 3",
     ]
-    assert browser.js("[...document.querySelectorAll('.turn .tag')].map(e => e.textContent)") == ["</think>", "</answer>"]
-    cells = browser.js("[...document.querySelectorAll('.roles tbody tr')].map(e => [...e.children].map(c => c.textContent))")
+    assert browser.js("[...document.querySelectorAll('.turn .tag')].map(e => e.textContent)") == [
+        "</think>",
+        "</answer>",
+    ]
+    cells = browser.js(
+        "[...document.querySelectorAll('.roles tbody tr')].map(e => [...e.children].map(c => c.textContent))"
+    )
     assert cells == [["long", "4", "1.5", "0.25"], ["short", "4", "1.5", "−0.25"]]
     assert browser.js("document.querySelector('.terms').textContent") == "correct1"
 
@@ -154,9 +186,13 @@ def test_a_dialogue_and_its_tokens(report, browser, tokenizers):
     assert browser.js(tokens % 0) == ["1 token p3", "+ token p0", "1 token p0", "</think> token p0 control"]
     assert browser.js(tokens % 1) == ["\\xc3 token p3", "\\xa9 token p0", "2 token p0", "</answer> token p0 control"]
     browser.js("document.querySelector('.tokens').scrollIntoView({block: 'center'})")
-    box = browser.js("(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelector('.tokens .token').getBoundingClientRect())")
+    box = browser.js(
+        "(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelector('.tokens .token').getBoundingClientRect())"
+    )
     browser("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
-    browser.until(TIP, ["1", "16", "−0.693", "0.500", "0.000", "1, sampled", "2"])  # after the two ids of its context, 0 and 1
+    browser.until(
+        TIP, ["1", "16", "−0.693", "0.500", "0.000", "1, sampled", "2"]
+    )  # after the two ids of its context, 0 and 1
     browser.js("document.querySelector('.tokens .token').focus()")
     browser.press("ArrowRight")
     browser.until(TIP, ["+", "10", "0.000", "1.000", "−0.030", "1, sampled", "3"])
@@ -166,11 +202,20 @@ def test_a_dialogue_and_its_tokens(report, browser, tokenizers):
     click(browser, ".choice button", "engine–learner gap")
     browser.until(tokens % 0, ["1 token p0", "+ token below2", "1 token p0", "</think> token above4 control"])
     assert set(browser.js(tokens % 1)) == {
-        f"{text} token unknown{extra}" for text, extra in (("\\xc3", ""), ("\\xa9", ""), ("2", ""), ("</answer>", " control"))
+        f"{text} token unknown{extra}"
+        for text, extra in (("\\xc3", ""), ("\\xa9", ""), ("2", ""), ("</answer>", " control"))
     }
     click(browser, ".choice button", "Training sequence of long")
     browser.until(
-        tokens % 0, ["Q token context", "  token context", "1 token p0", "+ token below2", "1 token p0", "</think> token above4 control"]
+        tokens % 0,
+        [
+            "Q token context",
+            "  token context",
+            "1 token p0",
+            "+ token below2",
+            "1 token p0",
+            "</think> token above4 control",
+        ],
     )
     browser.js("document.querySelector('.tokens').children[1].click()")
     browser.until(TIP, ["␣", str(encode_plain(tokenizers[LONG], " ")[0]), "–", "–", "–", "0, read", "1"])
@@ -223,7 +268,10 @@ def test_hostile_text_is_only_text(report, browser):
     browser.until(TEXTS, [SHOWN_HOSTILE, "a", "b", "c"])
     assert browser.js("document.querySelector('#episode-detail h3').textContent") == SHOWN_HOSTILE
     inert = "document.querySelectorAll('#episodes img, #episode-detail script, #episodes iframe').length"
-    assert browser.js(inert) == 0 and browser.js("getComputedStyle(document.querySelector('.turn .text')).unicodeBidi") == "plaintext"
+    assert (
+        browser.js(inert) == 0
+        and browser.js("getComputedStyle(document.querySelector('.turn .text')).unicodeBidi") == "plaintext"
+    )
     assert browser.js("document.documentElement.scrollWidth") == 390
     click(browser, ".choice button", "Tokens")
     browser.until("document.querySelectorAll('.tokens').length", 4)
@@ -242,7 +290,9 @@ def test_thousands_of_episodes_keep_the_document_small(tmp_path, browser):
     visible = browser.js("document.getElementById('episode-list').clientHeight") / 54
     for place in (0, 2500, 4999):
         browser.js(f"document.getElementById('episode-list').scrollTop = {place} * 54")
-        browser.until(f"[...document.querySelectorAll('.option')].some(e => e.getAttribute('aria-posinset') == {place + 1})", True)
+        browser.until(
+            f"[...document.querySelectorAll('.option')].some(e => e.getAttribute('aria-posinset') == {place + 1})", True
+        )
         assert browser.js("document.querySelectorAll('.option').length") <= visible + 10
     assert "so they are shown as ids" in page.read_text()
     click(browser, ".choice button", "Tokens")
@@ -254,7 +304,9 @@ def test_thousands_of_episodes_keep_the_document_small(tmp_path, browser):
 def test_a_browser_that_cannot_unpack_says_so(report, browser):
     browser("Page.addScriptToEvaluateOnNewDocument", source="delete window.DecompressionStream")
     browser.open(report)
-    browser.until("document.getElementById('episode-detail').textContent.startsWith('This browser cannot unpack')", True)
+    browser.until(
+        "document.getElementById('episode-detail').textContent.startsWith('This browser cannot unpack')", True
+    )
     enter(browser, "q", "1+1?")
     listed(browser, *[name for name in ORDER if name != "A2"])
     assert browser.complaints() == []

@@ -28,7 +28,9 @@ def test_parcels_hold_what_fits_and_never_half_a_tensor():
 
 @pytest.fixture
 def learner(tmp_path):
-    return TorchLearner(SHORT, save_tiny(tmp_path / "model", tied=True), LongShortConfig(dtype="bfloat16"), total_updates=1)
+    return TorchLearner(
+        SHORT, save_tiny(tmp_path / "model", tied=True), LongShortConfig(dtype="bfloat16"), total_updates=1
+    )
 
 
 @pytest.fixture
@@ -46,8 +48,12 @@ def unpacked(parcels):
     for told in parcels:
         ((content,),) = told["ipc_handles"].values()
         at = 0
-        for name, dtype, shape, size in zip(told["names"], told["dtype_names"], told["shapes"], told["tensor_sizes"], strict=True):
-            tensors[name] = torch.frombuffer(bytearray(content[at : at + size]), dtype=getattr(torch, dtype)).view(shape)
+        for name, dtype, shape, size in zip(
+            told["names"], told["dtype_names"], told["shapes"], told["tensor_sizes"], strict=True
+        ):
+            tensors[name] = torch.frombuffer(bytearray(content[at : at + size]), dtype=getattr(torch, dtype)).view(
+                shape
+            )
             at += size
     return tensors
 
@@ -111,7 +117,9 @@ def test_over_nccl_goes_the_same_stream(learner, monkeypatch):
     outbox.broadcast(4096)
     met = {"master_address": "127.0.0.1", "master_port": 4000, "world_size": 2}
     assert buffers == {"group": met, "src": 0, "size": 4096, "number": 2}
-    assert all(torch.equal(tensor, learner.weights()[name]) for name, tensor in sent) and len(sent) == len(learner.weights())
+    assert all(torch.equal(tensor, learner.weights()[name]) for name, tensor in sent) and len(sent) == len(
+        learner.weights()
+    )
 
 
 @dataclass
@@ -209,5 +217,7 @@ def test_foreign_weights_are_refused_before_the_engine_is_touched(manifest, says
 def test_ipc_between_two_gpus_is_refused_with_both(monkeypatch):
     monkeypatch.setattr(vllm_inbox, "gpu_id", lambda: "gpu-b")
     monkeypatch.setattr(vllm_inbox, "infos", lambda backend: (Init28, Update28))
-    with pytest.raises(LongShortError, match=r"the engine is on GPU gpu-b and its learner on gpu-a; give both a share of one GPU"):
+    with pytest.raises(
+        LongShortError, match=r"the engine is on GPU gpu-b and its learner on gpu-a; give both a share of one GPU"
+    ):
         Inbox(Worker(), "ipc", {}).connect({"gpu": "gpu-a", "buffer_bytes": 9})

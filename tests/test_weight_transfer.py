@@ -16,7 +16,9 @@ from tests.test_weight_halves import MANIFEST
 
 
 def config(gpu: float = 0, learner_gpus: float = 0, **settings) -> LongShortConfig:
-    return LongShortConfig(**{"learner_gpus": learner_gpus, "long": {"model": "m", "engine": {"num_gpus": gpu}}} | settings)
+    return LongShortConfig(
+        **{"learner_gpus": learner_gpus, "long": {"model": "m", "engine": {"num_gpus": gpu}}} | settings
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,8 +43,18 @@ def test_auto_goes_by_where_the_two_are(gpu, learner_gpus, backend, way, why):
 @pytest.mark.parametrize(
     ("gpu", "learner_gpus", "wanted", "says"),
     [
-        (0, 0, "ipc", "weight_sync is ipc, but the long role's weights can only travel by object_store .the engine or its learner is on"),
-        (1, 1, "ipc", "can only travel by nccl or object_store .the engine and its learner are on different GPUs.; set weight_sync: auto"),
+        (
+            0,
+            0,
+            "ipc",
+            "weight_sync is ipc, but the long role's weights can only travel by object_store .the engine or its learner is on",
+        ),
+        (
+            1,
+            1,
+            "ipc",
+            "can only travel by nccl or object_store .the engine and its learner are on different GPUs.; set weight_sync: auto",
+        ),
         (0.5, 0.5, "nccl", "can only travel by ipc or object_store .the engine and its learner share a GPU"),
     ],
 )
@@ -54,7 +66,9 @@ def test_a_way_that_cannot_be_taken_is_refused_with_its_reason(gpu, learner_gpus
 def test_a_sleep_that_frees_nothing_for_the_learner_is_refused():
     for fitting in (config(time_share=True), config(0.5, 0.5, time_share=True), config(1, 1)):
         check_time_share(fitting, LONG)
-    with pytest.raises(LongShortError, match=r"the long engine \(1 GPUs\) and its learner \(1 ranks of 1\) do not share one"):
+    with pytest.raises(
+        LongShortError, match=r"the long engine \(1 GPUs\) and its learner \(1 ranks of 1\) do not share one"
+    ):
         check_time_share(config(1, 1, time_share=True), LONG)
 
 
@@ -62,7 +76,10 @@ def test_what_vllm_is_told_when_an_engine_is_made():
     assert engine_options(config(), "object_store", LONG) == {}
     assert engine_options(config(time_share=True), "object_store", LONG) == {}
     shared = config(0.25, 0.25, time_share=True)
-    assert engine_options(shared, "ipc", LONG) == {"weight_transfer_config": {"backend": "ipc"}, "enable_sleep_mode": True}
+    assert engine_options(shared, "ipc", LONG) == {
+        "weight_transfer_config": {"backend": "ipc"},
+        "enable_sleep_mode": True,
+    }
     assert engine_arguments("m", shared.long.engine, 0)["gpu_memory_utilization"] == 0.25
     assert "gpu_memory_utilization" not in engine_arguments("m", EngineConfig(num_gpus=1), 0)
     own = EngineConfig(num_gpus=0.25, extra={"gpu_memory_utilization": 0.3})
@@ -203,5 +220,7 @@ def test_a_refusal_of_either_side_is_no_crash(make):
 
 def test_a_transfer_over_nccl_that_is_cut_off_ends_the_run_and_says_so():
     error, log = deliveries(lambda learner: Nccl(learner, 1), fails=[{"update": RuntimeError("CUDA error")}])
-    assert error.startswith("a transfer of the long learner's weights over NCCL was cut off (CUDA error), and the side that is left waits")
+    assert error.startswith(
+        "a transfer of the long learner's weights over NCCL was cut off (CUDA error), and the side that is left waits"
+    )
     assert "A killed" not in log

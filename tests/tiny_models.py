@@ -23,11 +23,19 @@ def make_speaking(folder: Path) -> dict[str, str]:
     protocol = make_protocol(config(folder, {LONG: "", SHORT: ""}))
     tokenizers = {LONG: build_tokenizer(LONG), SHORT: build_tokenizer(SHORT)}
     problems = make_problems("train", 64, 0)
-    episodes = [demonstration(problem, dialogue(problem, random.Random(0), 0.0), protocol, tokenizers) for problem in problems]
+    episodes = [
+        demonstration(problem, dialogue(problem, random.Random(0), 0.0), protocol, tokenizers) for problem in problems
+    ]
     paths = {}
     for speaker, shape in ((LONG, LongShape()), (SHORT, ShortShape())):
         model = build_model(tokenizers[speaker], shape, seed=3, max_position_embeddings=256)
-        fit(model, [sample_of(episode, speaker, 0.0) for episode in episodes], steps=40, batch_size=16, learning_rate=5e-3)
+        fit(
+            model,
+            [sample_of(episode, speaker, 0.0) for episode in episodes],
+            steps=40,
+            batch_size=16,
+            learning_rate=5e-3,
+        )
         paths[speaker] = str(folder / speaker)
         save(model, tokenizers[speaker], paths[speaker])
     return paths

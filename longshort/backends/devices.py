@@ -40,7 +40,9 @@ def check_devices(config: LongShortConfig, resources: Mapping[str, float]) -> No
     from importlib.util import find_spec
 
     if not find_spec("deepspeed"):
-        raise LongShortError("learner.backend is deepspeed, which is not installed; pip install -e '.[gpu]', or set learner.backend: torch")
+        raise LongShortError(
+            "learner.backend is deepspeed, which is not installed; pip install -e '.[gpu]', or set learner.backend: torch"
+        )
     ranks, there = config.learner.ranks, resources.get("GPU" if config.learner_gpus else "CPU", 0.0)
     if not config.learner_gpus:
         if ranks > there:

@@ -13,7 +13,9 @@ from longshort.backends import ray_cluster
 from longshort.runs.job_progress import PROGRESS
 
 
-async def side_by_side(jobs: Mapping[str, tuple[Callable[..., Any], ...]], folders: Mapping[str, Path], gpus: float = 0.0) -> list[Any]:
+async def side_by_side(
+    jobs: Mapping[str, tuple[Callable[..., Any], ...]], folders: Mapping[str, Path], gpus: float = 0.0
+) -> list[Any]:
     """Run each job, (function, *arguments), in a process of its own; `folders` say where each keeps its progress file."""
     for folder in folders.values():
         (folder / PROGRESS).unlink(missing_ok=True)

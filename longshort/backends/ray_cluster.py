@@ -52,7 +52,9 @@ def start(config: LongShortConfig) -> Callable[[], None]:
         return lambda: None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets engines and learners starve beside any ordinary process
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # Ray's 15 lets engines and learners starve beside any ordinary process
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if not os.environ.get("RAY_ADDRESS"):
         options |= _private_cluster()
@@ -80,7 +82,13 @@ class EngineActor(EngineLoop):
     """Hosts one engine in its own process; its methods are called from several threads at once."""
 
     def __init__(
-        self, backend: str, model: str, config: EngineConfig, seed: int, stuck_s: float, adapters: Mapping[str, LoraSection] | None = None
+        self,
+        backend: str,
+        model: str,
+        config: EngineConfig,
+        seed: int,
+        stuck_s: float,
+        adapters: Mapping[str, LoraSection] | None = None,
     ):
         super().__init__(lambda: make_core(backend, model, config, seed, adapters), stuck_s)
 
@@ -99,7 +107,9 @@ class LearnerActor:
         from longshort.backends.learners.lora_learner import learner_class
 
         torch.set_num_threads(threads)
-        self._learner = learner_class(config, role)(role, model, config, total_updates, reference_folder=config.role(role).model)
+        self._learner = learner_class(config, role)(
+            role, model, config, total_updates, reference_folder=config.role(role).model
+        )
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Run a method of the learner; "ready" only proves that it could be made."""
@@ -113,7 +123,9 @@ class LearnerActor:
         try:
             return getattr(self._outbox, step)(*arguments)
         except RuntimeError as error:
-            raise LongShortError(f"the learner cannot send its weights ({step}: {error}); resume from the last checkpoint") from error
+            raise LongShortError(
+                f"the learner cannot send its weights ({step}: {error}); resume from the last checkpoint"
+            ) from error
 
     def address(self) -> tuple[str, int]:
         """This node and a port of it that nobody uses."""
@@ -175,20 +187,37 @@ def shared_place(config: LongShortConfig, role: str) -> PlacementGroup | None:
 
 def _placed(place: PlacementGroup | None) -> dict[str, Any]:
     """Ray's options for an actor in a place made by `shared_place`."""
-    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0)} if place else {}
+    return (
+        {"scheduling_strategy": PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0)}
+        if place
+        else {}
+    )
 
 
 def make_learner(
-    role: str, model: str, config: LongShortConfig, total_updates: int, threads: int = 1, place: PlacementGroup | None = None
+    role: str,
+    model: str,
+    config: LongShortConfig,
+    total_updates: int,
+    threads: int = 1,
+    place: PlacementGroup | None = None,
 ) -> RemoteLearner:
     """The role's learner: one process, or with DeepSpeed `learner.ranks` of them. LongShortError where the cluster lacks devices."""
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    environment["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"  # the weights' way: one copy into shared memory, where Ray would make several
+    environment["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = (
+        "1"  # the weights' way: one copy into shared memory, where Ray would make several
+    )
     arguments = (role, model, config, total_updates, threads)
     if config.learner.backend == "deepspeed":
         return _make_ranks(role, config, arguments, environment, place)
-    options = {"num_cpus": cpu_share(), "num_gpus": config.learner_gpus, "runtime_env": {"env_vars": environment}} | _placed(place)
-    return RemoteLearner(role, [ray.remote(LearnerActor).options(**options).remote(*arguments)], kill=_kill, death=RayActorError)
+    options = {
+        "num_cpus": cpu_share(),
+        "num_gpus": config.learner_gpus,
+        "runtime_env": {"env_vars": environment},
+    } | _placed(place)
+    return RemoteLearner(
+        role, [ray.remote(LearnerActor).options(**options).remote(*arguments)], kill=_kill, death=RayActorError
+    )
 
 
 def _make_ranks(
@@ -201,7 +230,9 @@ def _make_ranks(
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if ray.util.get_node_ip_address().startswith("127."):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    place = place or placement_group([{"CPU": cpu_share(ranks)} | ({"GPU": gpus_each} if gpus_each else {})] * ranks, strategy="PACK")
+    place = place or placement_group(
+        [{"CPU": cpu_share(ranks)} | ({"GPU": gpus_each} if gpus_each else {})] * ranks, strategy="PACK"
+    )
     actors = [
         ray.remote(RankActor)
         .options(
@@ -219,7 +250,9 @@ def _make_ranks(
         _kill(actor, pid)
         remove_placement_group(place)
 
-    return RemoteLearner(role, actors, kill=kill, death=RayActorError, joined=[actor.join.remote(address) for actor in actors])
+    return RemoteLearner(
+        role, actors, kill=kill, death=RayActorError, joined=[actor.join.remote(address) for actor in actors]
+    )
 
 
 async def in_process(function: Callable[..., Any], *arguments: Any, threads: int = 1, gpus: float = 0.0) -> Any:
@@ -264,7 +297,12 @@ def make_engine(
         from longshort.backends.engines.vllm_engine import environment as vllm_environment
 
         environment = vllm_environment(engine, threads)
-    options = {"num_cpus": cpu_share(), "num_gpus": engine.num_gpus, "max_concurrency": 8, "runtime_env": {"env_vars": environment}}
+    options = {
+        "num_cpus": cpu_share(),
+        "num_gpus": engine.num_gpus,
+        "max_concurrency": 8,
+        "runtime_env": {"env_vars": environment},
+    }
     options |= _placed(place)
     actor = ray.remote(EngineActor).options(**options)
     return RemoteEngine(
@@ -284,7 +322,9 @@ def make_shared_engine(model: str, config: LongShortConfig, tokenizers: Mapping[
     """One engine in a process of its own that holds `model`, and each role's view of it; a role's adapter comes before its first turn."""
     adapters = {role: config.role(role).lora for role in tokenizers}
     first = next(iter(tokenizers))
-    engine = make_engine("+".join(tokenizers), model, config, tokenizers[first], engine=config.role(first).engine, adapters=adapters)
+    engine = make_engine(
+        "+".join(tokenizers), model, config, tokenizers[first], engine=config.role(first).engine, adapters=adapters
+    )
     return {role: AdapterEngine(role, engine) for role in tokenizers}
 
 

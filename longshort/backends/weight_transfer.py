@@ -82,10 +82,14 @@ class Nccl:
         if actor is not self._connected:
             address = await self._learner.address()
             self._wire = await self._learner.send("wire") | {"address": address, "world_size": self._world_size}
-            await self._both(actor.between_steps.remote("connect", self._wire), self._learner.send("meet", address, self._world_size))
+            await self._both(
+                actor.between_steps.remote("connect", self._wire), self._learner.send("meet", address, self._world_size)
+            )
             self._connected = actor
         await actor.between_steps.remote("start_update", manifest)
-        await self._both(actor.between_steps.remote("update", {}), self._learner.send("broadcast", self._wire["buffer_bytes"]))
+        await self._both(
+            actor.between_steps.remote("update", {}), self._learner.send("broadcast", self._wire["buffer_bytes"])
+        )
         await actor.between_steps.remote("finish_update", version)
 
     async def _both(self, *halves: Awaitable[Any]) -> None:
@@ -104,7 +108,6 @@ class Nccl:
             f"a transfer of the {self._learner.role} learner's weights over NCCL was cut off ({reason}), and the side that is left waits "
             "in it for ever; resume from the last checkpoint, or set weight_sync: object_store"
         )
-
 
 
 def choose(config: LongShortConfig, role: str, backend: str) -> tuple[str, str]:

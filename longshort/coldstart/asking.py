@@ -80,7 +80,9 @@ async def ask_json(
     while len(faults) < tries:
         room = engine.context - len(prompt)
         if room < 1:
-            faults.append(Fault(f"the request has {len(prompt)} tokens, the engine's context {engine.context}", "context"))
+            faults.append(
+                Fault(f"the request has {len(prompt)} tokens, the engine's context {engine.context}", "context")
+            )
             raise NoUsableAnswer("context", [str(fault) for fault in faults], len(faults) - 1)
         sampling = Sampling(
             max_tokens=min(max_tokens, room),

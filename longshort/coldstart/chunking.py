@@ -35,7 +35,11 @@ _CUES = (
     ("alternative", True, r"(?:or |but )?(?:alternatively|another|perhaps another|a different)"),
     ("verification", True, r"[^\n.:?!]{0,80}?\b(?:double[- ]?check|check|verify|confirm|make sure)"),
     ("reconsideration", True, r"(?:but |so )?(?:wait|hmm|hold on|actually)"),
-    ("planning", True, r"(?:(?:now|first|next|okay|alright|so|but),? )?(?:let me (?:think|try|see)|(?:i|we) need to|to (?:find|solve|do))"),
+    (
+        "planning",
+        True,
+        r"(?:(?:now|first|next|okay|alright|so|but),? )?(?:let me (?:think|try|see)|(?:i|we) need to|to (?:find|solve|do))",
+    ),
     ("calculation", True, r"(?:so |but )?(?:now|first|second|next|step|case|okay|alright)"),
     ("conclusion", True, r"final answer|in conclusion|to (?:summarize|recap)"),
     ("conclusion", False, r"therefore|thus|hence|so,? the"),
@@ -85,7 +89,10 @@ def _packed(steps: Sequence[str]) -> list[str]:
 
 def _cue(text: str) -> tuple[str, bool]:
     """The kind that the text's opening names, and whether such an opening begins a new thought."""
-    return next(((kind, begins) for kind, begins, opening in _OPENINGS if opening.match(text, 0, OPENING)), ("calculation", False))
+    return next(
+        ((kind, begins) for kind, begins, opening in _OPENINGS if opening.match(text, 0, OPENING)),
+        ("calculation", False),
+    )
 
 
 def check_blocks(answer: Any, number_of_steps: int, max_thoughts: int) -> list[Block]:
@@ -104,7 +111,9 @@ def check_blocks(answer: Any, number_of_steps: int, max_thoughts: int) -> list[B
         due = blocks[-1][1] + 1 if blocks else 1
         blocks.append(_block(key, block, due, number_of_steps))
     if blocks[-1][1] != number_of_steps:
-        raise ValueError(f"the last block, block {len(blocks)}, ends at step {blocks[-1][1]}, but the last step is {number_of_steps}")
+        raise ValueError(
+            f"the last block, block {len(blocks)}, ends at step {blocks[-1][1]}, but the last step is {number_of_steps}"
+        )
     return blocks
 
 
@@ -117,7 +126,9 @@ def _block(key: str, block: Any, due: int, number_of_steps: int) -> Block:
         if type(step) is not int:  # True is an int to isinstance
             raise ValueError(f'{key}: "{name}" must be a whole number, not {brief(step)}')
     if start != due:
-        raise ValueError(f"{key} starts at step {start}, but must start at step {due}: blocks leave no step out and share none")
+        raise ValueError(
+            f"{key} starts at step {start}, but must start at step {due}: blocks leave no step out and share none"
+        )
     if end < start:
         raise ValueError(f"{key} is empty: it starts at step {start} and ends at step {end}")
     if end > number_of_steps:
@@ -154,7 +165,9 @@ async def by_instruct(question: str, steps: Sequence[str], engine: Engine, setti
         )
     except NoUsableAnswer as failure:
         why = f"instruct failed: {failure.reason} after {failure.tries} tries: {failure.faults[-1]}"
-        return Chunks(thoughts=tuple(by_rules(steps, settings.max_thoughts)), splitter="rules", why=why, tries=failure.tries)
+        return Chunks(
+            thoughts=tuple(by_rules(steps, settings.max_thoughts)), splitter="rules", why=why, tries=failure.tries
+        )
     thoughts = tuple(Thought(text="".join(steps[start - 1 : end]), kind=kind) for start, end, kind in answered.value)
     return Chunks(thoughts=thoughts, splitter="instruct", why="chunk.splitter is instruct", tries=answered.tries)
 
@@ -172,6 +185,11 @@ async def cut(question: str, text: str, engine: Engine | None, settings: ChunkCo
         chunks = Chunks(thoughts=thoughts, splitter="rules", why="chunk.splitter is rules", tries=0)
     else:
         chunks = await by_instruct(question, steps, engine, settings, seed)
-    if "".join(thought.text for thought in chunks.thoughts) != text or not 2 <= len(chunks.thoughts) <= settings.max_thoughts:
-        raise RuntimeError(f"{chunks.splitter} made {len(chunks.thoughts)} thoughts of {len(steps)} paragraphs that are not the trace")
+    if (
+        "".join(thought.text for thought in chunks.thoughts) != text
+        or not 2 <= len(chunks.thoughts) <= settings.max_thoughts
+    ):
+        raise RuntimeError(
+            f"{chunks.splitter} made {len(chunks.thoughts)} thoughts of {len(steps)} paragraphs that are not the trace"
+        )
     return chunks

@@ -47,15 +47,21 @@ def check(config: LongShortConfig, only: str | None = None) -> None:
     """Refuse, before anything starts, a recipe that cannot be carried out: what is missing, and under which key."""
     section = config.coldstart
     if section is None:
-        raise LongShortError("the recipe has no section `coldstart:`; name at least coldstart.traces (a file of long traces)")
+        raise LongShortError(
+            "the recipe has no section `coldstart:`; name at least coldstart.traces (a file of long traces)"
+        )
     check_output(config)
     lookup(PARTITIONS, section.partition.rule, "coldstart.partition.rule")
     lookup(REWRITERS, section.rewrite.rewriter, "coldstart.rewrite.rewriter")
     if config.protocol.name != "long_short":
-        raise LongShortError(f"protocol.name is {config.protocol.name!r}; the cold start makes dialogues of the protocol long_short")
+        raise LongShortError(
+            f"protocol.name is {config.protocol.name!r}; the cold start makes dialogues of the protocol long_short"
+        )
     source = Path(section.traces)
     if (source.suffix in READERS or source.is_absolute()) and not source.exists():
-        raise LongShortError(f"coldstart.traces: there is no {section.traces!r}, seen from {Path.cwd()}; correct the path")
+        raise LongShortError(
+            f"coldstart.traces: there is no {section.traces!r}, seen from {Path.cwd()}; correct the path"
+        )
     asks = {"chunk": section.chunk.splitter, "rewrite": section.rewrite.rewriter}
     for step, name in asks.items():
         if name == "instruct" and only in (None, step):

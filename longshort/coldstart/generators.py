@@ -29,7 +29,9 @@ def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def engines(config: LongShortConfig, name: str, generator: GeneratorConfig, count: int = 1) -> AsyncIterator[list[RemoteEngine]]:
+async def engines(
+    config: LongShortConfig, name: str, generator: GeneratorConfig, count: int = 1
+) -> AsyncIterator[list[RemoteEngine]]:
     """`count` engines with the same model, started side by side; `name` is the recipe's key, for errors."""
     from transformers import AutoTokenizer
 

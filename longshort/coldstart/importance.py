@@ -67,7 +67,15 @@ def score(tokens: Sequence[int], counts: Sequence[Count], confidence: float = 0.
         loose = math.sqrt(math.log(2 / (1 - confidence)) / (2 * n)) / math.log(2)
         low, high = wilson(right, n, z)
         scores.append(
-            Score(m=math.log2(1 + weight * p) - delta, delta=delta, p=p, low=low, high=high, bound=weight * loose, loose_bound=loose)
+            Score(
+                m=math.log2(1 + weight * p) - delta,
+                delta=delta,
+                p=p,
+                low=low,
+                high=high,
+                bound=weight * loose,
+                loose_bound=loose,
+            )
         )
     return scores
 

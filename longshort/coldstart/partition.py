@@ -43,7 +43,9 @@ def all_long(scores: Sequence[float], num_long: int, rng: random.Random) -> list
 PARTITIONS: dict[str, Rule] = {"metric": metric, "random": random_thoughts, "first_k": first_k, "all_long": all_long}
 
 
-def divide(rule: Rule, scores: Sequence[float], num_long: int | None, max_exchanges: int, rng: random.Random) -> list[bool]:
+def divide(
+    rule: Rule, scores: Sequence[float], num_long: int | None, max_exchanges: int, rng: random.Random
+) -> list[bool]:
     """Apply the rule, then give up long turns beyond `max_exchanges`.
 
     `num_long` None: as many as `metric` keeps in this trace. What is given up is the least important run of neighbours for `metric`, a

@@ -149,11 +149,15 @@ def _finished(folder: Path, name: str) -> dict[str, Row]:
     """The lines of a step that must be complete by now."""
     manifest = folder / f"{name}.manifest.json"
     if not manifest.is_file() or not json.loads(manifest.read_text())["complete"]:
-        raise LongShortError(f"{folder / name}.jsonl is not complete; run `longshort {name}` first, or `longshort coldstart` for all steps")
+        raise LongShortError(
+            f"{folder / name}.jsonl is not complete; run `longshort {name}` first, or `longshort coldstart` for all steps"
+        )
     rows = {row["id"]: row for row in read(folder / f"{name}.jsonl")}
     told = json.loads(manifest.read_text())["counts"]["traces"]
     if len(rows) != told:
-        raise LongShortError(f"{folder / name}.jsonl has {len(rows)} lines, its manifest says {told}; make it again with --redo {name}")
+        raise LongShortError(
+            f"{folder / name}.jsonl has {len(rows)} lines, its manifest says {told}; make it again with --redo {name}"
+        )
     return rows
 
 
@@ -176,9 +180,19 @@ CONTINUE = (OK, KEPT, REPAIRED)
 DROPPED_BEFORE = "dropped_before"
 
 STEPS = {
-    "chunk": Step(title="cut traces into thoughts", reads=(), settings=steps.chunk_settings, work=steps.chunk, counts=steps.chunk_counts),
+    "chunk": Step(
+        title="cut traces into thoughts",
+        reads=(),
+        settings=steps.chunk_settings,
+        work=steps.chunk,
+        counts=steps.chunk_counts,
+    ),
     "rollouts": Step(
-        title="continue every prefix", reads=("chunk",), settings=steps.rollout_settings, work=steps.rollouts, counts=steps.rollout_counts
+        title="continue every prefix",
+        reads=("chunk",),
+        settings=steps.rollout_settings,
+        work=steps.rollouts,
+        counts=steps.rollout_counts,
     ),
     "importance": Step(
         title="score every thought",
@@ -188,7 +202,11 @@ STEPS = {
         counts=steps.importance_counts,
     ),
     "partition": Step(
-        title="long or short", reads=("importance",), settings=steps.partition_settings, work=steps.partition, counts=steps.partition_counts
+        title="long or short",
+        reads=("importance",),
+        settings=steps.partition_settings,
+        work=steps.partition,
+        counts=steps.partition_counts,
     ),
     "rewrite": Step(
         title="write the short messages anew",

@@ -114,8 +114,14 @@ async def rewrite(draft: Draft, rewriter: Callable[[Draft, Context], Awaitable[W
             return Stitched(outcome="role_tags", detail=f"a {role} message holds {', '.join(found)}", tries=tries)
     verdict = await context.pool.grade(draft.problem.answer, dialogue[-1][1])
     if not verdict.correct:
-        outcome = {"no_answer": "no_answer", "mismatch": "wrong_answer"}.get(verdict.reason, f"grading_{verdict.reason}")
-        return Stitched(outcome=outcome, detail=f"{verdict.reason}: {dialogue[-1][1][-80:]!r}, gold {draft.problem.answer!r}", tries=tries)
+        outcome = {"no_answer": "no_answer", "mismatch": "wrong_answer"}.get(
+            verdict.reason, f"grading_{verdict.reason}"
+        )
+        return Stitched(
+            outcome=outcome,
+            detail=f"{verdict.reason}: {dialogue[-1][1][-80:]!r}, gold {draft.problem.answer!r}",
+            tries=tries,
+        )
     closed = not draft.messages[-1].thoughts
     return Stitched(outcome=REPAIRED if tries > 1 or closed else KEPT, tries=tries, dialogue=tuple(dialogue))
 

@@ -73,7 +73,13 @@ async def rewrite_by_instruct(
         return texts
 
     answered = await ask_json(
-        engine, rewriting_request(question, dialogue), check, tries=tries, max_tokens=max_tokens, temperature=temperature, seed=seed
+        engine,
+        rewriting_request(question, dialogue),
+        check,
+        tries=tries,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
     )
     return Rewritten(texts=answered.value, tries=answered.tries)
 
@@ -110,14 +116,18 @@ def check_texts(answer: Any, count: int) -> tuple[str, ...]:
     names = [f"short {number}" for number in range(1, count + 1)]
     if not isinstance(answer, dict) or list(answer) != names:
         found = ", ".join(map(brief, answer)) if isinstance(answer, dict) else brief(answer)
-        raise Fault(f"the JSON object must have exactly the keys {', '.join(names)}, in this order, not {found or 'none'}")
+        raise Fault(
+            f"the JSON object must have exactly the keys {', '.join(names)}, in this order, not {found or 'none'}"
+        )
     for name, text in answer.items():
         if not isinstance(text, str) or not text.strip():
             raise Fault(f"{name} must be non-empty text, not {brief(text)}")
         if tags := [tag for tag in ROLE_TAGS if tag in text]:
             raise Fault(f"{name} must not contain {', '.join(tags)}")
         if _MANGLED.search(text):
-            raise Fault(f"{name} has a control character where a backslash was not doubled: write \\\\boxed, \\\\frac, \\\\times")
+            raise Fault(
+                f"{name} has a control character where a backslash was not doubled: write \\\\boxed, \\\\frac, \\\\times"
+            )
         if name != names[-1] and "\\boxed" in text:
             raise Fault(f"{name} must not contain \\boxed: only {names[-1]} gives the final answer")
     if last_boxed(answer[names[-1]]) is None:

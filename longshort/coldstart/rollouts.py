@@ -44,14 +44,23 @@ class Rollouts:
 
 
 async def roll_out(
-    problem: Problem, thoughts: Sequence[str], engine: Engine, pool: GradingPool, settings: ImportanceConfig, *, tags: str, seed: int
+    problem: Problem,
+    thoughts: Sequence[str],
+    engine: Engine,
+    pool: GradingPool,
+    settings: ImportanceConfig,
+    *,
+    tags: str,
+    seed: int,
 ) -> Rollouts:
     """All rollouts of one trace at once: the engine batches them with those of other traces and caches what the prefixes share.
 
     The prompt is the chat template's, then an open `<think>` and the prefix, which the model continues. Raises CannotRoll when the
     longest prefix and `max_tokens` exceed the context (a cut continuation would count as a wrong one), or a thought has no token.
     """
-    opening = encode_problem(engine.tokenizer, settings.instructions, problem.question) + encode_tag(engine.tokenizer, THINK, tags)
+    opening = encode_problem(engine.tokenizer, settings.instructions, problem.question) + encode_tag(
+        engine.tokenizer, THINK, tags
+    )
     prefixes = encode_prefixes(engine.tokenizer, thoughts)
     tokens = tuple(len(after) - len(before) for before, after in pairwise(prefixes))
     longest = len(opening) + len(prefixes[-1])
@@ -69,14 +78,20 @@ async def roll_out(
     async def one(index: int, number: int) -> tuple[bool, int, bool]:
         prompt, seeded = opening + prefixes[index], stable_seed(seed, index, number)
         completion = await engine.generate(prompt, _sampling(settings, seeded))
-        written = completion.text if last_boxed(completion.text) is not None or boxed[index] is None else f"\\boxed{{{boxed[index]}}}"
+        written = (
+            completion.text
+            if last_boxed(completion.text) is not None or boxed[index] is None
+            else f"\\boxed{{{boxed[index]}}}"
+        )
         verdict = await pool.grade(problem.answer, written)
         if verdict.reason not in JUDGED:
             ungraded[verdict.reason] += 1
         return verdict.correct, len(completion.token_ids), completion.stop == "length"
 
     async def prefix(index: int) -> tuple[int, float, int]:
-        right, lengths, cut = zip(*await asyncio.gather(*(one(index, n) for n in range(settings.num_rollouts))), strict=True)
+        right, lengths, cut = zip(
+            *await asyncio.gather(*(one(index, n) for n in range(settings.num_rollouts))), strict=True
+        )
         return sum(right), sum(lengths) / len(lengths), sum(cut)
 
     correct, length, cut_off = zip(*await asyncio.gather(*map(prefix, range(len(prefixes)))), strict=True)
@@ -99,4 +114,6 @@ def encode_prefixes(tokenizer, thoughts: Sequence[str]) -> list[tuple[int, ...]]
 
 
 def _sampling(settings: ImportanceConfig, seed: int) -> Sampling:
-    return Sampling(max_tokens=settings.max_tokens, stop=(), temperature=settings.temperature, top_p=settings.top_p, seed=seed)
+    return Sampling(
+        max_tokens=settings.max_tokens, stop=(), temperature=settings.temperature, top_p=settings.top_p, seed=seed
+    )

@@ -38,7 +38,9 @@ class Renderer:
     context: Mapping[str, int]
     max_length: Mapping[str, int]
 
-    def rows(self, problem: Problem, dialogue: Sequence[tuple[str, str, str]], out_of_exchanges: bool) -> dict[str, Sample]:
+    def rows(
+        self, problem: Problem, dialogue: Sequence[tuple[str, str, str]], out_of_exchanges: bool
+    ) -> dict[str, Sample]:
         """The Sample of each role. `out_of_exchanges` puts the final notice before the last turn, as if no exchange were left.
 
         Raises Unfit when a turn, the episode, a context or `max_length` is too small, or the dialogue is malformed.
@@ -49,15 +51,23 @@ class Renderer:
         protocol = self.protocol(exchanges if out_of_exchanges else self.max_exchanges)
         episode = demonstration(problem, dialogue, protocol, self.tokenizers)
         for index, turn in enumerate(episode.turns):
-            allowed, limit = protocol.budget(episode.turns[:index], turn.role, len(turn.prompt_ids), self.context[turn.role])
+            allowed, limit = protocol.budget(
+                episode.turns[:index], turn.role, len(turn.prompt_ids), self.context[turn.role]
+            )
             if len(turn.completion.token_ids) > allowed:
-                raise Unfit(limit, f"message {index + 1} has {len(turn.completion.token_ids)} tokens, {allowed} are left ({limit})")
+                raise Unfit(
+                    limit,
+                    f"message {index + 1} has {len(turn.completion.token_ids)} tokens, {allowed} are left ({limit})",
+                )
         if episode.stop != "answered" or not all(protocol.well_formed(episode, role) for role in ROLES):
             raise Unfit("malformed", f"the dialogue ends as {episode.stop!r} or holds a role tag")
         samples = {role: sample_of(episode, role, 0.0) for role in ROLES}
         for role, sample in samples.items():
             if len(sample.token_ids) > self.max_length[role]:
-                raise Unfit("max_length", f"{role}: {len(sample.token_ids):,} tokens, {role}.sft.max_length is {self.max_length[role]:,}")
+                raise Unfit(
+                    "max_length",
+                    f"{role}: {len(sample.token_ids):,} tokens, {role}.sft.max_length is {self.max_length[role]:,}",
+                )
         return samples
 
 

@@ -37,13 +37,17 @@ async def fine_tune(config: LongShortConfig) -> dict[str, str]:
     folder = folder_of(config)
     manifest = folder / "rows.manifest.json"
     if not manifest.is_file() or not json.loads(manifest.read_text())["complete"]:
-        raise LongShortError(f"{folder}/rows.jsonl is not complete; run `longshort coldstart` (or its steps, up to `longshort rows`) first")
+        raise LongShortError(
+            f"{folder}/rows.jsonl is not complete; run `longshort coldstart` (or its steps, up to `longshort rows`) first"
+        )
     jobs, folders = {}, {}
     for role in ROLES:
         made_from = {
             "base": identity(base_model(config, role), f"{role}.model"),
             "rows": digest(folder / "rows.jsonl"),
-            "sft": config.role(role).sft.model_dump(mode="json", exclude={"save_steps", "micro_batch_size", "gradient_checkpointing"}),
+            "sft": config.role(role).sft.model_dump(
+                mode="json", exclude={"save_steps", "micro_batch_size", "gradient_checkpointing"}
+            ),
             "deepspeed": deepspeed_settings(config.role(role).sft, f"{role}.sft.deepspeed"),
             "seed": config.seed,
             "dtype": config.dtype,
@@ -69,9 +73,13 @@ def _is_done(work: Path, made_from: dict[str, Any]) -> bool:
     if not manifest.is_file():
         return False
     known = json.loads(manifest.read_text())
-    changed = [f"{key} was {known.get(key)!r}, now {value!r}" for key, value in made_from.items() if known.get(key) != value]
+    changed = [
+        f"{key} was {known.get(key)!r}, now {value!r}" for key, value in made_from.items() if known.get(key) != value
+    ]
     if changed:
-        raise LongShortError(f"{manifest}: trained on something else ({'; '.join(changed)}); train again with --redo sft")
+        raise LongShortError(
+            f"{manifest}: trained on something else ({'; '.join(changed)}); train again with --redo sft"
+        )
     return known["complete"]
 
 
@@ -100,7 +108,13 @@ def train_role(config: LongShortConfig, role: str, made_from: dict[str, Any], wo
         model = model.merge_and_unload()
     _save(model, tokenizer, Path(target))
     seconds = sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history)
-    result = {"role": role, "steps": trainer.state.global_step, "first_loss": losses[0], "last_loss": losses[-1], "seconds": seconds}
+    result = {
+        "role": role,
+        "steps": trainer.state.global_step,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "seconds": seconds,
+    }
     _record(folder, made_from | result | {"complete": True, "losses": losses})
     return result
 
@@ -141,7 +155,8 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
         gradient_checkpointing=settings.gradient_checkpointing,
         deepspeed=settings.deepspeed,
         bf16=config.dtype == "bfloat16",
-        use_cpu=not config.learner_gpus and not settings.deepspeed,  # with use_cpu accelerate leaves DeepSpeed out and says nothing
+        use_cpu=not config.learner_gpus
+        and not settings.deepspeed,  # with use_cpu accelerate leaves DeepSpeed out and says nothing
         ddp_backend="gloo" if settings.deepspeed and not config.learner_gpus else None,
         seed=config.seed,
         shuffle_dataset=True,
@@ -154,12 +169,21 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
         disable_tqdm=True,
     )
     progress = JobProgress(folder)
-    data = datasets.Dataset.from_dict({"input_ids": [row["token_ids"] for row in rows], "labels": list(map(labels_of, rows))})
+    data = datasets.Dataset.from_dict(
+        {"input_ids": [row["token_ids"] for row in rows], "labels": list(map(labels_of, rows))}
+    )
     trainer = SFTTrainer(
-        model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=_lora(settings), callbacks=[Report()]
+        model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=_lora(settings),
+        callbacks=[Report()],
     )
     if settings.deepspeed and not trainer.is_deepspeed_enabled:
-        raise LongShortError("sft.deepspeed is set but the trainer does not use it; check the deepspeed installation (longshort doctor)")
+        raise LongShortError(
+            "sft.deepspeed is set but the trainer does not use it; check the deepspeed installation (longshort doctor)"
+        )
     return trainer
 
 
@@ -185,9 +209,13 @@ def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
         try:
             found = json.loads(Path(found).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise LongShortError(f"{key}: {settings.deepspeed!r} is no readable JSON file ({error}); correct the path") from error
+            raise LongShortError(
+                f"{key}: {settings.deepspeed!r} is no readable JSON file ({error}); correct the path"
+            ) from error
     if found and found.get("zero_optimization", {}).get("stage", 0) == 3:
-        raise LongShortError(f"{key}: ZeRO-3 has nothing to share out in the one process per role of `sft`; use stage 2 or lower, or LoRA")
+        raise LongShortError(
+            f"{key}: ZeRO-3 has nothing to share out in the one process per role of `sft`; use stage 2 or lower, or LoRA"
+        )
     return found
 
 
@@ -212,7 +240,11 @@ def _alone_in_its_world(config: LongShortConfig, folder: Path) -> None:
         port = str(probe.getsockname()[1])
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if not config.learner_gpus:
-        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+        os.environ |= {
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
+        }
 
 
 def _save(model, tokenizer, target: Path) -> None:

@@ -70,7 +70,9 @@ def chunk_counts(work: Work) -> dict[str, Any]:
 async def rollouts(work: Work) -> None:
     """Continue every prefix of every trace, all in one stream of requests per engine."""
     settings, generator = work.coldstart.importance, rollout_generator(work.config)
-    per_trace = settings.num_rollouts * (1 + fmean(len(work.earlier["chunk"][trace]["thoughts"]) for trace in work.todo))
+    per_trace = settings.num_rollouts * (
+        1 + fmean(len(work.earlier["chunk"][trace]["thoughts"]) for trace in work.todo)
+    )
     at_once = settings.num_engines * (2 + round(3 * generator.engine.max_num_seqs / per_trace))
     place = {trace: index for index, trace in enumerate(work.todo)}
 
@@ -78,7 +80,9 @@ async def rollouts(work: Work) -> None:
         row, engine = work.earlier["chunk"][trace_id], pool_of_engines[place[trace_id] % len(pool_of_engines)]
         problem, texts = Problem(**row["problem"]), unwrapped([thought["text"] for thought in row["thoughts"]])
         try:
-            found = await roll_out(problem, texts, engine, work.pool, settings, tags=work.config.protocol.tags, seed=work.seed(trace_id))
+            found = await roll_out(
+                problem, texts, engine, work.pool, settings, tags=work.config.protocol.tags, seed=work.seed(trace_id)
+            )
         except CannotRoll as error:
             work.done(trace_id, error.outcome, detail=str(error))
             return
@@ -106,7 +110,9 @@ async def importance(work: Work) -> None:
     counts = {trace: [(right, counted[trace]["n"]) for right in counted[trace]["correct"]] for trace in work.alive}
     if settings.average == "skeleton":
         texts = {trace: [thought["text"] for thought in chunks[trace]["thoughts"]] for trace in work.alive}
-        counts = pooled(counts, {trace: skeleton(chunks[trace]["problem"]["question"], texts[trace]) for trace in work.alive})
+        counts = pooled(
+            counts, {trace: skeleton(chunks[trace]["problem"]["question"], texts[trace]) for trace in work.alive}
+        )
 
     async def one(trace: str) -> None:
         scores = score(counted[trace]["tokens"], counts[trace], settings.confidence)
@@ -123,7 +129,11 @@ def importance_counts(work: Work) -> dict[str, Any]:
         p = [row["p0"], *(one["p"] for one in row["scores"])]
         for thought, before, after in zip(work.earlier["chunk"][row["id"]]["thoughts"], p, p[1:], strict=False):
             gains[thought["kind"]].append(after - before)
-    return {"gain_by_kind": {kind: {"n": len(values), "mean": round(fmean(values), 4)} for kind, values in sorted(gains.items())}}
+    return {
+        "gain_by_kind": {
+            kind: {"n": len(values), "mean": round(fmean(values), 4)} for kind, values in sorted(gains.items())
+        }
+    }
 
 
 async def partition(work: Work) -> None:
@@ -142,9 +152,14 @@ async def partition(work: Work) -> None:
 def partition_counts(work: Work) -> dict[str, Any]:
     rows, scored = work.good(), work.earlier["importance"]
     shares = [
-        sum(t for t, kept in zip(scored[r["id"]]["tokens"], r["long"], strict=True) if kept) / sum(scored[r["id"]]["tokens"]) for r in rows
+        sum(t for t, kept in zip(scored[r["id"]]["tokens"], r["long"], strict=True) if kept)
+        / sum(scored[r["id"]]["tokens"])
+        for r in rows
     ]
-    found = [sum(PARTITIONS["metric"]([one["m"] for one in scored[row["id"]]["scores"]], 0, random.Random(0))) for row in rows]
+    found = [
+        sum(PARTITIONS["metric"]([one["m"] for one in scored[row["id"]]["scores"]], 0, random.Random(0)))
+        for row in rows
+    ]
     return {
         "long_share_of_tokens": round(fmean(shares), 4) if shares else None,
         "long_thoughts": sum(sum(row["long"]) for row in rows),
@@ -159,8 +174,16 @@ async def rewrite_short(work: Work) -> None:
 
     async def one(trace_id: str) -> None:
         context = Context(settings=settings, engine=engine, pool=work.pool, seed=work.seed(trace_id))
-        found = await rewrite(draft_of(work.earlier["chunk"][trace_id], work.earlier["partition"][trace_id]), rewriter, context)
-        work.done(trace_id, found.outcome, detail=found.detail, tries=found.tries, dialogue=[list(part) for part in found.dialogue])
+        found = await rewrite(
+            draft_of(work.earlier["chunk"][trace_id], work.earlier["partition"][trace_id]), rewriter, context
+        )
+        work.done(
+            trace_id,
+            found.outcome,
+            detail=found.detail,
+            tries=found.tries,
+            dialogue=[list(part) for part in found.dialogue],
+        )
 
     async with instruct_engine(work.config, settings.rewriter == "instruct") as engine:
         await work.each(one, 2 * work.coldstart.instruct.engine.max_num_seqs if engine else AT_ONCE)
@@ -191,7 +214,12 @@ async def rows(work: Work) -> None:
         except Unfit as error:
             work.done(trace, error.outcome, detail=str(error))
             return
-        work.done(trace, **{role: {"token_ids": sample.token_ids, "learned": spans(sample.mask)} for role, sample in samples.items()})
+        work.done(
+            trace,
+            **{
+                role: {"token_ids": sample.token_ids, "learned": spans(sample.mask)} for role, sample in samples.items()
+            },
+        )
 
     await work.each(one, 1)
 
@@ -208,8 +236,12 @@ def row_counts(work: Work) -> dict[str, Any]:
 def draft_of(chunks: Row, parts: Row) -> Draft:
     """A partitioned trace, its thoughts put into messages, without the `<think> … </think>` around the whole."""
     texts = unwrapped([thought["text"] for thought in chunks["thoughts"]])
-    thoughts = [Thought(text=text, kind=thought["kind"]) for text, thought in zip(texts, chunks["thoughts"], strict=True)]
-    drafted = tuple(DraftMessage(role=role, thoughts=tuple(thoughts[i] for i in indices)) for role, indices in parts["messages"])
+    thoughts = [
+        Thought(text=text, kind=thought["kind"]) for text, thought in zip(texts, chunks["thoughts"], strict=True)
+    ]
+    drafted = tuple(
+        DraftMessage(role=role, thoughts=tuple(thoughts[i] for i in indices)) for role, indices in parts["messages"]
+    )
     return Draft(problem=Problem(**chunks["problem"]), messages=drafted)
 
 
@@ -236,13 +268,25 @@ Settings = dict[str, Any]
 
 def chunk_settings(config: LongShortConfig) -> Settings:
     section = config.coldstart
-    asked = {"instruct": described(section.instruct, "coldstart.instruct")} if section.chunk.splitter == "instruct" else {}
-    return {"traces": section.traces, "num_traces": section.num_traces, "seed": config.seed, **section.chunk.model_dump(), **asked}
+    asked = (
+        {"instruct": described(section.instruct, "coldstart.instruct")} if section.chunk.splitter == "instruct" else {}
+    )
+    return {
+        "traces": section.traces,
+        "num_traces": section.num_traces,
+        "seed": config.seed,
+        **section.chunk.model_dump(),
+        **asked,
+    }
 
 
 def rollout_settings(config: LongShortConfig) -> Settings:
     kept = config.coldstart.importance.model_dump(exclude={"confidence", "average", "num_engines"})
-    return kept | {"seed": config.seed, "tags": config.protocol.tags} | described(rollout_generator(config), "coldstart.rollout")
+    return (
+        kept
+        | {"seed": config.seed, "tags": config.protocol.tags}
+        | described(rollout_generator(config), "coldstart.rollout")
+    )
 
 
 def importance_settings(config: LongShortConfig) -> Settings:
@@ -250,12 +294,19 @@ def importance_settings(config: LongShortConfig) -> Settings:
 
 
 def partition_settings(config: LongShortConfig) -> Settings:
-    return config.coldstart.partition.model_dump() | {"seed": config.seed, "max_exchanges": config.protocol.max_exchanges}
+    return config.coldstart.partition.model_dump() | {
+        "seed": config.seed,
+        "max_exchanges": config.protocol.max_exchanges,
+    }
 
 
 def rewrite_settings(config: LongShortConfig) -> Settings:
     section = config.coldstart
-    asked = {"instruct": described(section.instruct, "coldstart.instruct")} if section.rewrite.rewriter == "instruct" else {}
+    asked = (
+        {"instruct": described(section.instruct, "coldstart.instruct")}
+        if section.rewrite.rewriter == "instruct"
+        else {}
+    )
     return section.rewrite.model_dump() | {"seed": config.seed} | asked
 
 

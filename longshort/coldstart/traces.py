@@ -49,7 +49,9 @@ def load_traces(source: str, limit: int | None, pool: GradingPool, seed: int) ->
         raise LongShortError(f"coldstart.traces: {source!r} holds no row; check the file, or the split's name")
     reasons = pool.gold_faults([trace.problem for trace in traces if trace.outcome == OK])
     return [
-        _refused(trace, "gold_unparseable", f"the answer {trace.problem.answer[:80]!r}: {reasons[trace.problem.answer]}")
+        _refused(
+            trace, "gold_unparseable", f"the answer {trace.problem.answer[:80]!r}: {reasons[trace.problem.answer]}"
+        )
         if trace.outcome == OK and trace.problem.answer in reasons
         else trace
         for trace in traces
@@ -59,7 +61,9 @@ def load_traces(source: str, limit: int | None, pool: GradingPool, seed: int) ->
 def _response_column(where: str, row: Mapping[str, Any]) -> str:
     column = next((name for name in RESPONSE_COLUMNS if name in row), "")
     if not column:
-        raise LongShortError(f"{where}: no response; expected a column {', '.join(RESPONSE_COLUMNS)}, got {', '.join(row) or 'none'}")
+        raise LongShortError(
+            f"{where}: no response; expected a column {', '.join(RESPONSE_COLUMNS)}, got {', '.join(row) or 'none'}"
+        )
     return column
 
 
@@ -107,7 +111,9 @@ def unwrapped(thoughts: Sequence[str]) -> list[str]:
 
 
 def _refused(trace: Trace, outcome: str, detail: str) -> Trace:
-    return Trace(id=trace.id, problem=trace.problem, response=trace.response, outcome=outcome, detail=detail, notes=trace.notes)
+    return Trace(
+        id=trace.id, problem=trace.problem, response=trace.response, outcome=outcome, detail=detail, notes=trace.notes
+    )
 
 
 def _noted(trace: Trace, note: str) -> Trace:

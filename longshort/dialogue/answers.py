@@ -41,8 +41,28 @@ def last_boxed(text: str) -> str | None:
 
 
 _UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "±": r"\pm ", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty "}
-    | {"≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "²": "^2", "³": "^3"}
+    {
+        "−": "-",
+        "–": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "±": r"\pm ",
+        "π": r"\pi ",
+        "θ": r"\theta ",
+        "∞": r"\infty ",
+    }
+    | {
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "∅": r"\emptyset ",
+        "°": r"^\circ ",
+        "²": "^2",
+        "³": "^3",
+    }
     | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%", "，": ",", "（": "(", "）": ")"}
 )
 _TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)"
@@ -103,7 +123,9 @@ def quick(gold: str, answer: str) -> bool | None:
     if gold_based and answer_based:
         return gold_based.groups() == answer_based.groups()
     if (gold_based and _DIGITS.fullmatch(answer)) or (answer_based and _DIGITS.fullmatch(gold)):
-        return gold.partition("_")[0] == answer.partition("_")[0]  # the base is often left out where the question fixed it
+        return (
+            gold.partition("_")[0] == answer.partition("_")[0]
+        )  # the base is often left out where the question fixed it
     one, other = _number(gold), _number(answer)
     if one is None or other is None:
         return None
@@ -136,7 +158,9 @@ def _same_words(gold: str, answer: str) -> bool:
     return bool(words) and words == _words(answer)
 
 
-_STYLE = re.compile(r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|sf|bb)|boldsymbol|mbox|fbox|bf|rm)(?![A-Za-z])\s*|[{}*]|\\ ")
+_STYLE = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|sf|bb)|boldsymbol|mbox|fbox|bf|rm)(?![A-Za-z])\s*|[{}*]|\\ "
+)
 _LETTER = re.compile(r"\(?([A-Z])\)?")
 _SAID = r"(?:(?:the )?(?:answer|option|choice)(?: is)?:? ?)?"
 _CHOICE = re.compile(_SAID + r"[(\[]?([A-Z])(?:[)\]][.:;,]?.*|[.:] .*|[.:;,])?", re.IGNORECASE | re.DOTALL)
@@ -168,7 +192,10 @@ def refusal(answer: str) -> str:
         return "too_long"
     if _UNDONE.search(answer) or _STUTTER.search(answer) or (_ARITHMETIC.search(answer) and _LARGE.search(answer)):
         return "too_costly"
-    if answer.count("&") > MAX_ENTRIES or max(answer.count(r"\cup"), answer.count(r"\cap"), answer.count("|")) > MAX_PIECES:
+    if (
+        answer.count("&") > MAX_ENTRIES
+        or max(answer.count(r"\cup"), answer.count(r"\cap"), answer.count("|")) > MAX_PIECES
+    ):
         return "too_costly"
     try:
         _product(deque(_TOKEN.findall(answer)))

@@ -30,10 +30,14 @@ def _frame(tokenizer, template: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if not tokenizer.chat_template:
         return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
     slot = "QUESTIONxSLOT"
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": slot}], add_generation_prompt=True, tokenize=False)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": slot}], add_generation_prompt=True, tokenize=False
+    )
     before, found, after = rendered.partition(slot)
     if not found or slot in after:
-        raise LongShortError(f"the chat template of {tokenizer.name_or_path!r} must contain the user's message exactly once")
+        raise LongShortError(
+            f"the chat template of {tokenizer.name_or_path!r} must contain the user's message exactly once"
+        )
     encode_control = lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()  # noqa: E731
     return encode_control(before), encode_control(after)
 

@@ -93,7 +93,9 @@ class GradingPool:
         bad = [f"problem {p.id!r}: {str(p.answer)[:80]!r} ({faults[p.answer]})" for p in problems if p.answer in faults]
         if bad:
             listed = "; ".join(bad[:LISTED_ROWS]) + ("; …" if len(bad) > LISTED_ROWS else "")
-            raise LongShortError(f"{len(bad)} of {len(problems)} reference answers cannot be graded: {listed}. Correct or drop these rows")
+            raise LongShortError(
+                f"{len(bad)} of {len(problems)} reference answers cannot be graded: {listed}. Correct or drop these rows"
+            )
 
     def gold_faults(self, problems: Sequence[Problem]) -> dict[str, str]:
         """The reference answers that cannot be graded, each with the reason."""
@@ -155,8 +157,12 @@ class GradingPool:
             if self._closed:
                 raise LongShortError("the grading pool was closed; no more answers can be graded")
             known = self._asked.get(key)
-            if known is None or (known.done() and (known.cancelled() or known.exception() or known.result().startswith("error:"))):
-                known = self._threads.submit(self._run, gold, answer)  # a crash may be no fault of the answer's: it is not remembered
+            if known is None or (
+                known.done() and (known.cancelled() or known.exception() or known.result().startswith("error:"))
+            ):
+                known = self._threads.submit(
+                    self._run, gold, answer
+                )  # a crash may be no fault of the answer's: it is not remembered
                 self._asked[key] = known
             self._asked.move_to_end(key)
             while len(self._asked) > self.cache_size:

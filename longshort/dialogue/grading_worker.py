@@ -78,7 +78,9 @@ def die_with_parent() -> None:
 def serve(allowance_mb: int) -> None:
     """Answer requests until standard input ends. The first line sent is {"ready": true}, or {"failed": why}."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it may still want verdicts while it saves
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's to handle: it may still want verdicts while it saves
     logging.disable(logging.CRITICAL)
     replies = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
     os.dup2(2, 1)  # what a library prints must not be taken for a reply

@@ -35,5 +35,7 @@ def group_metrics(groups: Sequence[Group], protocol, prices: Mapping[str, float]
     metrics["team/reward"] = fmean(fmean(reward.totals.values()) for reward in rewards)
     metrics |= {f"team/reward/{role}": fmean(reward.totals[role] for reward in rewards) for role in rewards[0].totals}
     for term in rewards[0].terms:
-        metrics["team/accuracy" if term == "correct" else f"reward/{term}"] = fmean(reward.terms[term] for reward in rewards)
+        metrics["team/accuracy" if term == "correct" else f"reward/{term}"] = fmean(
+            reward.terms[term] for reward in rewards
+        )
     return metrics

@@ -63,7 +63,12 @@ class LongShort:
         instructions: Mapping[str, str] | None = None,
         final_notice: str = FINAL_NOTICE,
     ):
-        self.max_exchanges, self.turn_tokens, self.episode_tokens, self.tags = max_exchanges, dict(turn_tokens), episode_tokens, tags
+        self.max_exchanges, self.turn_tokens, self.episode_tokens, self.tags = (
+            max_exchanges,
+            dict(turn_tokens),
+            episode_tokens,
+            tags,
+        )
         self.instructions = {LONG: LONG_INSTRUCTIONS, SHORT: SHORT_INSTRUCTIONS} | dict(instructions or {})
         self.final_notice = final_notice
 
@@ -157,7 +162,9 @@ def make_protocol(config: LongShortConfig) -> TurnProtocol:
     return lookup(PROTOCOLS, config.protocol.name, "protocol.name").of(config)
 
 
-def demonstration(problem: Problem, messages: Sequence[tuple[str, str, str]], protocol: TurnProtocol, tokenizers: Mapping[str, Any]) -> Episode:
+def demonstration(
+    problem: Problem, messages: Sequence[tuple[str, str, str]], protocol: TurnProtocol, tokenizers: Mapping[str, Any]
+) -> Episode:
     """A scripted dialogue as an episode, rendered by the very code that renders rollouts, so that SFT and RL prompts are byte-identical.
 
     `messages` are (role, text, stop) in order, stop being the closing tag ("eos" for `solo`). Log-probs are 0: nobody sampled it.
@@ -165,7 +172,9 @@ def demonstration(problem: Problem, messages: Sequence[tuple[str, str, str]], pr
     turns: list[Turn] = []
     for role, text, stop in messages:
         if (speaker := protocol.next(turns)) != role:
-            raise ValueError(f"problem {problem.id}: message {len(turns)} is by {role!r} but the protocol expects {speaker!r}")
+            raise ValueError(
+                f"problem {problem.id}: message {len(turns)} is by {role!r} but the protocol expects {speaker!r}"
+            )
         ids = protocol.close(role, text, stop, tokenizers[role])
         completion = Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text=text, stop=stop, version=0)
         prompt = protocol.render(problem, turns, role, tokenizers[role])

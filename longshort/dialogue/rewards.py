@@ -77,7 +77,9 @@ class SynergyReward:
         cost = [episode.cost(self.prices) for episode in episodes]
         length = LENGTH_TERMS[self.config.length.kind](correct, cost, self.config.length.target)
         mu = length_weight(self.config, progress)
-        return [self._reward(episode, *parts, mu) for episode, *parts in zip(episodes, correct, length, cost, strict=True)]
+        return [
+            self._reward(episode, *parts, mu) for episode, *parts in zip(episodes, correct, length, cost, strict=True)
+        ]
 
     async def _correct(self, problem: Problem, episode: Episode) -> bool:
         if episode.stop != "answered":

@@ -110,7 +110,9 @@ async def run_group(
 
     async def admitted(number: int) -> Episode:
         async with admission.live:
-            return await run_episode(problem, policies, protocol, decoding, stable_seed(seed, problem.id, number), admission.starting)
+            return await run_episode(
+                problem, policies, protocol, decoding, stable_seed(seed, problem.id, number), admission.starting
+            )
 
     episodes = await asyncio.gather(*map(admitted, range(group_size)))
     rewards = reward(problem, episodes, progress)

@@ -95,7 +95,9 @@ class StoppedEarly(Solo):
     alone. `turn_tokens` is for all turns together.
     """
 
-    def __init__(self, *, role: str = LONG, thoughts: int, turn_tokens: int, instructions: str = "", separator: str, ending: str):
+    def __init__(
+        self, *, role: str = LONG, thoughts: int, turn_tokens: int, instructions: str = "", separator: str, ending: str
+    ):
         super().__init__(role=role, turn_tokens=turn_tokens, instructions=instructions)
         self.thoughts, self.separator, self.ending = thoughts, separator, ending
 
@@ -112,7 +114,9 @@ class StoppedEarly(Solo):
 
     def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
         used = sum(len(turn.completion.token_ids) for turn in turns)
-        return min((self.turn_tokens - used, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
+        return min(
+            (self.turn_tokens - used, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0]
+        )
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
         return (self.separator,), ()

@@ -28,7 +28,8 @@ GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 GPQA_LETTERS = "ABCD"
 GPQA_INSTRUCTION = r"Answer with the letter of the right option in \boxed{}."
 GPQA_CANDIDATES = re.compile(
-    r"(?P<stem>.+)Candidate answer:\s*\(1\)\s(.*?)\s*,\s*or\s+\(2\)\s(.*?)\s*,\s*or\s+\(3\)\s(.*?)\s*,\s*or\s+\(4\)\s(.*)", re.DOTALL
+    r"(?P<stem>.+)Candidate answer:\s*\(1\)\s(.*?)\s*,\s*or\s+\(2\)\s(.*?)\s*,\s*or\s+\(3\)\s(.*?)\s*,\s*or\s+\(4\)\s(.*)",
+    re.DOTALL,
 )
 """The question may number things and the options may hold commas, brackets and "or": only the whole separators count, and the last
 "Candidate answer"."""
@@ -92,7 +93,9 @@ def load_benchmark(name: str, *, data_dir: str | Path = "", limit: int | None = 
     if name not in BENCHMARKS:
         if not (set(name) & set("/:") or Path(name).suffix.lower() in READERS or Path(name).exists()):
             lookup(BENCHMARKS, name, "benchmark")  # raises, with the nearest name
-        return LoadedBenchmark(name=name, title=name, source=name, problems=tuple(load_problems(name, limit)), remark="")
+        return LoadedBenchmark(
+            name=name, title=name, source=name, problems=tuple(load_problems(name, limit)), remark=""
+        )
     benchmark = BENCHMARKS[name]
     to_problem = partial(benchmark.normalise, seed=seed)
     if file := _local_file(name, data_dir):
@@ -100,7 +103,11 @@ def load_benchmark(name: str, *, data_dir: str | Path = "", limit: int | None = 
     else:
         problems, source = _from_hub(name, data_dir, limit, to_problem), benchmark.hub
     odd = limit is None and len(problems) != benchmark.rows
-    remark = f"{source} holds {len(problems):,} problems; {benchmark.title} is published with {benchmark.rows:,}" if odd else ""
+    remark = (
+        f"{source} holds {len(problems):,} problems; {benchmark.title} is published with {benchmark.rows:,}"
+        if odd
+        else ""
+    )
     return LoadedBenchmark(name=name, title=benchmark.title, source=source, problems=tuple(problems), remark=remark)
 
 
@@ -112,7 +119,9 @@ def check_golds(problems: Sequence[Problem], pool: GradingPool) -> GoldCheck:
     """
     unparsed = pool.gold_faults(problems)
     verdicts = pool.grade_all((problem.answer, rf"\boxed{{{problem.answer}}}") for problem in problems)
-    unverified = {problem.id: verdict.reason for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct}
+    unverified = {
+        problem.id: verdict.reason for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct
+    }
     faults = unverified | {problem.id: unparsed[problem.answer] for problem in problems if problem.answer in unparsed}
     parsed = sum(problem.answer not in unparsed for problem in problems)
     return GoldCheck(problems=len(problems), parsed=parsed, verified=len(problems) - len(unverified), faults=faults)
@@ -128,7 +137,9 @@ def gpqa(row: Mapping[str, Any], where: str, seed: int) -> Problem:
     if not all(options := [right, *wrong]):
         raise LongShortError(f"{where}: an option is empty, got {options}; fill it in or delete the row")
     dice = random.Random(stable_seed(seed, id))
-    shuffled = sorted(options, key=lambda option: dice.random())  # random() is the same in every Python, shuffle() need not be
+    shuffled = sorted(
+        options, key=lambda option: dice.random()
+    )  # random() is the same in every Python, shuffle() need not be
     listed = "\n".join(f"{letter}) {option}" for letter, option in zip(GPQA_LETTERS, shuffled, strict=True))
     answer = GPQA_LETTERS[shuffled.index(right)]
     return normalise({"id": id, "problem": f"{stem}\n\n{listed}\n\n{GPQA_INSTRUCTION}", "answer": answer}, where)
@@ -162,7 +173,9 @@ def _candidates(row: Mapping[str, Any], where: str) -> tuple[str, str, str, list
 def _text(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise LongShortError(f"{where}: the column {column!r} must hold text, got {value!r}; fill it in or delete the row")
+        raise LongShortError(
+            f"{where}: the column {column!r} must hold text, got {value!r}; fill it in or delete the row"
+        )
     return value.strip()
 
 
@@ -171,12 +184,16 @@ def _local_file(name: str, data_dir: str | Path) -> Path | None:
     if not data_dir:
         return None
     if not Path(data_dir).is_dir():
-        raise LongShortError(f"benchmark {name!r}: eval.data_dir {str(data_dir)!r} is no folder, seen from {Path.cwd()}; correct the path")
+        raise LongShortError(
+            f"benchmark {name!r}: eval.data_dir {str(data_dir)!r} is no folder, seen from {Path.cwd()}; correct the path"
+        )
     files = (Path(data_dir) / f"{name}{split}{suffix}" for split in ("", "_test") for suffix in READERS)
     return next((file for file in files if file.is_file()), None)
 
 
-def _from_hub(name: str, data_dir: str | Path, limit: int | None, to_problem: Callable[[Mapping[str, Any], str], Problem]) -> list[Problem]:
+def _from_hub(
+    name: str, data_dir: str | Path, limit: int | None, to_problem: Callable[[Mapping[str, Any], str], Problem]
+) -> list[Problem]:
     """The problems by the benchmark's hub name; an error names the places where no file was found, too."""
     benchmark = BENCHMARKS[name]
     if limit is None and benchmark.hub.partition(":")[0] in GENERATORS:
@@ -185,8 +202,12 @@ def _from_hub(name: str, data_dir: str | Path, limit: int | None, to_problem: Ca
         return load_problems(benchmark.hub, limit, to_problem)
     except LongShortError as error:
         kinds = f"{name}.* or {name}_test.* ({', '.join(READERS)})"
-        missing = f"the folder {data_dir} holds no {kinds}" if data_dir else f"eval.data_dir names no folder with {kinds}"
-        gate = "; it is gated: accept its terms on its hub page and log in with `hf auth login`" if benchmark.gated else ""
+        missing = (
+            f"the folder {data_dir} holds no {kinds}" if data_dir else f"eval.data_dir names no folder with {kinds}"
+        )
+        gate = (
+            "; it is gated: accept its terms on its hub page and log in with `hf auth login`" if benchmark.gated else ""
+        )
         raise LongShortError(f"benchmark {name!r}: {missing}, and {error}{gate}") from error
 
 
@@ -195,7 +216,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "aime24": Benchmark(title="AIME 2024", hub="HuggingFaceH4/aime_2024:train", rows=30),
     "aime25": Benchmark(title="AIME 2025", hub="math-ai/aime25:test", rows=30),
     "amc23": Benchmark(title="AMC 2023", hub="math-ai/amc23:test", rows=40),
-    "gpqa_diamond": Benchmark(title="GPQA Diamond", hub="Idavidrein/gpqa:gpqa_diamond:train", rows=198, normalise=gpqa, gated=True),
+    "gpqa_diamond": Benchmark(
+        title="GPQA Diamond", hub="Idavidrein/gpqa:gpqa_diamond:train", rows=198, normalise=gpqa, gated=True
+    ),
     "gsm8k": Benchmark(title="GSM8K", hub="openai/gsm8k:main:test", rows=1319),
     "miniature": Benchmark(title="miniature", hub="miniature:test", rows=400),
 }
@@ -237,5 +260,7 @@ def load_benchmarks(config: LongShortConfig, faults: list[str] | None = None) ->
 def evaluation_problems(config: LongShortConfig) -> list[Problem]:
     """The problems of every benchmark that the recipe evaluates on; LongShortError where `eval_steps` has none to go on."""
     if config.eval_steps and not config.eval.benchmarks:
-        raise LongShortError(f"eval_steps is {config.eval_steps} but eval.benchmarks is empty; name at least one, or set eval_steps: 0")
+        raise LongShortError(
+            f"eval_steps is {config.eval_steps} but eval.benchmarks is empty; name at least one, or set eval_steps: 0"
+        )
     return [problem for loaded, _ in load_benchmarks(config) for problem in loaded.problems]

@@ -36,7 +36,9 @@ def evaluate_recipe(
     """
     if not re.fullmatch(r"[\w-]+", name) or name in (STAGES, TRAINING):
         own = f"{STAGES} and {TRAINING} are the run's own"
-        raise LongShortError(f"the evaluation's name {name!r} becomes a file's name; use letters, digits, - and _ only ({own})")
+        raise LongShortError(
+            f"the evaluation's name {name!r} becomes a file's name; use letters, digits, - and _ only ({own})"
+        )
     if checkpoint_folder:
         checkpoint.verify(checkpoint_folder)
     systems, folder = systems_of(config, checkpoint_folder), _folder(config) / name
@@ -44,7 +46,11 @@ def evaluate_recipe(
     with GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb) as pool:
         benchmarks, faults = prepare_benchmarks(config, pool)
         check_systems(config, systems, benchmarks)
-        tasks = [task for system in systems for task in tasks_of(config, folder, system, benchmarks, greedy=config.eval.greedy)]
+        tasks = [
+            task
+            for system in systems
+            for task in tasks_of(config, folder, system, benchmarks, greedy=config.eval.greedy)
+        ]
         if redo and folder.is_dir() and (old := set_aside(folder, [task.name for task in tasks])):
             console.say(f"what was there is now in {old}")
         interruption.run(_run_all(config, tasks, pool))
@@ -70,7 +76,9 @@ def check_systems(config: LongShortConfig, systems: Sequence[System], benchmarks
                 check_contexts(alone, {model.origin: facts})
                 checked[model, tags] = load_tokenizer(alone, model.origin, facts.vocabulary)
         played = parse(recipe | {role: recipe[model.origin] for role, model in system.models.items()})
-        check_prompts(played, problems, system.protocol, {role: checked[model, tags] for role, model in system.models.items()})
+        check_prompts(
+            played, problems, system.protocol, {role: checked[model, tags] for role, model in system.models.items()}
+        )
 
 
 async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: GradingPool) -> None:
@@ -94,7 +102,10 @@ async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: Grading
         for number, system in enumerate(systems, 1):
             policies = await engines.of(system)
             for task in (task for task in todo if task.system.name == system.name):
-                label, began = f"[{number}/{len(systems)}] {system.name} on {task.benchmark.loaded.name}, {task.decoding}", time.monotonic()
+                label, began = (
+                    f"[{number}/{len(systems)}] {system.name} on {task.benchmark.loaded.name}, {task.decoding}",
+                    time.monotonic(),
+                )
                 await run_task(task, policies, pool, ledgers.pop(task.name), config.eval.seed, label)
                 console.say(f"{label}: {len(task.order)} episodes in {console.duration(time.monotonic() - began)}")
 
@@ -103,7 +114,9 @@ def _assemble(config: LongShortConfig, name: str, tasks: Sequence[Task], faults:
     """All numbers, from the lines alone; writes and returns the results file's content."""
     base, comparisons = config.eval.base, []
     found = Results(_folder(config), name, _settings(config), fresh=True)
-    of_base = {(task.benchmark.loaded.name, task.decoding): read_back(task)[0] for task in tasks if task.system.name == base}
+    of_base = {
+        (task.benchmark.loaded.name, task.decoding): read_back(task)[0] for task in tasks if task.system.name == base
+    }
     for task in tasks:
         evaluation, reasons = read_back(task)
         benchmark = task.benchmark.loaded.name
@@ -144,7 +157,9 @@ async def measure(
     found = Results(_folder(config), evaluation, _settings(config), fresh=False)
     versions = {role: f"{pair.models[role]}, version {policy.version}" for role, policy in pair.policies.items()}
     for task in tasks:
-        for leftover in folder.glob(f"{task.name}.*"):  # of another try at the same step: its weights need not be the same
+        for leftover in folder.glob(
+            f"{task.name}.*"
+        ):  # of another try at the same step: its weights need not be the same
             leftover.unlink()
         ledger = open_ledger(config, task, models=versions)
         label = f"evaluating {name} on {task.benchmark.loaded.name}, {task.decoding}"

@@ -79,7 +79,9 @@ def pass_at(evaluation: Evaluation, k: int) -> float:
     """
     n = evaluation.num_samples
     if not 1 <= k <= n:
-        raise LongShortError(f"pass@{k} cannot be had from {n} samples per problem: choose k from 1 to {n} or raise eval.num_samples")
+        raise LongShortError(
+            f"pass@{k} cannot be had from {n} samples per problem: choose k from 1 to {n} or raise eval.num_samples"
+        )
     right = (sum(evaluation.correct[i : i + n]) for i in range(0, len(evaluation.correct), n))
     return fmean(1 - comb(n - c, k) / comb(n, k) for c in right)
 
@@ -160,13 +162,17 @@ class Comparison:
 
 COMPARED = {
     "accuracy": lambda evaluation, prices: evaluation.correct,
-    "tokens": lambda evaluation, prices: [sum(len(turn.completion.token_ids) for turn in episode.turns) for episode in evaluation.episodes],
+    "tokens": lambda evaluation, prices: [
+        sum(len(turn.completion.token_ids) for turn in episode.turns) for episode in evaluation.episodes
+    ],
     "cost": lambda evaluation, prices: [episode.cost(prices) for episode in evaluation.episodes],
 }
 """What `compare` can compare: (evaluation, prices) -> one value per episode."""
 
 
-def compare(a: Evaluation, b: Evaluation, value: str, prices: Mapping[str, float], *, resamples: int = 10_000, seed: int = 0) -> Comparison:
+def compare(
+    a: Evaluation, b: Evaluation, value: str, prices: Mapping[str, float], *, resamples: int = 10_000, seed: int = 0
+) -> Comparison:
     """The system of `a` minus the base of `b` on the same problems, by a paired bootstrap (Efron and Tibshirani 1993, chapters 13 and 16).
 
     Problems are drawn with replacement, each with both systems' means over its samples, so that a hard problem is hard for both. The
@@ -184,7 +190,9 @@ def compare(a: Evaluation, b: Evaluation, value: str, prices: Mapping[str, float
             f"not in the second and {(second - first).total()} of the second's {second.total()} not in the first: evaluate both on the same"
         )
     if first.total() < 2:
-        raise LongShortError(f"a comparison resamples problems and needs at least 2, not {first.total()}: raise eval.num_problems")
+        raise LongShortError(
+            f"a comparison resamples problems and needs at least 2, not {first.total()}: raise eval.num_problems"
+        )
     differences = _means_in_order(a, COMPARED[value](a, prices)) - _means_in_order(b, COMPARED[value](b, prices))
     found = float(differences.mean())
     means = _resampled_means(differences, resamples, seed)

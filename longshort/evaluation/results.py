@@ -47,7 +47,13 @@ class Results:
             self.content |= {key: value for key, value in read_results(self.path).items() if key != "settings"}
 
     def add(
-        self, system: str, described: Mapping[str, Any], benchmark: str, facts: Mapping[str, Any], decoding: str, measures: Row
+        self,
+        system: str,
+        described: Mapping[str, Any],
+        benchmark: str,
+        facts: Mapping[str, Any],
+        decoding: str,
+        measures: Row,
     ) -> None:
         """Put one row in, in place of an older one of the same system, benchmark and decoding."""
         self.content["systems"][system] = dict(described)
@@ -63,10 +69,19 @@ class Results:
 
     def write(self) -> Path:
         """Write both files; nobody ever reads half of one."""
-        stamp = {"made": datetime.now(UTC).isoformat(timespec="seconds"), "longshort": __version__, "versions": versions()}
-        content = {"name": self.content["name"], **stamp} | {key: value for key, value in self.content.items() if key not in stamp}
+        stamp = {
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "longshort": __version__,
+            "versions": versions(),
+        }
+        content = {"name": self.content["name"], **stamp} | {
+            key: value for key, value in self.content.items() if key not in stamp
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in ((self.path, json.dumps(content, indent=1)), (self.path.with_suffix(".md"), markdown(content))):
+        for path, text in (
+            (self.path, json.dumps(content, indent=1)),
+            (self.path.with_suffix(".md"), markdown(content)),
+        ):
             partial = path.with_suffix(f"{path.suffix}.tmp")
             partial.write_text(text + "\n", encoding="utf-8")
             os.replace(partial, path)
@@ -90,7 +105,11 @@ def measured(evaluation: Evaluation, reasons: Mapping[str, int], system, prices:
     if all(episode.problem.id.startswith("mini-") for episode in evaluation.episodes):
         from longshort.miniature.world import hard_parts
 
-        backs = [system.protocol.hand_backs(episode) > 0 for episode in evaluation.episodes if hard_parts(episode.problem) > 1]
+        backs = [
+            system.protocol.hand_backs(episode) > 0
+            for episode in evaluation.episodes
+            if hard_parts(episode.problem) > 1
+        ]
         row["hand_back_rate_hard"] = sum(backs) / len(backs) if backs else 0.0
     return row
 
@@ -113,19 +132,31 @@ def add_aes(results: list[Row], base: str) -> list[str]:
     for row in results:
         if reference := bases.get((row["benchmark"], row["decoding"])):
             try:
-                row |= {name: aes(row["accuracy"], row[key], reference["accuracy"], reference[key]) for name, key in LENGTHS.items()}
+                row |= {
+                    name: aes(row["accuracy"], row[key], reference["accuracy"], reference[key])
+                    for name, key in LENGTHS.items()
+                }
             except LongShortError as error:
                 faults[f"{row['benchmark']}, {row['decoding']}: {error}"] = None
     return list(faults)
 
 
-def compared(name: str, evaluation: Evaluation, base: str, of_base: Evaluation, prices: Mapping[str, float]) -> list[Row]:
+def compared(
+    name: str, evaluation: Evaluation, base: str, of_base: Evaluation, prices: Mapping[str, float]
+) -> list[Row]:
     """The system against the base, problem by problem: accuracy, tokens, cost."""
     rows = []
     for metric in COMPARED:
         found = compare(evaluation, of_base, metric, prices)
         rows.append(
-            {"system": name, "base": base, "metric": metric, "difference": found.difference, "interval": list(found.interval), "p": found.p}
+            {
+                "system": name,
+                "base": base,
+                "metric": metric,
+                "difference": found.difference,
+                "interval": list(found.interval),
+                "p": found.p,
+            }
         )
     return rows
 
@@ -144,7 +175,15 @@ def versions() -> dict[str, str]:
 def with_greedy(rows: Sequence[Mapping[str, Any]]) -> Row:
     """One flat block of a system on one benchmark: its sampled row, and the greedy one's main figures with `_greedy` behind their names."""
     by_decoding = {row["decoding"]: row for row in rows}
-    block = {key: value for key, value in (by_decoding.get(SAMPLED) or by_decoding[GREEDY]).items() if key not in ("system", "benchmark")}
+    block = {
+        key: value
+        for key, value in (by_decoding.get(SAMPLED) or by_decoding[GREEDY]).items()
+        if key not in ("system", "benchmark")
+    }
     if greedy := by_decoding.get(GREEDY):
-        block |= {f"{key}_greedy": greedy[key] for key in ("accuracy", "interval", "tokens", "cost", "format") if key in greedy}
+        block |= {
+            f"{key}_greedy": greedy[key]
+            for key in ("accuracy", "interval", "tokens", "cost", "format")
+            if key in greedy
+        }
     return block

@@ -49,7 +49,12 @@ async def evaluate(
         keep(attempt_key(problem, sample), sample, episode, correct, reason)
         return episode, correct
 
-    todo = [(problem, sample) for problem in problems for sample in range(num_samples) if attempt_key(problem, sample) not in done]
+    todo = [
+        (problem, sample)
+        for problem in problems
+        for sample in range(num_samples)
+        if attempt_key(problem, sample) not in done
+    ]
     tasks = [asyncio.ensure_future(attempt(*each)) for each in todo]
     try:
         graded = await asyncio.gather(*tasks)
@@ -58,7 +63,9 @@ async def evaluate(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return Evaluation(
-        episodes=tuple(episode for episode, _ in graded), correct=tuple(correct for _, correct in graded), num_samples=num_samples
+        episodes=tuple(episode for episode, _ in graded),
+        correct=tuple(correct for _, correct in graded),
+        num_samples=num_samples,
     )
 
 
@@ -80,5 +87,7 @@ def evaluation_of(rows: Mapping[str, Mapping[str, Any]], problems: Sequence[Prob
     """The evaluation that a complete ledger's lines hold."""
     ordered = [rows[attempt_key(problem, sample)] for problem in problems for sample in range(num_samples)]
     return Evaluation(
-        episodes=tuple(map(episode_of, ordered)), correct=tuple(bool(row["correct"]) for row in ordered), num_samples=num_samples
+        episodes=tuple(map(episode_of, ordered)),
+        correct=tuple(bool(row["correct"]) for row in ordered),
+        num_samples=num_samples,
     )

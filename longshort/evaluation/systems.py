@@ -32,12 +32,18 @@ PRESETS = {
     "pair": SystemConfig(name="pair", title="pair, trained"),
     "long_alone": SystemConfig(name="long_alone", title="trained long model alone", alone=LONG, in_role=True),
     "short_alone": SystemConfig(name="short_alone", title="trained short model alone", alone=SHORT, in_role=True),
-    "cold_start": SystemConfig(name="cold_start", title="pair, after cold start", long="cold_start", short="cold_start"),
+    "cold_start": SystemConfig(
+        name="cold_start", title="pair, after cold start", long="cold_start", short="cold_start"
+    ),
     "untrained": SystemConfig(name="untrained", title="pair, untrained", long="base", short="base"),
     "single_long": SystemConfig(name="single_long", title="single long model", long="base", alone=LONG),
     "single_short": SystemConfig(name="single_short", title="single short model", short="base", alone=SHORT),
-    "long_plays_both": SystemConfig(name="long_plays_both", title="trained long model in both roles", short="trained/long"),
-    "short_plays_both": SystemConfig(name="short_plays_both", title="trained short model in both roles", long="trained/short"),
+    "long_plays_both": SystemConfig(
+        name="long_plays_both", title="trained long model in both roles", short="trained/long"
+    ),
+    "short_plays_both": SystemConfig(
+        name="short_plays_both", title="trained short model in both roles", long="trained/short"
+    ),
 }
 
 
@@ -80,15 +86,21 @@ def systems_of(config: LongShortConfig, chosen: Path | None = None) -> list[Syst
         )
     wanted = [preset(entry) if isinstance(entry, str) else entry for entry in settings.systems]
     wanted += [
-        SystemConfig(name=cross_name(long, short), long=long, short=short) for long in settings.cross_play for short in settings.cross_play
+        SystemConfig(name=cross_name(long, short), long=long, short=short)
+        for long in settings.cross_play
+        for short in settings.cross_play
     ]
     if not wanted:
         raise LongShortError("eval.systems is empty; name at least one system, e.g. [pair]")
     names = [entry.name for entry in wanted]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise LongShortError(f"eval.systems: {', '.join(sorted(twice))} is named more than once; give each system its own name")
+        raise LongShortError(
+            f"eval.systems: {', '.join(sorted(twice))} is named more than once; give each system its own name"
+        )
     if settings.base and settings.base not in names:
-        raise LongShortError(f"eval.base is {settings.base!r}, which is not among the systems ({', '.join(names)}); add it to eval.systems")
+        raise LongShortError(
+            f"eval.base is {settings.base!r}, which is not among the systems ({', '.join(names)}); add it to eval.systems"
+        )
     return [make_system(config, entry, chosen) for entry in wanted]
 
 
@@ -99,7 +111,9 @@ def preset(name: str) -> SystemConfig:
     if not at:
         return found
     if not thoughts.isdecimal() or int(thoughts) < 1 or not found.alone or found.in_role:
-        raise LongShortError(f"eval.systems: {name!r} should be single_long or single_short, @ and a number of thoughts (single_long@3)")
+        raise LongShortError(
+            f"eval.systems: {name!r} should be single_long or single_short, @ and a number of thoughts (single_long@3)"
+        )
     title = f"{found.title}, stopped after {thoughts} thought{'s' if thoughts != '1' else ''}"
     return found.model_copy(update={"name": name, "title": title, "thoughts": int(thoughts)})
 
@@ -151,7 +165,9 @@ def resolve(config: LongShortConfig, reference: str, role: str, chosen: Path | N
     else:
         folder = reference
     if not folder:
-        raise LongShortError(f"{where}: {origin}.model is empty; name a model folder or a hub name, or pass --checkpoint")
+        raise LongShortError(
+            f"{where}: {origin}.model is empty; name a model folder or a hub name, or pass --checkpoint"
+        )
     try:
         find_folder(folder, f"{where}, {role}")
     except LongShortError as error:
@@ -181,7 +197,9 @@ def _made_here(config: LongShortConfig, stage: str, role: str, chosen: Path | No
         return base_model(config, role)
     if stage == "cold_start":
         if not config.coldstart:
-            raise LongShortError(f"{where}: the models of the cold start, but the recipe has no coldstart section; leave this system out")
+            raise LongShortError(
+                f"{where}: the models of the cold start, but the recipe has no coldstart section; leave this system out"
+            )
         return cold_model(config, role)
     return str(output_dir / stage / role)
 

@@ -12,7 +12,18 @@ from longshort import console
 from longshort.evaluation.names import ALL, cross_name
 
 Row = Mapping[str, Any]
-HEAD = ("system", "accuracy ± s.e. [95 %]", "tokens", "long + short", "characters", "cost", "messages", "hand-back", "format", "rethinking")
+HEAD = (
+    "system",
+    "accuracy ± s.e. [95 %]",
+    "tokens",
+    "long + short",
+    "characters",
+    "cost",
+    "messages",
+    "hand-back",
+    "format",
+    "rethinking",
+)
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -24,11 +35,16 @@ def markdown(content: Mapping[str, Any]) -> str:
         size = "" if benchmark == ALL else f", {rows[0]['n']} problems × {rows[0]['samples']}"
         parts.append(f"### {title}, {decoding}{size}\n\n{table(rows, content['systems'])}")
     if content["comparisons"]:
-        parts.append(f"### Against {content['comparisons'][0]['base']}, paired bootstrap\n\n{_comparisons(content['comparisons'])}")
+        parts.append(
+            f"### Against {content['comparisons'][0]['base']}, paired bootstrap\n\n{_comparisons(content['comparisons'])}"
+        )
     if content["cross_play"]:
         parts.append(f"### Cross-play: accuracy · cost\n\n{_cross_play(content)}")
     parts += [f"- {' '.join(fault.split())}" for fault in content["faults"]]
-    parts.append(f"longshort {content['longshort']}, " + ", ".join(f"{name} {version}" for name, version in content["versions"].items()))
+    parts.append(
+        f"longshort {content['longshort']}, "
+        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    )
     return "\n\n".join(parts)
 
 
@@ -43,7 +59,9 @@ def table(rows: Sequence[Row], systems: Mapping[str, Mapping[str, Any]]) -> str:
         low, high = row["interval"]
         each = " + ".join(f"{row[f'tokens/{role}']:.1f}" for role in ("long", "short") if f"tokens/{role}" in row)
         numbers = [f"{row[key]:.1f}" if key in row else "–" for key in ("characters", "cost")]
-        shares = [f"{row[key]:.2f}" if key in row else "–" for key in ("turns", "hand_back_rate", "format", "rethinking")]
+        shares = [
+            f"{row[key]:.2f}" if key in row else "–" for key in ("turns", "hand_back_rate", "format", "rethinking")
+        ]
         lines.append(
             [
                 _cell(named[row["system"]]),
@@ -56,7 +74,9 @@ def table(rows: Sequence[Row], systems: Mapping[str, Mapping[str, Any]]) -> str:
                 *([f"{row['aes']:+.2f}" if "aes" in row else "–"] if with_aes else []),
             ]
         )
-    return tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * (len(head) - 1)))
+    return tabulate(
+        lines, headers=head, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * (len(head) - 1))
+    )
 
 
 def _comparisons(rows: Sequence[Row]) -> str:
@@ -77,7 +97,9 @@ def _cross_play(content: Mapping[str, Any]) -> str:
         lines = []
         for long in content["cross_play"]["long"]:
             cells = (found.get(cross_name(long, short)) for short in content["cross_play"]["short"])
-            lines.append([_cell(long), *(f"{cell['accuracy']:.3f} · {cell['cost']:.1f}" if cell else "–" for cell in cells)])
+            lines.append(
+                [_cell(long), *(f"{cell['accuracy']:.3f} · {cell['cost']:.1f}" if cell else "–" for cell in cells)]
+            )
         head = [f"{_cell(benchmark)}: long ↓ short →", *map(_cell, content["cross_play"]["short"])]
         tables.append(tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True))
     return "\n\n".join(tables)
@@ -86,7 +108,10 @@ def _cross_play(content: Mapping[str, Any]) -> str:
 def titles(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Each system's title, with its name behind it where another one has the same title."""
     counts = Counter(system["title"] for system in systems.values())
-    return {name: f"{system['title']} ({name})" if counts[system["title"]] > 1 else system["title"] for name, system in systems.items()}
+    return {
+        name: f"{system['title']} ({name})" if counts[system["title"]] > 1 else system["title"]
+        for name, system in systems.items()
+    }
 
 
 def _cell(text: str) -> str:
@@ -102,7 +127,13 @@ def results_table(title: str, results: Mapping[str, Mapping[str, Any]]) -> str:
         greedy = f"{block['accuracy_greedy']:.3f}" if "accuracy_greedy" in block else "–"
         numbers = [f"{block[key]:.1f}" for key in ("tokens", "cost")]
         shares = [f"{block[key]:.2f}" if key in block else "–" for key in ("hand_back_rate", "format")]
-        score = [f"{block['aes']:+.2f}"] if "aes" in block else ["–"] if any("aes" in each for each in results.values()) else []
+        score = (
+            [f"{block['aes']:+.2f}"]
+            if "aes" in block
+            else ["–"]
+            if any("aes" in each for each in results.values())
+            else []
+        )
         rows.append([name, f"{block['accuracy']:.3f} [{low:.3f}, {high:.3f}]", greedy, *numbers, *shares, *score])
     head = [title, "accuracy [95 %]", "greedy", "tokens", "cost", "hand-back", "format"]
     return "\n" + console.table([*head, *(["AES"] if rows and len(rows[0]) > len(head) else [])], rows)

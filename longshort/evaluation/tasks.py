@@ -39,7 +39,11 @@ class Prepared:
     @property
     def facts(self) -> dict[str, Any]:
         """What the results file says about it."""
-        golds = {"problems": self.golds.problems, "golds_parsed": self.golds.parsed, "golds_verified": self.golds.verified}
+        golds = {
+            "problems": self.golds.problems,
+            "golds_parsed": self.golds.parsed,
+            "golds_verified": self.golds.verified,
+        }
         return {"title": self.loaded.title, "source": self.loaded.source, **golds}
 
 
@@ -62,7 +66,11 @@ class Task:
     @property
     def order(self) -> list[str]:
         """The ids of all its attempts."""
-        return [attempt_key(problem, sample) for problem in self.benchmark.loaded.problems for sample in range(self.num_samples)]
+        return [
+            attempt_key(problem, sample)
+            for problem in self.benchmark.loaded.problems
+            for sample in range(self.num_samples)
+        ]
 
 
 def prepare_benchmarks(config: LongShortConfig, pool: GradingPool) -> tuple[list[Prepared], list[str]]:
@@ -73,7 +81,9 @@ def prepare_benchmarks(config: LongShortConfig, pool: GradingPool) -> tuple[list
         golds = check_golds(loaded.problems, pool)
         if golds.faults:
             few = "; ".join(f"{problem} ({reason})" for problem, reason in list(golds.faults.items())[:3])
-            faults.append(f"{loaded.name}: {len(golds.faults)} of {golds.problems} reference answers cannot be graded: {few}; correct them")
+            faults.append(
+                f"{loaded.name}: {len(golds.faults)} of {golds.problems} reference answers cannot be graded: {few}; correct them"
+            )
             continue
         remark = f"; {loaded.remark}" if loaded.remark else ""
         counted = f"{golds.problems} problems from {loaded.source}, {golds.verified} reference answers verified against themselves"
@@ -82,11 +92,15 @@ def prepare_benchmarks(config: LongShortConfig, pool: GradingPool) -> tuple[list
     for fault in faults:
         console.say(f"! {fault}")
     if not whole:
-        raise LongShortError(f"there is nothing to evaluate on: {faults[0]}" if faults else "eval.benchmarks is empty; name at least one")
+        raise LongShortError(
+            f"there is nothing to evaluate on: {faults[0]}" if faults else "eval.benchmarks is empty; name at least one"
+        )
     return whole, faults
 
 
-def tasks_of(config: LongShortConfig, folder: Path, system: System, benchmarks: Sequence[Prepared], *, greedy: bool) -> list[Task]:
+def tasks_of(
+    config: LongShortConfig, folder: Path, system: System, benchmarks: Sequence[Prepared], *, greedy: bool
+) -> list[Task]:
     """Sampled as the recipe says, and greedy beside it where that is wanted or the recipe's temperature is 0."""
     tasks = []
     sampled = Decoding(temperature=config.eval.temperature, top_p=config.top_p, top_k=config.top_k)
@@ -94,7 +108,14 @@ def tasks_of(config: LongShortConfig, folder: Path, system: System, benchmarks: 
         ways = [(SAMPLED, sampled, benchmark.num_samples)] if sampled.temperature else []
         ways += [(GREEDY, Decoding(temperature=0.0), 1)] if greedy or not ways else []
         tasks += [
-            Task(folder=folder, system=system, benchmark=benchmark, decoding=decoding, sampling=sampling, num_samples=samples)
+            Task(
+                folder=folder,
+                system=system,
+                benchmark=benchmark,
+                decoding=decoding,
+                sampling=sampling,
+                num_samples=samples,
+            )
             for decoding, sampling, samples in ways
         ]
     return tasks
@@ -115,11 +136,23 @@ def open_ledger(config: LongShortConfig, task: Task, *, models: Mapping[str, str
         "num_samples": task.num_samples,
         "seed": config.eval.seed,
     }
-    problems = text_digest(text for problem in task.benchmark.loaded.problems for text in (problem.id, problem.question, problem.answer))
-    return Ledger(task.folder, task.name, settings, {"list of problems": problems}, items="episodes", outcome="reason", redo="--redo")
+    problems = text_digest(
+        text for problem in task.benchmark.loaded.problems for text in (problem.id, problem.question, problem.answer)
+    )
+    return Ledger(
+        task.folder,
+        task.name,
+        settings,
+        {"list of problems": problems},
+        items="episodes",
+        outcome="reason",
+        redo="--redo",
+    )
 
 
-async def run_task(task: Task, policies: Mapping[str, Any], pool: GradingPool, ledger: Ledger, seed: int, label: str) -> None:
+async def run_task(
+    task: Task, policies: Mapping[str, Any], pool: GradingPool, ledger: Ledger, seed: int, label: str
+) -> None:
     """Do what is missing of a task and complete its ledger; a run that is stopped keeps what it has."""
     before, order, began = len(ledger.rows), task.order, time.monotonic()
 

@@ -83,7 +83,9 @@ async def train_loop(
             rollout = await ahead.popleft()
             rolled = time.perf_counter()
             roles = schedule(index)
-            updates = await asyncio.gather(*(policies[role].update(training_samples(rollout.groups, role, advantage)) for role in roles))
+            updates = await asyncio.gather(
+                *(policies[role].update(training_samples(rollout.groups, role, advantage)) for role in roles)
+            )
             done = time.perf_counter()
             await after(
                 Step(

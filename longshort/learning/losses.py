@@ -43,7 +43,9 @@ def clipped(ratio: torch.Tensor, logp: torch.Tensor, advantage: torch.Tensor, lo
     return -torch.min(ratio * advantage, ratio.clamp(low, high) * advantage)
 
 
-def truncated(ratio: torch.Tensor, logp: torch.Tensor, advantage: torch.Tensor, low: float, high: float) -> torch.Tensor:
+def truncated(
+    ratio: torch.Tensor, logp: torch.Tensor, advantage: torch.Tensor, low: float, high: float
+) -> torch.Tensor:
     """REINFORCE with a truncated, detached ratio: every token keeps a gradient (CISPO, arXiv 2506.13585, eq. 4)."""
     return -ratio.clamp(low, high).detach() * advantage * logp
 

@@ -13,7 +13,10 @@ def build_optimizer(
     """AdamW over the trainable parameters; matrices decay, vectors (norms, biases) do not. Its state is keyed by parameter name."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [(name, parameter) for name, parameter in named if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {
+            "params": [(name, parameter) for name, parameter in named if parameter.ndim >= 2],
+            "weight_decay": weight_decay,
+        },
         {"params": [(name, parameter) for name, parameter in named if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)

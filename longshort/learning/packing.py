@@ -14,7 +14,15 @@ import torch
 
 from longshort.types import Batch, Sample
 
-FILL = {"input_ids": 0, "position_ids": 0, "sequence": -1, "mask": False, "logprobs": 0.0, "advantages": 0.0, "weights": 0.0}
+FILL = {
+    "input_ids": 0,
+    "position_ids": 0,
+    "sequence": -1,
+    "mask": False,
+    "logprobs": 0.0,
+    "advantages": 0.0,
+    "weights": 0.0,
+}
 """Field of a Batch -> its value on padding."""
 FLOATS = ("logprobs", "advantages", "weights")
 PADDING = 64
@@ -22,7 +30,11 @@ PADDING = 64
 
 
 def pack(
-    samples: Sequence[Sample], token_weights: Sequence[float], row_tokens: int, batch_tokens: int, device: torch.device | str = "cpu"
+    samples: Sequence[Sample],
+    token_weights: Sequence[float],
+    row_tokens: int,
+    batch_tokens: int,
+    device: torch.device | str = "cpu",
 ) -> list[Batch]:
     """Pack the samples of one optimizer step; `token_weights[i]` is the weight of each sampled token of sample i.
 
@@ -78,7 +90,11 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
 
 
 def _stack(
-    rows: list[list[int]], samples: Sequence[Sample], token_weights: Sequence[float], width: int, device: torch.device | str
+    rows: list[list[int]],
+    samples: Sequence[Sample],
+    token_weights: Sequence[float],
+    width: int,
+    device: torch.device | str,
 ) -> Batch:
     table: dict[str, list[list]] = {name: [] for name in FILL}
     for row in rows:
@@ -96,5 +112,8 @@ def _stack(
             table[name].append(values + [FILL[name]] * (width - len(values)))
         if len(row) == 1:
             table["position_ids"][-1] = list(range(width))
-    tensors = {name: torch.tensor(lines, dtype=torch.float32 if name in FLOATS else None, device=device) for name, lines in table.items()}
+    tensors = {
+        name: torch.tensor(lines, dtype=torch.float32 if name in FLOATS else None, device=device)
+        for name, lines in table.items()
+    }
     return Batch(role=samples[rows[0][0]].role, **tensors)

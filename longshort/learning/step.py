@@ -39,8 +39,12 @@ def token_statistics(
     The head is called as often as `most_tokens` sampled tokens need, should those of this batch need less: with ZeRO-3 each call is a
     collective, in which every rank must take part.
     """
-    hidden = model.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state
-    sampled = batch.mask[:, 1:]  # no sample begins with a sampled token (types.Sample), so t-1 always lies in the same sample
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).last_hidden_state
+    sampled = batch.mask[
+        :, 1:
+    ]  # no sample begins with a sampled token (types.Sample), so t-1 always lies in the same sample
     hidden, targets = hidden[:, :-1][sampled], batch.input_ids[:, 1:][sampled]
     softcap = model.config.to_dict().get("final_logit_softcapping")
     head = model.get_output_embeddings()
@@ -98,7 +102,12 @@ class Alone:
         return token_statistics(model, batch, temperature, with_entropy=with_entropy)
 
     def descend(
-        self, model, optimizer: torch.optim.Optimizer, work: Sequence[T], loss_of: Callable[[T], torch.Tensor], max_grad_norm: float
+        self,
+        model,
+        optimizer: torch.optim.Optimizer,
+        work: Sequence[T],
+        loss_of: Callable[[T], torch.Tensor],
+        max_grad_norm: float,
     ) -> tuple[float, float]:
         """One optimizer step on the sum of the losses of `work`, one graph at a time; returns (loss, gradient norm before clipping).
 
@@ -166,7 +175,9 @@ def policy_gradient_step(
         return (per_token * batch.weights[batch.mask]).sum()
 
     # With one pass the old policy is the current one, so its log-probs are the forward pass's own.
-    old_logps = [frozen_logprobs(model, batch) for batch in batches] if settings.num_iterations > 1 else [None] * len(batches)
+    old_logps = (
+        [frozen_logprobs(model, batch) for batch in batches] if settings.num_iterations > 1 else [None] * len(batches)
+    )
     work = list(zip(batches, old_logps, strict=True))
     for _ in range(settings.num_iterations):
         loss, grad_norm = process.descend(model, optimizer, work, loss_of, settings.max_grad_norm)
@@ -178,7 +189,9 @@ def policy_gradient_step(
     return report | tally.metrics()
 
 
-def micro_batches(samples: Sequence[Sample], settings: StepSettings, device: torch.device, process: Alone | None = None) -> list[Batch]:
+def micro_batches(
+    samples: Sequence[Sample], settings: StepSettings, device: torch.device, process: Alone | None = None
+) -> list[Batch]:
     """Pack what has a gradient and falls to this process. Denominators count every sample; those with advantage 0 are then left out,
     unless the KL acts on them."""
     weights = losses.token_weights(samples, settings.loss.name, settings.max_completion_tokens)
@@ -186,7 +199,9 @@ def micro_batches(samples: Sequence[Sample], settings: StepSettings, device: tor
     if settings.loss.beta and any(learnable):
         learnable = [any(sample.mask) for sample in samples]
     kept = [i for i, keep in enumerate(learnable) if keep]
-    return shared_batches(samples, weights, kept, settings.row_tokens, settings.batch_tokens, device, process or Alone())
+    return shared_batches(
+        samples, weights, kept, settings.row_tokens, settings.batch_tokens, device, process or Alone()
+    )
 
 
 def shared_batches(
@@ -203,8 +218,12 @@ def shared_batches(
         return []
     mine = [kept[i] for i in process.share([len(samples[i].token_ids) for i in kept])]
     batches = pack([samples[i] for i in mine], [weights[i] for i in mine], row_tokens, batch_tokens, device)
-    numbers = torch.tensor([*mine, -1], device=device)  # pack counts what it is given; padding's -1 finds the -1 at the end
-    return process.fill([replace(batch, sequence=numbers[batch.sequence]) for batch in batches], samples[0].role, device)
+    numbers = torch.tensor(
+        [*mine, -1], device=device
+    )  # pack counts what it is given; padding's -1 finds the -1 at the end
+    return process.fill(
+        [replace(batch, sequence=numbers[batch.sequence]) for batch in batches], samples[0].role, device
+    )
 
 
 def token_loss(
@@ -212,7 +231,11 @@ def token_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Each sampled token's loss, float32 [N], and the per-token quantities to report; see losses.py for the formula."""
     algorithm = losses.LOSSES[config.name]
-    sequence, advantage, engine_logp = batch.sequence[batch.mask], batch.advantages[batch.mask], batch.logprobs[batch.mask]
+    sequence, advantage, engine_logp = (
+        batch.sequence[batch.mask],
+        batch.advantages[batch.mask],
+        batch.logprobs[batch.mask],
+    )
     ratio = algorithm.ratio(logp - old_logp, sequence)
     low, high = algorithm.bounds(config.epsilon, config.epsilon_high)
     mismatch = old_logp - engine_logp

@@ -37,7 +37,9 @@ def fit(
     """
     samples = [sample for sample in samples if any(sample.mask)]
     if not samples:
-        raise LongShortError("supervised training got no sample with a masked token to learn from; check the data and the role")
+        raise LongShortError(
+            "supervised training got no sample with a masked token to learn from; check the data and the role"
+        )
     optimizer = build_optimizer(model, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
     order = endless_order(len(samples), seed)
     losses = []
@@ -46,9 +48,13 @@ def fit(
         rate = learning_rate * learning_rate_factor(step, steps, kind=lr_scheduler_type, warmup_ratio=warmup_ratio)
         set_learning_rate(optimizer, rate)
         drawn = [samples[next(order)] for _ in range(batch_size)]
-        loss, norm = nll_step(model, optimizer, drawn, max_grad_norm=max_grad_norm, row_tokens=row_tokens, batch_tokens=batch_tokens)
+        loss, norm = nll_step(
+            model, optimizer, drawn, max_grad_norm=max_grad_norm, row_tokens=row_tokens, batch_tokens=batch_tokens
+        )
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise LongShortError(f"supervised step {step}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; lower it")
+            raise LongShortError(
+                f"supervised step {step}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; lower it"
+            )
         losses.append(loss)
         on_step(step, loss)
     model.eval()

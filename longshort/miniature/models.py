@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int, *, max_position_embeddings: int) -> Qwen2ForCausalLM:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int, *, max_position_embeddings: int
+) -> Qwen2ForCausalLM:
     """A Qwen2ForCausalLM in float32, head and embeddings untied, drawn from `seed` (the global generator is left as it was).
 
     Raises LongShortError for a head size that is not a multiple of 16 from 32 on (vLLM's CPU attention has no kernel for it).

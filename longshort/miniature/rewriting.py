@@ -9,7 +9,9 @@ from longshort.miniature.world import BOXED, CHECK, GAP, TOTAL, WRAP, total_thou
 from longshort.types import SHORT, LongShortError, Problem
 
 
-def short_texts(problem: Problem, messages: Sequence[tuple[str, Sequence[str]]], rng: random.Random, redundancy: float) -> list[str]:
+def short_texts(
+    problem: Problem, messages: Sequence[tuple[str, Sequence[str]]], rng: random.Random, redundancy: float
+) -> list[str]:
     """One text per short message of (role, its thoughts): the running totals that it stands for, with `redundancy` a check or a wrap-up.
 
     The last one also writes whatever total is still missing, and the box. A total whose product was dropped too is written all the same:
@@ -30,7 +32,9 @@ def short_texts(problem: Problem, messages: Sequence[tuple[str, Sequence[str]]],
         if last:
             lines.append(f"{BOXED}{problem.answer}}}")
         if not lines and not dropped:
-            raise LongShortError(f"problem {problem.id}: a short message between two long ones stands for no thought at all")
+            raise LongShortError(
+                f"problem {problem.id}: a short message between two long ones stands for no thought at all"
+            )
         texts.append(GAP.join(lines or dropped[:1]))
         written = upto
     return texts

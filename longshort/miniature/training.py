@@ -24,7 +24,10 @@ def solo_samples(
     """One solo solution per problem, `write(problem, rng)`, in the role's own tokens."""
     rng, tokenizer = random.Random(f"{config.seed}/{role}/{write.__name__}"), build_tokenizer(role)
     protocol = Solo(role=role, turn_tokens=config.long.engine.max_model_len)
-    episodes = (demonstration(problem, [(role, write(problem, rng), "eos")], protocol, {role: tokenizer}) for problem in problems)
+    episodes = (
+        demonstration(problem, [(role, write(problem, rng), "eos")], protocol, {role: tokenizer})
+        for problem in problems
+    )
     return [sample_of(episode, role, 0.0) for episode in episodes]
 
 
@@ -80,8 +83,22 @@ def train_base(config: LongShortConfig, role: str, folder: str) -> None:
     model = build_model(tokenizer, shape, config.seed, max_position_embeddings=config.role(role).engine.max_model_len)
     problems = make_problems("train", mini.num_train, config.seed)
     if role == LONG:
-        _fit(model, solo_samples(config, role, compressed_trace, problems), folder, config, shape.terse_steps, shape.base_learning_rate)
-        _fit(model, solo_samples(config, role, teacher_trace, problems), folder, config, shape.base_steps, shape.base_learning_rate)
+        _fit(
+            model,
+            solo_samples(config, role, compressed_trace, problems),
+            folder,
+            config,
+            shape.terse_steps,
+            shape.base_learning_rate,
+        )
+        _fit(
+            model,
+            solo_samples(config, role, teacher_trace, problems),
+            folder,
+            config,
+            shape.base_steps,
+            shape.base_learning_rate,
+        )
     else:
         half = len(problems) // 2
         samples = reading_samples(problems[:half]) + direct_samples(problems[half:])

@@ -28,10 +28,29 @@ GAP = "\n\n"
 QUESTION, RESTATE, WRAP = "Last digit of ", "We need the last digit of ", "So the last digit is "
 CHECK, WAIT, TOTAL, TIMES, ARROW, BOXED = "Check ", "Wait, that is wrong. ", "Total ", ", *", " -> ", "\\boxed{"
 LABELS = tuple(sign + name + ": " for name in NAMES for sign in (("",) if name == "a" else ("+", "-")))
-PHRASES = (GAP, QUESTION, RESTATE, CHECK, WAIT, WRAP, TIMES, ARROW, BOXED, *LABELS, *(TOTAL + label for label in LABELS))
+PHRASES = (
+    GAP,
+    QUESTION,
+    RESTATE,
+    CHECK,
+    WAIT,
+    WRAP,
+    TIMES,
+    ARROW,
+    BOXED,
+    *LABELS,
+    *(TOTAL + label for label in LABELS),
+)
 """Strings that are one token each in the miniature's vocabularies."""
 
-RESTATE_SHARE, CHECK_SHARE, SECOND_CHECK_SHARE, ERROR_SHARE, TOTAL_CHECK_SHARE, WRAP_SHARE = 0.4, 0.6, 0.5, 0.03, 0.3, 0.8
+RESTATE_SHARE, CHECK_SHARE, SECOND_CHECK_SHARE, ERROR_SHARE, TOTAL_CHECK_SHARE, WRAP_SHARE = (
+    0.4,
+    0.6,
+    0.5,
+    0.03,
+    0.3,
+    0.8,
+)
 """How often the verbose teacher writes each optional thought (the second check: given the first)."""
 
 Split = Literal["train", "dev", "test"]
@@ -84,9 +103,14 @@ def make_problems(split: Split, count: int, seed: int) -> list[Problem]:
 def terms_of(problem: Problem) -> list[Term]:
     """The terms of a problem of this world; raises LongShortError for a question from elsewhere."""
     body = problem.question.removeprefix(QUESTION).removesuffix("?")
-    terms = [Term(label, tuple(map(int, digits.split("*")))) for label, digits in re.findall(r"([+-]?[a-c]: )(\d(?:\*\d)*)", body)]
+    terms = [
+        Term(label, tuple(map(int, digits.split("*"))))
+        for label, digits in re.findall(r"([+-]?[a-c]: )(\d(?:\*\d)*)", body)
+    ]
     if not terms or f"{QUESTION}{_expression(terms)}?" != problem.question:
-        raise LongShortError(f"problem {problem.id}: {problem.question!r} is not of the miniature world ('{QUESTION}a: 4*6*2+b: 9?')")
+        raise LongShortError(
+            f"problem {problem.id}: {problem.question!r} is not of the miniature world ('{QUESTION}a: 4*6*2+b: 9?')"
+        )
     return terms
 
 
@@ -173,7 +197,9 @@ def _split_of(digest: str) -> Split:
 
 def _random_terms(rng: random.Random) -> list[Term]:
     """One to three products."""
-    return [Term(_label(name, rng), tuple(rng.sample(DIGITS, rng.randint(3, 4)))) for name in NAMES[: rng.choice(TERMS)]]
+    return [
+        Term(_label(name, rng), tuple(rng.sample(DIGITS, rng.randint(3, 4)))) for name in NAMES[: rng.choice(TERMS)]
+    ]
 
 
 def _label(name: str, rng: random.Random) -> str:

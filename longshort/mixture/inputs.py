@@ -76,7 +76,9 @@ def prepare(config: LongShortConfig) -> Job:
         pool.check_golds(dev)
         found = {source: load_traces(getattr(settings, source), None, pool, config.seed) for source in SOURCES}
     questions = {problem.question for problem in dev}
-    usable = {source: _usable(source, traces, questions, longest, protocol, tokenizer) for source, traces in found.items()}
+    usable = {
+        source: _usable(source, traces, questions, longest, protocol, tokenizer) for source, traces in found.items()
+    }
     return Job(
         config=placed,
         settings=settings,
@@ -94,16 +96,22 @@ def _for_learner(config: LongShortConfig, role: str) -> LongShortConfig:
     section, schedule = config.role(role), config.role(role).sft.lr_scheduler_type
     for key in ("lora", "deepspeed", "gradient_checkpointing"):
         if value := getattr(section.sft, key):
-            raise LongShortError(f"{role}.sft.{key} is {value!r}, but the mixture trains all weights in one process without it; remove it")
+            raise LongShortError(
+                f"{role}.sft.{key} is {value!r}, but the mixture trains all weights in one process without it; remove it"
+            )
     model = section.model
     if config.miniature and not model:
         model = str(Path(config.output_dir) / "models" / f"base-{role}")
         if not Path(model).is_dir():
-            raise LongShortError(f"no model {model} to start from; let the stage `base` make it (stages: [base, mixture], `longshort run`)")
+            raise LongShortError(
+                f"no model {model} to start from; let the stage `base` make it (stages: [base, mixture], `longshort run`)"
+            )
     changes = {
         role: section.model_copy(update={"model": model, "learning_rate": section.sft.learning_rate}),
         "lr_scheduler_type": schedule.removesuffix("_with_warmup"),
-        "warmup_ratio": 0.0 if schedule == "constant" else section.sft.warmup_ratio,  # as in TRL; our own `constant` has a warm-up
+        "warmup_ratio": 0.0
+        if schedule == "constant"
+        else section.sft.warmup_ratio,  # as in TRL; our own `constant` has a warm-up
         "loss": config.loss.model_copy(update={"beta": 0.0}),
     }
     return config.model_copy(update=changes)
@@ -116,7 +124,9 @@ def _setup(config: LongShortConfig) -> dict[str, Any]:
     kept[config.mixture.role] = {
         "model": section["model"],
         "instructions": section["instructions"],
-        "sft": {key: section["sft"][key] for key in ("learning_rate", "lr_scheduler_type", "warmup_ratio", "max_length")},
+        "sft": {
+            key: section["sft"][key] for key in ("learning_rate", "lr_scheduler_type", "warmup_ratio", "max_length")
+        },
         "engine": {key: section["engine"][key] for key in ("dtype", "max_model_len")},
     }
     return dict(leaves(kept))
@@ -138,11 +148,15 @@ def _usable(
             kept.append(trace)
         counts[outcome] += 1
     if not kept:
-        raise LongShortError(f"mixture.{source}: none of its {len(traces)} traces can be used: {dict(counts)}; correct or replace the file")
+        raise LongShortError(
+            f"mixture.{source}: none of its {len(traces)} traces can be used: {dict(counts)}; correct or replace the file"
+        )
     return kept, dict(counts)
 
 
 def as_sample(trace: Trace, protocol: Solo, tokenizer) -> Sample:
     """A trace as the engine would be prompted and would have answered."""
-    episode = demonstration(trace.problem, [(protocol.role, trace.response, "eos")], protocol, {protocol.role: tokenizer})
+    episode = demonstration(
+        trace.problem, [(protocol.role, trace.response, "eos")], protocol, {protocol.role: tokenizer}
+    )
     return sample_of(episode, protocol.role, 0.0)

@@ -95,7 +95,10 @@ def keep_ratios(ratios: ShortLong, signal: ShortLong, eta: float, floor: float) 
     return ratios
 
 
-WEIGHTINGS: dict[str, Callable[[ShortLong, ShortLong, float, float], ShortLong]] = {"dynamic": reweigh, "constant": keep_ratios}
+WEIGHTINGS: dict[str, Callable[[ShortLong, ShortLong, float, float], ShortLong]] = {
+    "dynamic": reweigh,
+    "constant": keep_ratios,
+}
 
 
 def choose(measurements: Sequence[Measurement], bounds: Bounds, keep_accuracy: float) -> tuple[Measurement, bool]:
@@ -109,7 +112,9 @@ def choose(measurements: Sequence[Measurement], bounds: Bounds, keep_accuracy: f
     return min(measurements, key=lambda m: (-m.dev_accuracy, m.dev_tokens)), False
 
 
-def draw(sizes: tuple[int, int], drawn: Drawn, ratios: ShortLong, count: int, seed: int, step: int) -> tuple[list[tuple[int, int]], Drawn]:
+def draw(
+    sizes: tuple[int, int], drawn: Drawn, ratios: ShortLong, count: int, seed: int, step: int
+) -> tuple[list[tuple[int, int]], Drawn]:
     """One step's batch as (source, row) pairs, source 0 being the short data, and how many rows of each source are drawn by then.
 
     Each example's source is a die thrown with the ratios, seeded by `seed` and `step`; within a source the rows come without replacement,

@@ -27,7 +27,18 @@ from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.measures import summarise
 from longshort.evaluation.runner import evaluate
 from longshort.mixture.inputs import Job, as_sample, prepare
-from longshort.mixture.reweighting import EVEN, WEIGHTINGS, Bounds, Drawn, Measurement, ShortLong, choose, draw, signals, smooth
+from longshort.mixture.reweighting import (
+    EVEN,
+    WEIGHTINGS,
+    Bounds,
+    Drawn,
+    Measurement,
+    ShortLong,
+    choose,
+    draw,
+    signals,
+    smooth,
+)
 from longshort.pair import Pair
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs import checkpoint
@@ -67,16 +78,27 @@ async def measure_bounds(job: Job) -> Bounds:
     _refuse_changes(path, found["setup"], setup)
     for name in ("long", "short"):
         if name not in found:
-            model = job.settings.long_bound or job.start if name == "long" else job.settings.short_bound or await _short_thinker(job)
+            model = (
+                job.settings.long_bound or job.start
+                if name == "long"
+                else job.settings.short_bound or await _short_thinker(job)
+            )
             async with Pair(job.config, {job.settings.role: model}, protocol=job.protocol) as pair:
                 found[name] = {"model": model} | await measure(job, pair)
             _write(path, json.dumps(found, indent=1))
-        console.say(f"  {name} bound, {found[name]['model']}: accuracy {found[name]['accuracy']:.3f}, {found[name]['tokens']:.1f} tokens")
+        console.say(
+            f"  {name} bound, {found[name]['model']}: accuracy {found[name]['accuracy']:.3f}, {found[name]['tokens']:.1f} tokens"
+        )
     short, long = found["short"], found["long"]
     if short["tokens"] > long["tokens"] or short["accuracy"] > long["accuracy"]:
-        console.say("! the short bound writes more, or is more accurate, than the long bound: are they the right way round?")
+        console.say(
+            "! the short bound writes more, or is more accurate, than the long bound: are they the right way round?"
+        )
     return Bounds(
-        tokens_short=short["tokens"], accuracy_short=short["accuracy"], tokens_long=long["tokens"], accuracy_long=long["accuracy"]
+        tokens_short=short["tokens"],
+        accuracy_short=short["accuracy"],
+        tokens_long=long["tokens"],
+        accuracy_long=long["accuracy"],
     )
 
 
@@ -86,7 +108,9 @@ async def measure(job: Job, pair: Pair) -> dict[str, Any]:
     sampled = Decoding(temperature=temperature, top_p=config.top_p, top_k=config.top_k)
     decoding = sampled if temperature else Decoding(temperature=0.0)
     async with console.heartbeat(lambda: f"evaluating {len(job.dev)} problems at temperature {temperature:g}"):
-        evaluation = await evaluate(pair.policies, pair.protocol, job.dev, pair.pool, decoding, num_samples=1, seed=config.eval.seed)
+        evaluation = await evaluate(
+            pair.policies, pair.protocol, job.dev, pair.pool, decoding, num_samples=1, seed=config.eval.seed
+        )
     summary = summarise(evaluation, pair.protocol, job.config.prices)
     return {key: summary[key] for key in ("accuracy", "interval", "tokens", "n")}
 
@@ -105,17 +129,23 @@ async def _short_thinker(job: Job) -> str:
     return str(target)
 
 
-async def learn(job: Job, learner, steps: range, drawn: Drawn, ratios: ShortLong, what: str = "training") -> tuple[Drawn, float]:
+async def learn(
+    job: Job, learner, steps: range, drawn: Drawn, ratios: ShortLong, what: str = "training"
+) -> tuple[Drawn, float]:
     """One optimizer step per batch; returns how many examples of each source are drawn by now, and the mean loss of these steps."""
     losses: list[float] = []
     step, sizes = steps.start, (len(job.traces[0]), len(job.traces[1]))
-    async with console.heartbeat(lambda: f"{what}: step {step + 1}/{job.settings.max_steps}, loss {fmean(losses or [math.nan]):.3f}"):
+    async with console.heartbeat(
+        lambda: f"{what}: step {step + 1}/{job.settings.max_steps}, loss {fmean(losses or [math.nan]):.3f}"
+    ):
         for step in steps:
             picks, drawn = draw(sizes, drawn, ratios, job.settings.batch_size, job.config.seed, step)
             samples = [as_sample(job.traces[source][row], job.protocol, job.tokenizer) for source, row in picks]
             report = await learner.call("supervise", samples)
             if report["skipped"]:
-                console.say(f"! step {step + 1}: loss {report['loss']} or gradient {report['grad_norm']} not finite; the step was skipped")
+                console.say(
+                    f"! step {step + 1}: loss {report['loss']} or gradient {report['grad_norm']} not finite; the step was skipped"
+                )
             else:
                 losses.append(report["loss"])
     return drawn, fmean(losses or [math.nan])
@@ -145,7 +175,11 @@ async def train(job: Job, bounds: Bounds) -> list[Measurement]:
             console.say(f"resumed {folder} after step {facts['step']}")
         began = time.monotonic()
         for start in range(facts["step"], settings.max_steps, settings.update_steps):
-            rows.append(await _next(job, bounds, pair, rows, range(start, min(start + settings.update_steps, settings.max_steps))))
+            rows.append(
+                await _next(
+                    job, bounds, pair, rows, range(start, min(start + settings.update_steps, settings.max_steps))
+                )
+            )
             with lines.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(asdict(rows[-1])) + "\n")
             await _save(job, bounds, pair, rows)
@@ -158,7 +192,9 @@ async def _next(job: Job, bounds: Bounds, pair: Pair, rows: Sequence[Measurement
     """Train over `steps`, publish, measure, move the ratios."""
     last, settings, policy = rows[-1] if rows else None, job.settings, pair.policies[job.settings.role]
     ratios = (last.alpha_short, last.alpha_long) if last else EVEN
-    drawn, loss = await learn(job, policy.learner, steps, (last.drawn_short, last.drawn_long) if last else (0, 0), ratios)
+    drawn, loss = await learn(
+        job, policy.learner, steps, (last.drawn_short, last.drawn_long) if last else (0, 0), ratios
+    )
     async with console.heartbeat(lambda: "publishing the weights to the engine"):
         await policy.publish()
     dev = await measure(job, pair)
@@ -220,7 +256,10 @@ def finish(job: Job, bounds: Bounds, rows: Sequence[Measurement]) -> dict[str, A
         console.say(
             f"! no checkpoint is above {keep:g} of the long bound's accuracy ({keep * bounds.accuracy_long:.3f}); chosen: the most accurate"
         )
-    folder, target = job.folder / f"checkpoint-{chosen.step}", Path(job.config.output_dir) / "models" / f"mixture-{role}"
+    folder, target = (
+        job.folder / f"checkpoint-{chosen.step}",
+        Path(job.config.output_dir) / "models" / f"mixture-{role}",
+    )
     checkpoint.verify(folder)
     shutil.copytree(folder / role, job.folder / ".chosen", dirs_exist_ok=True)
     _replace(job.folder / ".chosen", target)

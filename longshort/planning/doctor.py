@@ -105,7 +105,11 @@ def requirements(extra: str = "") -> list[Requirement]:
         return []
     if not extra:
         return [item for item in asked if "extra" not in str(item.marker or "")]
-    return [item for item in asked if item.marker and item.marker.evaluate({"extra": extra}) and not item.marker.evaluate({"extra": ""})]
+    return [
+        item
+        for item in asked
+        if item.marker and item.marker.evaluate({"extra": extra}) and not item.marker.evaluate({"extra": ""})
+    ]
 
 
 def python_row(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
@@ -131,7 +135,11 @@ def package_rows(versions: Mapping[str, str]) -> list[Finding]:
 def torch_rows(works: bool, answer: str) -> list[Finding]:
     """Torch itself, and the device the learners would use."""
     if not works:
-        return [Finding(what="torch", found=answer, state=MISSING, remedy=f"torch does not import; delete .venv, then {SETUP}")]
+        return [
+            Finding(
+                what="torch", found=answer, state=MISSING, remedy=f"torch does not import; delete .venv, then {SETUP}"
+            )
+        ]
     head, *devices = answer.splitlines()
     gpus = [Finding(what="device", found=device) for device in devices]
     learner = "cuda where learner_gpus > 0, else cpu" if devices else "cpu"
@@ -161,13 +169,24 @@ def machine_rows() -> list[Finding]:
     rows = [
         _amount_row("cores", cores, 2, NOTE, "two engines will share one core", unit=""),
         _amount_row("free memory", free, FREE_GIB, MISSING, "close other programs; the quick start needs this much"),
-        _amount_row("free disk here", shutil.disk_usage(".").free / GIB, 2.0, NOTE, "checkpoints go to output_dir: choose a larger disk"),
+        _amount_row(
+            "free disk here",
+            shutil.disk_usage(".").free / GIB,
+            2.0,
+            NOTE,
+            "checkpoints go to output_dir: choose a larger disk",
+        ),
     ]
     if Path("/dev/shm").is_dir():
         remedy = "Ray's object store falls back to disk; in Docker: --shm-size=4g"
         rows.append(_amount_row("/dev/shm", shutil.disk_usage("/dev/shm").free / GIB, SHM_GIB, NOTE, remedy))
     address = os.environ.get("RAY_ADDRESS")
-    rows.append(Finding(what="ray cluster", found=f"{address} (RAY_ADDRESS)" if address else "a local one is started, on loopback only"))
+    rows.append(
+        Finding(
+            what="ray cluster",
+            found=f"{address} (RAY_ADDRESS)" if address else "a local one is started, on loopback only",
+        )
+    )
     return rows
 
 
@@ -175,7 +194,9 @@ def probe(scripts: Mapping[str, str]) -> dict[str, tuple[bool, str]]:
     """Run each script in a Python of its own, all at once: (it worked, its output or the last line of its error)."""
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
     running = {
-        name: subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        name: subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         for name, script in scripts.items()
     }
     return {name: _answer(process) for name, process in running.items()}

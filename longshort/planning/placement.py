@@ -16,7 +16,15 @@ from itertools import product
 
 from longshort.planning import step_time
 from longshort.planning.step_time import Rates
-from longshort.preflight.memory_formulas import BYTES, GIB, activations_gib, logits_gib, optimizer_bytes, torch_state, zero_state
+from longshort.preflight.memory_formulas import (
+    BYTES,
+    GIB,
+    activations_gib,
+    logits_gib,
+    optimizer_bytes,
+    torch_state,
+    zero_state,
+)
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.model_files import ModelFacts
 from longshort.types import LongShortError
@@ -102,7 +110,10 @@ class Placement:
 
 def peak(phases: Mapping[str, Parts]) -> tuple[str, float]:
     """The phase that needs most, and how many GiB."""
-    return max(((name, sum(sum(parts.values()) for parts in held.values())) for name, held in phases.items()), key=lambda item: item[1])
+    return max(
+        ((name, sum(sum(parts.values()) for parts in held.values())) for name, held in phases.items()),
+        key=lambda item: item[1],
+    )
 
 
 def best(setup: Setup) -> dict[str, Placement | None]:
@@ -116,7 +127,9 @@ def best(setup: Setup) -> dict[str, Placement | None]:
         placements = [placement for groups in _layouts(setup, kind) if (placement := place(setup, kind, groups))]
         fitting = [placement for placement in placements if placement.fits]
         if fitting:
-            found[kind] = min(fitting, key=lambda placement: (placement.step_s, sum(group.size for group in placement.groups)))
+            found[kind] = min(
+                fitting, key=lambda placement: (placement.step_s, sum(group.size for group in placement.groups))
+            )
         else:
             found[kind] = min(placements, key=lambda placement: placement.needed, default=None)
     return found
@@ -151,13 +164,20 @@ def _layouts(setup: Setup, kind: str) -> Iterator[tuple[Group, ...]]:
     roles = tuple(setup.facts)
     ways = [[(role,) for role in roles], [roles]][: len(roles)]
     if kind == "split":
-        bundles = [[*((names, ()) for names in engines), *(((), names) for names in learners)] for engines in ways for learners in ways]
+        bundles = [
+            [*((names, ()) for names in engines), *(((), names) for names in learners)]
+            for engines in ways
+            for learners in ways
+        ]
     else:
         bundles = [[(names, names) for names in way] for way in ways]
     for bundle in bundles:
         for sizes in product(*(_sizes(setup, *names) for names in bundle)):
             if sum(sizes) <= setup.total:
-                yield tuple(Group(engines=names[0], learners=names[1], size=size) for names, size in zip(bundle, sizes, strict=True))
+                yield tuple(
+                    Group(engines=names[0], learners=names[1], size=size)
+                    for names, size in zip(bundle, sizes, strict=True)
+                )
 
 
 def _sizes(setup: Setup, engines: Sequence[str], learners: Sequence[str]) -> list[int]:
@@ -177,7 +197,12 @@ def place(setup: Setup, kind: str, groups: tuple[Group, ...]) -> Placement | Non
         return None
     phases = tuple(_phases(setup, kind, group) for group in groups)
     return Placement(
-        kind=kind, groups=groups, where=where, phases=phases, seconds=_seconds(setup, kind, groups, where, phases), usable=setup.usable
+        kind=kind,
+        groups=groups,
+        where=where,
+        phases=phases,
+        seconds=_seconds(setup, kind, groups, where, phases),
+        usable=setup.usable,
     )
 
 
@@ -200,7 +225,9 @@ def _phases(setup: Setup, kind: str, group: Group) -> dict[str, Parts]:
     """What each GPU of the group holds: all of it always, or, where engines sleep, in the rollout and in the update."""
     engines = {f"{role} engine": engine_parts(setup, role, group.size) for role in group.engines}
     learners = {f"{role} learner": learner_parts(setup, role, group.size) for role in group.learners}
-    waiting = {name: {part: gib for part, gib in parts.items() if part not in BATCH_ONLY} for name, parts in learners.items()}
+    waiting = {
+        name: {part: gib for part, gib in parts.items() if part not in BATCH_ONLY} for name, parts in learners.items()
+    }
     awake = "rollout" if kind == "time-shared" else "always"
     beside = waiting if kind == "time-shared" else learners
     if setup.fill_kv and engines:
@@ -209,7 +236,10 @@ def _phases(setup: Setup, kind: str, group: Group) -> dict[str, Parts]:
             parts["kv cache"] = max(parts["kv cache"], left / len(engines))
     if kind != "time-shared":
         return {awake: engines | beside}
-    return {awake: engines | beside, "update": {name: {"process": parts["process"]} for name, parts in engines.items()} | learners}
+    return {
+        awake: engines | beside,
+        "update": {name: {"process": parts["process"]} for name, parts in engines.items()} | learners,
+    }
 
 
 def engine_parts(setup: Setup, role: str, gpus: int) -> dict[str, float]:
@@ -247,7 +277,9 @@ def host_gib(setup: Setup, placement: Placement) -> float:
     offloaded = sum(optimizer_bytes(size) * model.parameters for model in setup.facts.values()) if setup.offload else 0
     asleep = 0
     if placement.kind == "time-shared" and sleep_level(setup.config) == 1:
-        asleep = sum(BYTES[setup.config.role(role).engine.dtype] * model.parameters for role, model in setup.facts.items())
+        asleep = sum(
+            BYTES[setup.config.role(role).engine.dtype] * model.parameters for role, model in setup.facts.items()
+        )
     return (publishing + offloaded + asleep) / GIB
 
 
@@ -257,7 +289,11 @@ def sleep_level(config: LongShortConfig) -> int:
 
 
 def _seconds(
-    setup: Setup, kind: str, groups: Sequence[Group], where: Sequence[tuple[int, int]], phases: Sequence[Mapping[str, Parts]]
+    setup: Setup,
+    kind: str,
+    groups: Sequence[Group],
+    where: Sequence[tuple[int, int]],
+    phases: Sequence[Mapping[str, Parts]],
 ) -> dict[str, float]:
     """Groups work side by side, what shares a group one after the other; of a schedule of rounds the mean."""
     works = step_time.works(setup.config, setup.facts, setup.rates, checkpointing=setup.checkpointing)
@@ -275,9 +311,13 @@ def _seconds(
     for group, (node, _) in zip(groups, where, strict=True):
         for role in group.learners:
             learn = step_time.learn_s(works[role], setup.rates.of(role), group.size, offload=setup.offload)
-            update[role] = learn + step_time.sync_s(works[role], setup.rates.of(role), same_node=engine_node[role] == node)
+            update[role] = learn + step_time.sync_s(
+                works[role], setup.rates.of(role), same_node=engine_node[role] == node
+            )
     rounds = [tuple(setup.facts)] if setup.config.schedule == "joint" else [(role,) for role in setup.config.schedule]
-    slowest = [max(sum(update[role] for role in group.learners if role in active) for group in groups) for active in rounds]
+    slowest = [
+        max(sum(update[role] for role in group.learners if role in active) for group in groups) for active in rounds
+    ]
     seconds = {"rollout": max(rollout), "update": sum(slowest) / len(slowest)}
     if kind == "time-shared":
         seconds["sleep"] = max(step_time.sleep_s(work, sleep_level(setup.config)) for work in works.values())

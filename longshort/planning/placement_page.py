@@ -32,7 +32,9 @@ def setup_of(config: LongShortConfig, options: argparse.Namespace) -> Setup:
     if options.rates:
         given |= {"rates": step_time.read_rates(Path(options.rates), config), "rates_from": f"from {options.rates}"}
     learner, roles = config.learner, list(facts)
-    stages, ranks = (dict.fromkeys(roles, learner.zero_stage), learner.ranks) if learner.backend == "deepspeed" else (None, None)
+    stages, ranks = (
+        (dict.fromkeys(roles, learner.zero_stage), learner.ranks) if learner.backend == "deepspeed" else (None, None)
+    )
     if options.zero is not None:
         stages = zero_stages(options.zero, roles)
     if options.ranks is not None:
@@ -44,7 +46,9 @@ def setup_of(config: LongShortConfig, options: argparse.Namespace) -> Setup:
         stages=stages,
         ranks=ranks or None,
         offload=learner.offload if options.offload is None else options.offload,
-        checkpointing=learner.gradient_checkpointing if options.gradient_checkpointing is None else options.gradient_checkpointing,
+        checkpointing=learner.gradient_checkpointing
+        if options.gradient_checkpointing is None
+        else options.gradient_checkpointing,
         fill_kv=options.fill_kv,
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -54,7 +58,9 @@ def zero_stages(text: str, roles: Sequence[str]) -> dict[str, int]:
     """`--zero`: "3" for every role, "3,2" for long and short."""
     stages = text.split(",") if "," in text else [text] * len(roles)
     if len(stages) != len(roles) or not all(stage in ("0", "1", "2", "3") for stage in stages):
-        raise LongShortError(f"--zero is {text!r}; give a stage from 0 to 3, or one per role ({','.join(roles)}), e.g. --zero 3,2")
+        raise LongShortError(
+            f"--zero is {text!r}; give a stage from 0 to 3, or one per role ({','.join(roles)}), e.g. --zero 3,2"
+        )
     return dict(zip(roles, map(int, stages), strict=True))
 
 
@@ -66,7 +72,16 @@ def report(setup: Setup) -> str:
         raise LongShortError(refusal(setup, found))
     head = [f"placement on {gpus(setup)} of {setup.gib:g} GiB ({setup.usable:.1f} usable)", *models(setup), ""]
     return "\n".join(
-        [*head, *overview(setup, found, taken), "", *detail(setup, taken), "", *timing(setup, found, taken), "", *realise(setup, taken)]
+        [
+            *head,
+            *overview(setup, found, taken),
+            "",
+            *detail(setup, taken),
+            "",
+            *timing(setup, found, taken),
+            "",
+            *realise(setup, taken),
+        ]
     )
 
 
@@ -80,7 +95,9 @@ def models(setup: Setup) -> list[str]:
     lines = []
     for role, model in setup.facts.items():
         sharding = "torch learner" if setup.stages is None else f"ZeRO-{setup.stages[role]} learner"
-        extras = (", optimizer on the CPU" if setup.offload else "") + (", gradient checkpointing" if setup.checkpointing else "")
+        extras = (", optimizer on the CPU" if setup.offload else "") + (
+            ", gradient checkpointing" if setup.checkpointing else ""
+        )
         dtypes = f"engine in {setup.config.role(role).engine.dtype}, {sharding} in {setup.config.dtype}{extras}"
         lines.append(f"  {role:<6} {model.name}: {model.parameters / 1e9:.2f}B parameters, {dtypes}")
     return lines
@@ -151,7 +168,12 @@ def timing(setup: Setup, found: Mapping[str, Placement | None], taken: Placement
     caches = kv_caches(taken)
     for role, work in works.items():
         rates = setup.rates.of(role)
-        sizes = {name: group.size for group in taken.groups for name in ("engine", "learner") if role in getattr(group, name + "s")}
+        sizes = {
+            name: group.size
+            for group in taken.groups
+            for name in ("engine", "learner")
+            if role in getattr(group, name + "s")
+        }
         seconds = {
             "engine": step_time.rollout_s(work, rates, sizes["engine"], caches[role]),
             "learner": step_time.learn_s(work, rates, sizes["learner"], offload=setup.offload),
@@ -163,7 +185,9 @@ def timing(setup: Setup, found: Mapping[str, Placement | None], taken: Placement
                 f"    {role} {name}: {total:,.0f} tokens at {total / seconds[name]:,.0f} tokens/s ({source}): {seconds[name]:.1f} s"
             )
     if (split := found.get("split")) and split.fits:
-        lines.append(f"  the split layout, with its rollout one step ahead of its update: {split.overlapped_s:.1f} s a step")
+        lines.append(
+            f"  the split layout, with its rollout one step ahead of its update: {split.overlapped_s:.1f} s a step"
+        )
     lines.append(f"  host memory: {host_gib(setup, taken):.1f} GiB over all nodes")
     return [*lines, *textwrap.wrap(ASSUMED, width=118, initial_indent="  ", subsequent_indent="  ")]
 
@@ -195,22 +219,36 @@ def realise(setup: Setup, placement: Placement) -> list[str]:
         missing.append("both roles on the same of several GPUs")
     lines = [f"  settings: {' '.join(settings)}"]
     if setup.stages is not None or setup.checkpointing:
-        lines.append("  ranks, ZeRO stage and gradient checkpointing of the learners go under `learner:` (docs/operations.md)")
+        lines.append(
+            "  ranks, ZeRO stage and gradient checkpointing of the learners go under `learner:` (docs/operations.md)"
+        )
     return lines + ([f"  this version does not carry out: {'; '.join(missing)}"] if missing else [])
 
 
 def refusal(setup: Setup, found: Mapping[str, Placement | None]) -> str:
     """One sentence: what the layout that lacks least needs, where, of what; and the smallest change that helps."""
-    nearest = min((placement for placement in found.values() if placement), key=lambda placement: placement.needed, default=None)
+    nearest = min(
+        (placement for placement in found.values() if placement), key=lambda placement: placement.needed, default=None
+    )
     if nearest is None:
         return f"no layout of engines and learners is possible on {gpus(setup)}; give more --gpus or fewer --ranks"
     fullest = max(range(len(nearest.groups)), key=lambda i: peak(nearest.phases[i])[1])
     phase, _ = peak(nearest.phases[fullest])
-    parts = {f"{process} {part}": gib for process, held in nearest.phases[fullest][phase].items() for part, gib in held.items()}
+    parts = {
+        f"{process} {part}": gib
+        for process, held in nearest.phases[fullest][phase].items()
+        for part, gib in held.items()
+    }
     listed = ", ".join(f"{name} {gib:.1f}" for name, gib in sorted(parts.items(), key=lambda item: -item[1])[:4])
     change = remedy(setup)
-    helps = f"the smallest change that makes it fit: {change}" if change else "nothing tried makes it fit: take smaller models"
-    others = "".join(f"; {kind} {lack(setup, other)}" for kind, other in found.items() if other and other is not nearest)
+    helps = (
+        f"the smallest change that makes it fit: {change}"
+        if change
+        else "nothing tried makes it fit: take smaller models"
+    )
+    others = "".join(
+        f"; {kind} {lack(setup, other)}" for kind, other in found.items() if other and other is not nearest
+    )
     return (
         f"nothing fits on {gpus(setup)} of {setup.gib:g} GiB: {nearest.kind}, which lacks least, {lack(setup, nearest)}, on "
         f"{labels(setup, nearest)[fullest]} ({listed}){others}; {helps}"
@@ -233,9 +271,14 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         fitting = {role: int(gib * 10) / 10 for role, gib in kv_caches(placement).items() if gib < there[role]}
         if all(gib >= engine_parts(least, role, 1)["kv cache"] for role, gib in fitting.items()):
             yield " ".join(f"{role}.engine.kv_cache_gib={gib:g}" for role, gib in fitting.items()), least
-    longest = max(min(setup.config.role(role).engine.max_model_len, setup.config.protocol.episode_tokens) for role in setup.facts)
+    longest = max(
+        min(setup.config.role(role).engine.max_model_len, setup.config.protocol.episode_tokens) for role in setup.facts
+    )
     if longest < setup.config.batch_tokens:
-        yield f"batch_tokens={longest}", replace(setup, config=setup.config.model_copy(update={"batch_tokens": longest}))
+        yield (
+            f"batch_tokens={longest}",
+            replace(setup, config=setup.config.model_copy(update={"batch_tokens": longest})),
+        )
     if not setup.checkpointing:
         yield "--gradient-checkpointing", replace(setup, checkpointing=True)
     smaller, checked = replace(setup, checkpointing=True), " --gradient-checkpointing"

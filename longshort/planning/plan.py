@@ -18,7 +18,9 @@ def render(planned: Plan, stages: Sequence[tuple[str, str, int | None]]) -> str:
     for actor in planned.actors:
         if cold_start and actor is cold_start[0]:
             lines.append("  before it, in the cold start:")
-        lines.append(f"  {actor.name:<34} {_where(actor, planned.places[actor.name]):<14} {actor.gib:>7.2f}   {_parts(actor)}")
+        lines.append(
+            f"  {actor.name:<34} {_where(actor, planned.places[actor.name]):<14} {actor.gib:>7.2f}   {_parts(actor)}"
+        )
     lines.append("")
     for device, free in planned.free.items():
         known = "the cluster's memory is not known here" if free is None else f"{free:.1f} GiB free"
@@ -43,5 +45,3 @@ def _where(actor: Actor, devices: Sequence[str]) -> str:
 def _parts(actor: Actor) -> str:
     each = f"; {actor.count} such processes" if actor.count > 1 else ""
     return ", ".join(f"{name} {gib:.2f}" for name, gib in actor.parts.items() if gib >= 0.005) + each
-
-

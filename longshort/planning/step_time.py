@@ -74,14 +74,22 @@ class Work:
     """FLOP per parameter and token of an update: 6 forward and backward, 2 more for each extra forward pass."""
 
 
-def works(config: LongShortConfig, facts: Mapping[str, ModelFacts], rates: Rates, *, checkpointing: bool) -> dict[str, Work]:
+def works(
+    config: LongShortConfig, facts: Mapping[str, ModelFacts], rates: Rates, *, checkpointing: bool
+) -> dict[str, Work]:
     """Each role's work in a step of this recipe."""
-    own = {role: rates.of(role).tokens or min(FILL * config.role(role).turn_tokens, config.protocol.episode_tokens) for role in facts}
+    own = {
+        role: rates.of(role).tokens or min(FILL * config.role(role).turn_tokens, config.protocol.episode_tokens)
+        for role in facts
+    }
     mu = config.num_iterations
     passes = mu * (6 + 2 * checkpointing + 2 * bool(config.loss.beta)) + 2 * (mu > 1)
     episodes = config.num_problems * config.num_generations
     common = dict(dtype=config.dtype, episodes=episodes, text=sum(own.values()), passes=passes)
-    return {role: Work(model=model, engine=config.role(role).engine, own=own[role], **common) for role, model in facts.items()}
+    return {
+        role: Work(model=model, engine=config.role(role).engine, own=own[role], **common)
+        for role, model in facts.items()
+    }
 
 
 def engine_rate(work: Work, gpus: int, kv_gib: float) -> float:
@@ -135,7 +143,9 @@ def read_rates(path: Path, config: LongShortConfig) -> Rates:
     LongShortError for a file that is missing or is no such thing, and for a run of other models or on CPUs.
     """
     if not path.is_file():
-        raise LongShortError(f"--rates: no file {path}; give a YAML file {{long: {{engine: 9000, …}}, …}} or a run's metrics.jsonl")
+        raise LongShortError(
+            f"--rates: no file {path}; give a YAML file {{long: {{engine: 9000, …}}, …}} or a run's metrics.jsonl"
+        )
     if path.suffix == ".jsonl":
         return _measured(path, config)
     try:
@@ -149,15 +159,23 @@ def _measured(path: Path, config: LongShortConfig) -> Rates:
     ran = load(path.parent / "recipe.yaml")
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = {role: _of_role(rows[1:] or rows, role, ran) for role in ("long", "short") if rows and f"team/tokens/{role}" in rows[0]}
+        found = {
+            role: _of_role(rows[1:] or rows, role, ran)
+            for role in ("long", "short")
+            if rows and f"team/tokens/{role}" in rows[0]
+        }
     except (KeyError, TypeError, ValueError) as error:
-        raise LongShortError(f"--rates: {path} is no metrics.jsonl of a training run ({error!r}); give another") from error
+        raise LongShortError(
+            f"--rates: {path} is no metrics.jsonl of a training run ({error!r}); give another"
+        ) from error
     if not found:
         raise LongShortError(f"--rates: {path} holds no training step; give the metrics.jsonl of a run that took some")
     for role in found:
         planned, was = config.role(role), ran.role(role)
         if planned.model != was.model:
-            raise LongShortError(f"--rates: {path} was measured with {role}.model {was.model!r}, the recipe has {planned.model!r}")
+            raise LongShortError(
+                f"--rates: {path} was measured with {role}.model {was.model!r}, the recipe has {planned.model!r}"
+            )
         if not (was.engine.num_gpus and ran.learner_gpus):
             raise LongShortError(
                 f"--rates: {path} was measured on CPUs ({role}.engine.num_gpus {was.engine.num_gpus:g}, learner_gpus "
@@ -169,8 +187,12 @@ def _measured(path: Path, config: LongShortConfig) -> Rates:
 def _of_role(rows: list[dict], role: str, ran: LongShortConfig) -> RoleRates:
     episodes = ran.num_problems * ran.num_generations
     busy = [row["perf/rollout_s"] * (1 - row[f"rollout/idle_frac/{role}"]) for row in rows]
-    sampled = [row[f"team/tokens/{role}"] * episodes / seconds for row, seconds in zip(rows, busy, strict=True) if seconds]
-    learned = [row["team/tokens"] * episodes / row[f"{role}/perf/learn_s"] for row in rows if row.get(f"{role}/perf/learn_s")]
+    sampled = [
+        row[f"team/tokens/{role}"] * episodes / seconds for row, seconds in zip(rows, busy, strict=True) if seconds
+    ]
+    learned = [
+        row["team/tokens"] * episodes / row[f"{role}/perf/learn_s"] for row in rows if row.get(f"{role}/perf/learn_s")
+    ]
     synced = [row[f"{role}/perf/weight_sync_s"] for row in rows if f"{role}/perf/weight_sync_s" in row]
     return RoleRates(
         engine=median(sampled) / max(1, ran.role(role).engine.num_gpus),

@@ -79,7 +79,9 @@ def check_output(config: LongShortConfig) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise LongShortError(f"output_dir {config.output_dir}: {existing} is not writable ({error.strerror}); choose another") from error
+        raise LongShortError(
+            f"output_dir {config.output_dir}: {existing} is not writable ({error.strerror}); choose another"
+        ) from error
 
 
 def check_contexts(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> None:
@@ -104,16 +106,24 @@ def check_adapters(config: LongShortConfig) -> None:
     for role in ROLES:
         if (model := config.role(role).model) and (lora := config.role(role).lora):
             shapes = expected_weights(str(find_folder(model, f"{role}.model")))
-            layers = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name]
+            layers = [
+                name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name
+            ]
             chosen = adapters.matching(layers, lora.target_modules, f"{role}.lora.target_modules")
             if lora.adapter:
-                adapters.check_adapter(adapters.read(Path(lora.adapter), role, lora), shapes, held=adapters.names(chosen))
+                adapters.check_adapter(
+                    adapters.read(Path(lora.adapter), role, lora), shapes, held=adapters.names(chosen)
+                )
 
 
 def check_memory(planned: Plan) -> None:
     """All processes together fit into what is free."""
     for device in planned.too_small:
-        there = [(actor, planned.places[actor.name].count(device)) for actor in planned.actors if device in planned.places[actor.name]]
+        there = [
+            (actor, planned.places[actor.name].count(device))
+            for actor in planned.actors
+            if device in planned.places[actor.name]
+        ]
         there.sort(key=lambda item: -item[0].gib * item[1])
         listed = ", ".join(f"{actor.name} {actor.gib * count:.1f}" for actor, count in there)
         raise LongShortError(
@@ -151,12 +161,18 @@ def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):
     from transformers import AutoTokenizer
 
     folder = find_folder(model, f"{role}.model")
-    if not any(folder.glob("tokenizer.*")) and not any(folder.glob("vocab.*")):  # transformers would make an empty one from config.json
-        raise LongShortError(f"{role}.model: {model!r} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json); copy it there")
+    if not any(folder.glob("tokenizer.*")) and not any(
+        folder.glob("vocab.*")
+    ):  # transformers would make an empty one from config.json
+        raise LongShortError(
+            f"{role}.model: {model!r} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json); copy it there"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LongShortError(f"{role}.model: the tokenizer of {model!r} does not load ({error}); copy its files again") from error
+        raise LongShortError(
+            f"{role}.model: the tokenizer of {model!r} does not load ({error}); copy its files again"
+        ) from error
     if len(tokenizer) > vocabulary:
         raise LongShortError(
             f"{role}.model: the tokenizer of {model!r} has {len(tokenizer):,} ids but the model's embedding {vocabulary:,}; give it the "
@@ -167,7 +183,9 @@ def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):
     return tokenizer
 
 
-def check_prompts(config: LongShortConfig, problems: Sequence[Problem], protocol, tokenizers: Mapping[str, object]) -> None:
+def check_prompts(
+    config: LongShortConfig, problems: Sequence[Problem], protocol, tokenizers: Mapping[str, object]
+) -> None:
     """The longest problems leave room for a turn in the context of the role that speaks first."""
     speaker = protocol.next(())
     context = config.role(speaker).engine.max_model_len

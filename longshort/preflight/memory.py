@@ -67,7 +67,9 @@ class Actor:
 
 def actors(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> list[Actor]:
     """Every process of a training run (driver, engines, learners, graders), and before it of the cold start."""
-    found = [Actor(name="driver and ray", cores=1, gpus=0, parts={"process": PROCESS_GIB["driver"] + PROCESS_GIB["ray"]})]
+    found = [
+        Actor(name="driver and ray", cores=1, gpus=0, parts={"process": PROCESS_GIB["driver"] + PROCESS_GIB["ray"]})
+    ]
     for role, model in facts.items():
         if not config.share_engine:
             found.append(_role_engine(config, role, model))
@@ -75,7 +77,9 @@ def actors(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> list[Act
             found.append(_shared_engine(config, model))
         found += _learner(config, role, model)
     workers = config.grading.workers
-    graders = Actor(name=f"graders ({workers})", cores=workers, gpus=0, parts={"process": workers * PROCESS_GIB["grader"]})
+    graders = Actor(
+        name=f"graders ({workers})", cores=workers, gpus=0, parts={"process": workers * PROCESS_GIB["grader"]}
+    )
     found.append(graders)
     if config.coldstart is None:
         return found
@@ -107,7 +111,12 @@ def _role_engine(config: LongShortConfig, role: str, model: ModelFacts) -> Actor
     found = _engine(f"{role} engine", engine, model)
     parts = dict(found.parts) | ({"transfer": 2 * transfer_gib(config, model)} if way == "nccl" else {})
     together = role if shares_gpu(config, role) else ""
-    return replace(found, parts=parts, together=together, returned=frozenset({"weights", "kv cache"}) if engine.num_gpus else frozenset())
+    return replace(
+        found,
+        parts=parts,
+        together=together,
+        returned=frozenset({"weights", "kv cache"}) if engine.num_gpus else frozenset(),
+    )
 
 
 def _engine(name: str, engine: EngineConfig, model: ModelFacts) -> Actor:
@@ -129,7 +138,9 @@ def _shared_engine(config: LongShortConfig, model: ModelFacts) -> Actor:
         parts["base beside the merged"] = model.parameters * size
     elif not engine.num_gpus:
         # vLLM's CPU kernels copy a layer's half of an adapter once per token of a step.
-        parts["adapters per token"] = max(engine.max_model_len, engine.max_num_seqs) * rank * max(model.hidden, model.intermediate) * size
+        parts["adapters per token"] = (
+            max(engine.max_model_len, engine.max_num_seqs) * rank * max(model.hidden, model.intermediate) * size
+        )
     extra = {name: amount / GIB for name, amount in parts.items()}
     return replace(alone, name=alone.name.replace(LONG, "+".join(ROLES)), parts=alone.parts | extra)
 
@@ -191,7 +202,9 @@ def _tuning(config: LongShortConfig, role: str, model: ModelFacts) -> Actor:
     settings, size = config.role(role).sft, BYTES[config.dtype]
     state = 4 * model.parameters if settings.lora else sum(torch_state(model.parameters, size).values())
     tokens = settings.micro_batch_size * settings.max_length
-    activations = activations_gib(model, tokens, size, autocast=size == 2, checkpointing=settings.gradient_checkpointing)
+    activations = activations_gib(
+        model, tokens, size, autocast=size == 2, checkpointing=settings.gradient_checkpointing
+    )
     parts = {"process": PROCESS_GIB["learner"], "weights + gradient + AdamW": state / GIB, "micro-batch": activations}
     return Actor(name=f"{role} fine-tuning (trl)", cores=1, gpus=config.learner_gpus, parts=parts)
 
@@ -208,7 +221,10 @@ def _training_state(config: LongShortConfig, role: str, model: ModelFacts) -> tu
         name = f"deepspeed, ZeRO-{learner.zero_stage}" + (f", {learner.ranks} ranks" if learner.ranks > 1 else "")
         state = zero_state(model.parameters, learner.zero_stage, learner.ranks, 4, offload=learner.offload)
         reference /= learner.ranks if learner.zero_stage == 3 else 1
-    return name, {"weights + gradient + AdamW": sum(state.values()) / GIB, "reference": reference / GIB if config.loss.beta else 0.0}
+    return name, {
+        "weights + gradient + AdamW": sum(state.values()) / GIB,
+        "reference": reference / GIB if config.loss.beta else 0.0,
+    }
 
 
 def _published(config: LongShortConfig, role: str, model: ModelFacts) -> dict[str, float]:
@@ -224,7 +240,9 @@ def _published(config: LongShortConfig, role: str, model: ModelFacts) -> dict[st
 def free_gib(processes: Sequence[Actor]) -> dict[str, float | None]:
     """Free memory of the devices used, each GPU by itself; None for a Ray cluster's, which is elsewhere. LongShortError for GPUs that are
     not there."""
-    gpus = max(sum(actor.gpus * actor.count for actor in processes if actor.when == when) for when in (TRAINING, COLD_START))
+    gpus = max(
+        sum(actor.gpus * actor.count for actor in processes if actor.when == when) for when in (TRAINING, COLD_START)
+    )
     if os.environ.get("RAY_ADDRESS"):
         return {"cpu": None} | ({"gpu": None} if gpus else {})
     free: dict[str, float | None] = {"cpu": free_memory() / GIB}
@@ -313,7 +331,9 @@ class Plan:
         return max(self._needed(device, when) for when in (TRAINING, COLD_START))
 
     def _needed(self, device: str, when: str) -> float:
-        there = [actor for actor in self.actors if actor.when == when for place in self.places[actor.name] if place == device]
+        there = [
+            actor for actor in self.actors if actor.when == when for place in self.places[actor.name] if place == device
+        ]
         whole, least = sum(actor.gib for actor in there), sum(actor.least_gib for actor in there)
         if not self.time_share:
             return whole

@@ -64,7 +64,9 @@ class SftConfig(Section):
     @model_validator(mode="after")
     def _whole_batches(self) -> SftConfig:
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})")
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            )
         return self
 
 

@@ -128,13 +128,17 @@ class LongShortConfig(Section):
     @model_validator(mode="after")
     def _nothing_beside_an_update(self) -> LongShortConfig:
         if self.time_share and self.staleness:
-            raise ValueError(f"time_share needs staleness 0 (got {self.staleness}): an engine that sleeps writes nothing beside an update")
+            raise ValueError(
+                f"time_share needs staleness 0 (got {self.staleness}): an engine that sleeps writes nothing beside an update"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_gpu_per_rank(self) -> LongShortConfig:
         if self.learner.ranks > 1 and self.learner_gpus not in (0, 1):
-            raise ValueError(f"learner_gpus is {self.learner_gpus:g} but each of {self.learner.ranks} learner.ranks takes one GPU, or none")
+            raise ValueError(
+                f"learner_gpus is {self.learner_gpus:g} but each of {self.learner.ranks} learner.ranks takes one GPU, or none"
+            )
         return self
 
     @model_validator(mode="after")
@@ -171,10 +175,14 @@ class LongShortConfig(Section):
         if made := [stage for stage in ("miniature", "coldstart") if getattr(self, stage)]:
             raise ValueError(f"share_engine needs one base model, but {made[0]} makes two; remove the one or the other")
         if self.time_share:
-            raise ValueError("share_engine and time_share: an engine that holds adapters does not sleep; remove the one or the other")
+            raise ValueError(
+                "share_engine and time_share: an engine that holds adapters does not sleep; remove the one or the other"
+            )
         for key, value in self.long.engine.model_dump().items():
             if value != (other := getattr(self.short.engine, key)):
-                raise ValueError(f"share_engine: long.engine.{key} is {value!r} and short.engine.{key} {other!r}; give both the same")
+                raise ValueError(
+                    f"share_engine: long.engine.{key} is {value!r} and short.engine.{key} {other!r}; give both the same"
+                )
         return self
 
     def engines(self, roles: Sequence[str]) -> list[EngineConfig]:
@@ -231,4 +239,7 @@ def lookup(table: Mapping[str, Plugin], name: str, key: str) -> Plugin:
 
 def with_models(config: LongShortConfig, models: Mapping[str, str]) -> LongShortConfig:
     """The recipe with these models in place of its own."""
-    return parse(config.model_dump() | {role: config.role(role).model_dump() | {"model": model} for role, model in models.items()})
+    return parse(
+        config.model_dump()
+        | {role: config.role(role).model_dump() | {"model": model} for role, model in models.items()}
+    )

@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = str(key.value)
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice; keep one", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {name!r} stands twice; keep one", key.start_mark
+                )
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -35,7 +37,9 @@ def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
 _Loader.add_constructor(None, _refuse_tag)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9_]+([eE][-+]?[0-9]+)?$|^[-+]?[0-9][0-9_]*\.[0-9_]*$"),
+    re.compile(
+        r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9_]+([eE][-+]?[0-9]+)?$|^[-+]?[0-9][0-9_]*\.[0-9_]*$"
+    ),
     list("-+0123456789."),
 )
 
@@ -77,7 +81,11 @@ def _explain_one(item: Mapping[str, Any], known: Sequence[str], source: str) -> 
     path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
     if item["type"] != "extra_forbidden":
         # What is wrong between two settings names both values itself; the whole section behind it would bury the sentence.
-        got = "" if isinstance(item["input"], dict) and item["type"] == "value_error" else f" (got {reprlib.repr(item['input'])})"
+        got = (
+            ""
+            if isinstance(item["input"], dict) and item["type"] == "value_error"
+            else f" (got {reprlib.repr(item['input'])})"
+        )
         yield ": ".join(filter(None, (source, path, item["msg"].removeprefix("Value error, ")))) + got
         return
     for unknown in _expand(path, item["input"]):

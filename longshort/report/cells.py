@@ -56,13 +56,21 @@ def _hand_back(row: Row) -> Cell:
 
 def _format(row: Row) -> Cell:
     value, parts = row.get("format"), [row.get(f"format/{role}") for role in ROLES]
-    return Cell() if value is None else Cell(f"{value:.2f}", " · ".join(f"{part:.2f}" for part in parts) if None not in parts else "")
+    return (
+        Cell()
+        if value is None
+        else Cell(f"{value:.2f}", " · ".join(f"{part:.2f}" for part in parts) if None not in parts else "")
+    )
 
 
 def _stops(row: Row) -> Cell:
     """The share of dialogues that ended with an answer, and below how the others ended."""
     stops = row.named("stop/")
-    others = [f"{name.replace('_', ' ')} {share:.2f}" for name, share in stops.items() if share >= 0.005 and name != "answered"]
+    others = [
+        f"{name.replace('_', ' ')} {share:.2f}"
+        for name, share in stops.items()
+        if share >= 0.005 and name != "answered"
+    ]
     return Cell(f"{stops['answered']:.2f}", "\n".join(others)) if "answered" in stops else Cell()
 
 
@@ -73,7 +81,9 @@ def _rethinking(row: Row) -> Cell:
 
 def _aes(row: Row) -> Cell:
     score = row.get("aes")
-    others = [f"{name} {signed(value, 2)}" for name in ("characters", "cost") if (value := row.get(f"aes_{name}")) is not None]
+    others = [
+        f"{name} {signed(value, 2)}" for name in ("characters", "cost") if (value := row.get(f"aes_{name}")) is not None
+    ]
     return Cell() if score is None else Cell(signed(score, 2), "\n".join(others))
 
 

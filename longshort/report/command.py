@@ -20,12 +20,16 @@ def report(folders: Sequence[Path], *, output: Path | None, episodes: int, size_
     Raises LongShortError for a folder that holds no run, and for numbers that make no sense.
     """
     if episodes < 0 or size_mb <= 0 or (watch is not None and watch < 1):
-        raise LongShortError(f"--episodes {episodes}, --size {size_mb:g}, --watch {watch}: give at least 0, more than 0, and at least 1")
+        raise LongShortError(
+            f"--episodes {episodes}, --size {size_mb:g}, --watch {watch}: give at least 0, more than 0, and at least 1"
+        )
     began, stamp = time.monotonic(), state(folders)
     path = write_report(folders, output=output, episodes=episodes, size_mb=size_mb, refresh=watch)
     console.say(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {console.duration(time.monotonic() - began)})")
     if watch:
-        console.say(f"written again when a run goes on, looked at every {watch} s; the page reloads itself; Ctrl-C ends this")
+        console.say(
+            f"written again when a run goes on, looked at every {watch} s; the page reloads itself; Ctrl-C ends this"
+        )
     while watch:
         time.sleep(watch)
         if (now := state(folders)) != stamp:

@@ -62,7 +62,9 @@ def by_position(curves: Sequence[Sequence[float]]) -> Groups:
 def shares(groups: Groups) -> list[Point]:
     """Means of shares with the Wilson interval of as many independent observations as there are traces: rollouts of one trace are not
     independent of each other, so this is rather too wide than too narrow."""
-    return [Point(x, fmean(values), *wilson(sum(values), len(values)), len(values)) for x, values in sorted(groups.items())]
+    return [
+        Point(x, fmean(values), *wilson(sum(values), len(values)), len(values)) for x, values in sorted(groups.items())
+    ]
 
 
 def means(groups: Groups) -> list[Point]:
@@ -81,7 +83,14 @@ def losses(values: Sequence[float], steps: int) -> list[Point]:
 
 
 def draw(
-    name: str, series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str, x_top: float, y_top: float | None = None
+    name: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_top: float,
+    y_top: float | None = None,
 ) -> Markup:
     """The series (colour -> points) as lines with intervals, over bars that count the first one's traces where it has any.
 
@@ -100,7 +109,9 @@ def draw(
         axes.annotate(y_label, (0, 1), (-LEFT, 14), xycoords="axes fraction", textcoords="offset points")
         if counted:
             axes.tick_params(labelbottom=False)
-            axes = figure.add_axes((LEFT / WIDTH, 42 / height, (WIDTH - LEFT - RIGHT) / WIDTH, (strip - 18) / height), sharex=axes)
+            axes = figure.add_axes(
+                (LEFT / WIDTH, 42 / height, (WIDTH - LEFT - RIGHT) / WIDTH, (strip - 18) / height), sharex=axes
+            )
             _count(axes, first, counted)
         axes.annotate(x_label, (1, 0), (0, -34), xycoords="axes fraction", textcoords="offset points", ha="right")
         return plots.markup(figure, name, title)
@@ -109,7 +120,14 @@ def draw(
 def _line(axes: Axes, colour: str, points: Sequence[Point]) -> None:
     """Intervals, the line, and a dot on each point that stands for traces."""
     ranged = [point for point in points if point.high > point.low]
-    axes.vlines([p.x for p in ranged], [max(p.low, 0) for p in ranged], [p.high for p in ranged], color=colour, linewidth=1.0, alpha=0.6)
+    axes.vlines(
+        [p.x for p in ranged],
+        [max(p.low, 0) for p in ranged],
+        [p.high for p in ranged],
+        color=colour,
+        linewidth=1.0,
+        alpha=0.6,
+    )
     marker = {"marker": "o", "markersize": 4, "markeredgewidth": 0} if any(point.n for point in points) else {}
     axes.plot([p.x for p in points], [p.y for p in points], color=colour, linewidth=1.5, clip_on=False, **marker)
 
@@ -117,7 +135,14 @@ def _line(axes: Axes, colour: str, points: Sequence[Point]) -> None:
 def _count(axes: Axes, points: Sequence[Point], counted: int) -> None:
     """Bars as high as there are traces, with the highest number beside them."""
     apart = min((after.x - before.x for before, after in pairwise(points)), default=points[0].x or 1.0)
-    axes.bar([p.x for p in points], [p.n for p in points], 0.72 * apart, color=plots.COLOURS["quiet"], alpha=0.35, linewidth=0)
+    axes.bar(
+        [p.x for p in points],
+        [p.n for p in points],
+        0.72 * apart,
+        color=plots.COLOURS["quiet"],
+        alpha=0.35,
+        linewidth=0,
+    )
     axes.patch.set_visible(False)
     plots.dress(axes)
     axes.set_yticks([counted], [f"{counted:,}"])

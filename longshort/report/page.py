@@ -44,7 +44,9 @@ def write(target: Path, template: str, *, styles: Sequence[str], scripts: Sequen
 
 def environment() -> Environment:
     """The templates beside this file: what they are given is text, never markup, and a name that they are not given is an error."""
-    made = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     made.filters |= {"told": told, "words": words, "seconds": seconds, "json": embed}
     return made
 
@@ -63,7 +65,9 @@ def embed(value: Any) -> Markup:
 def told(value: Any) -> str:
     """A value for people: {"min": 3, "median": 9, "mean": 9.24, "max": 17} -> "3 to 17, median 9, mean 9.24"."""
     if isinstance(value, Mapping) and value.keys() == {"min", "median", "mean", "max"}:
-        return f"{told(value['min'])} to {told(value['max'])}, median {told(value['median'])}, mean {told(value['mean'])}"
+        return (
+            f"{told(value['min'])} to {told(value['max'])}, median {told(value['median'])}, mean {told(value['mean'])}"
+        )
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {told(each)}" for key, each in value.items()) or "–"
     if isinstance(value, bool) or value is None:

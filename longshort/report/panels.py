@@ -124,7 +124,8 @@ def draw_groups(runs: Sequence[RunFiles]) -> tuple[dict[str, list[Drawn]], list[
                 drawn[group].append(_draw(f"curve-{sum(map(len, drawn.values()))}", panel, metrics, runs, window))
             else:
                 missing.append(
-                    panel.title + (" (loss.beta is 0, so there is no reference model)" if panel is KL and _no_beta(runs) else "")
+                    panel.title
+                    + (" (loss.beta is 0, so there is no reference model)" if panel is KL and _no_beta(runs) else "")
                 )
     return {group: found for group, found in drawn.items() if found}, missing
 
@@ -135,7 +136,9 @@ def _terms(logged: set[str]) -> list[Panel]:
     by_role = tuple(f"/{role}" for role in ROLES)
     terms = dict.fromkeys(name.rpartition("/")[0] if name.endswith(by_role) else name for name in names)
     metrics = {
-        term: {f"reward/{term}": TRAINING} | {f"reward/{term}/{role}": role for role in ROLES} for term in terms if term not in ELSEWHERE
+        term: {f"reward/{term}": TRAINING} | {f"reward/{term}/{role}": role for role in ROLES}
+        for term in terms
+        if term not in ELSEWHERE
     }
     return [Panel(title=f"Reward term: {term.replace('_', ' ')}", metrics=of_term) for term, of_term in metrics.items()]
 
@@ -156,7 +159,13 @@ def _draw(name: str, panel: Panel, metrics: Mapping[str, str], runs: Sequence[Ru
             smooth = logged if marks else running_mean(logged, window)
             raw = None if marks or window == 1 else Series(steps, logged)
             lines.append(
-                Line(smooth=Series(steps, smooth), raw=raw, colour=colour(number, kind, len(runs)), dashed=kind == ROLES[1], marks=marks)
+                Line(
+                    smooth=Series(steps, smooth),
+                    raw=raw,
+                    colour=colour(number, kind, len(runs)),
+                    dashed=kind == ROLES[1],
+                    marks=marks,
+                )
             )
             ends.append(End(run=number, kind=kind, step=steps[-1], last=logged[-1], mean=smooth[-1]))
             values += logged

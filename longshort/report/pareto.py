@@ -72,7 +72,9 @@ def front(points: Iterable[Point]) -> list[Point]:
 
 def draw(name: str, points: Sequence[Point], *, title: str, x_label: str, width: int, height: int) -> Markup:
     """The points with 95 % intervals, in a drawing of so many units. `name` makes its ids its own."""
-    log = min(point.x for point in points) > 0 and max(point.x for point in points) > WIDE * min(point.x for point in points)
+    log = min(point.x for point in points) > 0 and max(point.x for point in points) > WIDE * min(
+        point.x for point in points
+    )
     with canvas(width, height, left=40, right=14, top=12, bottom=38) as (figure, axes):
         if log:
             axes.set_xscale("log")
@@ -83,10 +85,23 @@ def draw(name: str, points: Sequence[Point], *, title: str, x_label: str, width:
             style = {"color": COLOURS[point.colour], "clip_on": False}
             if point.high > point.low:
                 axes.plot([point.x, point.x], [point.low, point.high], linewidth=1.1, alpha=0.55, zorder=2, **style)
-            style |= {"markerfacecolor": COLOURS["paper"] if point.baseline else COLOURS[point.colour], "gid": f"point-{number}"}
-            axes.plot([point.x], [point.y], marker="o", markersize=7 if point.label else 4, markeredgewidth=1.5, zorder=3, **style)
+            style |= {
+                "markerfacecolor": COLOURS["paper"] if point.baseline else COLOURS[point.colour],
+                "gid": f"point-{number}",
+            }
+            axes.plot(
+                [point.x],
+                [point.y],
+                marker="o",
+                markersize=7 if point.label else 4,
+                markeredgewidth=1.5,
+                zorder=3,
+                **style,
+            )
         dress(axes, log_x=log)
-        axes.annotate(x_label, (1, 0), (0, -20), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
+        axes.annotate(
+            x_label, (1, 0), (0, -20), xycoords="axes fraction", textcoords="offset points", ha="right", va="top"
+        )
         _labels(axes, points, Box(40, 38, width - 2, height - 2))
         drawing = markup(figure, name, title)
     return _filled_in(drawing, points)
@@ -114,16 +129,26 @@ def _labels(axes, points: Sequence[Point], frame: Box) -> None:
         low, high = (axes.transData.transform((point.x, value))[1] for value in (point.low, point.high))
         taken.append(Box(x - 1, low, x + 1, high))
     for number, point in sorted(enumerate(points), key=lambda pair: -pair[1].y):
-        there = [other for other in points[:number] if (other.label, other.x, other.y) == (point.label, point.x, point.y)]
+        there = [
+            other for other in points[:number] if (other.label, other.x, other.y) == (point.label, point.x, point.y)
+        ]
         if there or not point.label:  # the same baseline in several runs needs one label
             continue
         boxes = {place: _box(at[number], place, text_width(cut(point.label))) for place in PLACES}
-        hidden = {place: sum(box.shared(other) for other in taken) + 4 * _outside(box, frame) for place, box in boxes.items()}
+        hidden = {
+            place: sum(box.shared(other) for other in taken) + 4 * _outside(box, frame) for place, box in boxes.items()
+        }
         best = min(PLACES, key=lambda place: (hidden[place], PLACES.index(place)))
         taken.append(boxes[best])
         style = {"color": COLOURS[point.colour], "ha": best[2], "va": "center", "annotation_clip": False}
         if abs(best[0]) + abs(best[1]) > FAR:
-            style["arrowprops"] = {"arrowstyle": "-", "color": COLOURS["quiet"], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+            style["arrowprops"] = {
+                "arrowstyle": "-",
+                "color": COLOURS["quiet"],
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 4,
+            }
         axes.annotate(f"@{number}@", (point.x, point.y), best[:2], textcoords="offset points", **style)
 
 
@@ -152,7 +177,13 @@ def cut(label: str) -> str:
 
 def _filled_in(drawing: Markup, points: Sequence[Point]) -> Markup:
     """The labels and what a pointer is told, put in as text: matplotlib never sees what people or models have called things."""
-    text = re.sub(r">@(\d+)@</text>", lambda found: f">{escape(cut(points[int(found.group(1))].label))}</text>", drawing)
+    text = re.sub(
+        r">@(\d+)@</text>", lambda found: f">{escape(cut(points[int(found.group(1))].label))}</text>", drawing
+    )
     return Markup(
-        re.sub(r'<g id="[^"]*point-(\d+)">', lambda found: f"<g><title>{escape(points[int(found.group(1))].title)}</title>", text)
+        re.sub(
+            r'<g id="[^"]*point-(\d+)">',
+            lambda found: f"<g><title>{escape(points[int(found.group(1))].title)}</title>",
+            text,
+        )
     )

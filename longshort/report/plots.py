@@ -66,9 +66,15 @@ def curves(name: str, lines: Sequence[Line], *, title: str, low: float | None, h
         room = max(8, min(POINTS, POINTS_IN_ALL // sum(1 + (line.raw is not None) for line in lines)))
         for line in lines:
             if line.raw:
-                axes.plot(*extremes(line.raw, room), color=COLOURS[line.colour], linewidth=0.8, alpha=0.28, clip_on=False)
+                axes.plot(
+                    *extremes(line.raw, room), color=COLOURS[line.colour], linewidth=0.8, alpha=0.28, clip_on=False
+                )
         for line in lines:
-            style = {"color": COLOURS[line.colour], "linewidth": 1.8, "linestyle": (0, (3.2, 2.2)) if line.dashed else "solid"}
+            style = {
+                "color": COLOURS[line.colour],
+                "linewidth": 1.8,
+                "linestyle": (0, (3.2, 2.2)) if line.dashed else "solid",
+            }
             if len(line.smooth.steps) == 1 or (line.marks and len(line.smooth.steps) <= MARKED):
                 style |= {"linewidth": 1.0, "marker": "o", "markersize": 4, "markeredgewidth": 0}
             axes.plot(*evenly(line.smooth, room), clip_on=False, **style)
@@ -77,7 +83,9 @@ def curves(name: str, lines: Sequence[Line], *, title: str, low: float | None, h
         else:
             axes.set_ylim(low, high)
         dress(axes, log_y=log, whole_x=True)
-        axes.annotate("step", (0, 0), (-6, -6), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
+        axes.annotate(
+            "step", (0, 0), (-6, -6), xycoords="axes fraction", textcoords="offset points", ha="right", va="top"
+        )
         return markup(figure, name, title)
 
 
@@ -125,7 +133,9 @@ def dress(axes: Axes, *, log_y: bool = False, whole_x: bool = False, log_x: bool
     axes.tick_params(length=0, pad=6, labelcolor=COLOURS["quiet"])
     for axis, log, whole in ((axes.yaxis, log_y, False), (axes.xaxis, log_x, whole_x)):
         axis.set_minor_locator(NullLocator())
-        axis.set_major_locator(_log_locator(axis.get_view_interval()) if log else MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole))
+        axis.set_major_locator(
+            _log_locator(axis.get_view_interval()) if log else MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
+        )
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.5g}".replace("-", "−")))
 
 
@@ -146,7 +156,9 @@ def markup(figure: Figure, name: str, title: str) -> Markup:
     inner = re.sub(r"<g/>|<defs>\s*</defs>", "", inner)
     inner = re.sub(r"\s*\n\s*", "\n", inner).strip()
     named = escape(title)
-    return Markup(f'<svg class="plot" viewBox="{view}" role="img" aria-label="{named}">\n<title>{named}</title>\n{inner}\n</svg>')
+    return Markup(
+        f'<svg class="plot" viewBox="{view}" role="img" aria-label="{named}">\n<title>{named}</title>\n{inner}\n</svg>'
+    )
 
 
 def _tag(tag: str, name: str) -> str:

@@ -26,7 +26,12 @@ COSTS = {"cost": "price-weighted tokens per dialogue", "tokens": "tokens per dia
 
 
 def write_report(
-    folders: Sequence[Path], *, output: Path | None = None, episodes: int = 5000, size_mb: float = 40, refresh: int | None = None
+    folders: Sequence[Path],
+    *,
+    output: Path | None = None,
+    episodes: int = 5000,
+    size_mb: float = 40,
+    refresh: int | None = None,
 ) -> Path:
     """Write one page about the runs in `folders` to `output` (default: report.html in the first folder); returns its path.
 
@@ -34,7 +39,9 @@ def write_report(
     What is missing or damaged in a folder is said on the page. Raises LongShortError for a folder that holds nothing of a run.
     """
     if refresh is not None and refresh < 1:
-        raise LongShortError(f"refresh is {refresh}; a page can load itself again every second at most: give 1 or more, or None for never")
+        raise LongShortError(
+            f"refresh is {refresh}; a page can load itself again every second at most: give 1 or more, or None for never"
+        )
     runs = run_files.load(folders)
     groups, undrawn = draw_groups(runs)
     found = entries(runs)
@@ -58,7 +65,9 @@ def write_report(
         undrawn=undrawn,
         window=window_of(runs),
         roles=ROLES,
-        scatters=[plot for number, name in enumerate(benchmarks(found)) for plot in _scatter(number, name, found, runs)],
+        scatters=[
+            plot for number, name in enumerate(benchmarks(found)) for plot in _scatter(number, name, found, runs)
+        ],
         several_evaluations=len({entry.evaluation for entry in found}) > 1,
         benchmarks=benchmark_tables(runs),
         has_aes=any(entry.row.get("aes") is not None for entry in found),
@@ -70,13 +79,21 @@ def _differing(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
     """The settings that are not the same in all recipes that can be read, by dotted name: one value per run, None where it has none."""
     each = [dict(leaves(run.recipe)) for run in runs]
     names = dict.fromkeys(name for settings in each for name in settings if name != "output_dir")
-    return {name: [settings.get(name) for settings in each] for name in names if len({repr(s.get(name)) for s in each if s}) > 1}
+    return {
+        name: [settings.get(name) for settings in each]
+        for name in names
+        if len({repr(s.get(name)) for s in each if s}) > 1
+    }
 
 
 def _settings(runs: Sequence[RunFiles]) -> dict[str, str]:
     """The settings that matter, as far as they are the same for all runs: those that differ stand in a table of their own."""
     each = [_told_settings(run.setting) for run in runs if run.recipe]
-    return {label: value for label, value in each[0].items() if value and all(other[label] == value for other in each)} if each else {}
+    return (
+        {label: value for label, value in each[0].items() if value and all(other[label] == value for other in each)}
+        if each
+        else {}
+    )
 
 
 def _told_settings(of: Callable[[str], Any]) -> dict[str, str]:
@@ -89,10 +106,20 @@ def _told_settings(of: Callable[[str], Any]) -> dict[str, str]:
     return {
         "Long model": joined("{}", "long.model"),
         "Short model": joined("{}", "short.model"),
-        "Protocol": joined("{}, {} exchanges at most, {} tokens", "protocol.name", "protocol.max_exchanges", "protocol.episode_tokens"),
-        "Loss": joined("{}, clipped at −{} and +{}, β = {}", "loss.name", "loss.epsilon", "loss.epsilon_high", "loss.beta"),
+        "Protocol": joined(
+            "{}, {} exchanges at most, {} tokens", "protocol.name", "protocol.max_exchanges", "protocol.episode_tokens"
+        ),
+        "Loss": joined(
+            "{}, clipped at −{} and +{}, β = {}", "loss.name", "loss.epsilon", "loss.epsilon_high", "loss.beta"
+        ),
         "Learning rates": ", ".join(
-            filter(None, (joined(f"{role} {{}}", f"{role}.learning_rate") or joined(f"{role} {{}}", "learning_rate") for role in ROLES))
+            filter(
+                None,
+                (
+                    joined(f"{role} {{}}", f"{role}.learning_rate") or joined(f"{role} {{}}", "learning_rate")
+                    for role in ROLES
+                ),
+            )
         ),
         "Reward": joined(
             "{} · correct + {} · format + {} · length ({})",
@@ -114,11 +141,18 @@ def _all_settings(runs: Sequence[RunFiles]) -> dict[str, list[tuple[str, Any]]]:
     made = {f"All settings{of.format(run.name)}": list(leaves(run.recipe)) for run in runs if run.recipe}
     for run in runs:
         for results in run.evaluations:
-            settings = [*leaves(results.settings), *((f"{package} version", version) for package, version in results.versions.items())]
+            settings = [
+                *leaves(results.settings),
+                *((f"{package} version", version) for package, version in results.versions.items()),
+            ]
             made[
                 ", ".join(
                     filter(
-                        None, (f"Evaluation {results.name}{of.format(run.name)}", results.made.replace("T", " ").replace("+00:00", " UTC"))
+                        None,
+                        (
+                            f"Evaluation {results.name}{of.format(run.name)}",
+                            results.made.replace("T", " ").replace("+00:00", " UTC"),
+                        ),
                     )
                 )
             ] = settings
@@ -132,10 +166,14 @@ def _scatter(number: int, benchmark: str, found: Sequence[Entry], runs: Sequence
     points = [_point(entry, here, measure, len(runs)) for entry in here if entry.row.get(measure) is not None]
     if not points:
         return []
-    known = [results.benchmarks[benchmark] for run in runs for results in run.evaluations if benchmark in results.benchmarks]
+    known = [
+        results.benchmarks[benchmark] for run in runs for results in run.evaluations if benchmark in results.benchmarks
+    ]
     title = f"{benchmark_title(benchmark, known)}: accuracy over {measure}"
     drawings = {
-        size: pareto.draw(f"scatter-{number}-{size}", points, title=title, x_label=COSTS[measure], width=width, height=height)
+        size: pareto.draw(
+            f"scatter-{number}-{size}", points, title=title, x_label=COSTS[measure], width=width, height=height
+        )
         for size, (width, height) in SIZES.items()
     }
     return [{"title": title, "front": pareto.front(points), **drawings}]
@@ -143,7 +181,11 @@ def _scatter(number: int, benchmark: str, found: Sequence[Entry], runs: Sequence
 
 def _point(entry: Entry, here: Sequence[Entry], measure: str, runs: int) -> pareto.Point:
     """Systems are labelled; of a training's checkpoints only the last is, of those that play with each other none."""
-    same = [other for other in here if (other.run, other.evaluation, other.kind) == (entry.run, entry.evaluation, entry.kind)]
+    same = [
+        other
+        for other in here
+        if (other.run, other.evaluation, other.kind) == (entry.run, entry.evaluation, entry.kind)
+    ]
     twice = any(other.title == entry.title and other.run == entry.run and other is not entry for other in here)
     name = f"{entry.title} ({entry.evaluation})" if twice else entry.title
     accuracy, x = entry.row.get("accuracy"), entry.row.get(measure)

@@ -148,9 +148,13 @@ def load(folders: Sequence[Path]) -> list[RunFiles]:
         raise LongShortError("a report needs at least one run's folder, e.g. runs/quickstart")
     for folder, whole in zip(folders, resolved, strict=True):
         if not folder.is_dir():
-            raise LongShortError(f"{folder}: no such folder; `longshort train` or `longshort run` makes it (output_dir)")
+            raise LongShortError(
+                f"{folder}: no such folder; `longshort train` or `longshort run` makes it (output_dir)"
+            )
         if not any((folder / part).exists() for part in PARTS):
-            raise LongShortError(f"{folder} has none of {', '.join(PARTS)}, so it is no run's folder: name the recipe's output_dir")
+            raise LongShortError(
+                f"{folder} has none of {', '.join(PARTS)}, so it is no run's folder: name the recipe's output_dir"
+            )
         if resolved.count(whole) > 1:
             raise LongShortError(f"{folder} is named {resolved.count(whole)} times; name each run once")
     return [_load(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)]
@@ -187,9 +191,15 @@ def _read_recipe(run: RunFiles) -> None:
             raise LongShortError("it is no mapping of settings")
         run.recipe = {name: value for name, value in tree.items() if isinstance(name, str)}
         list(leaves(run.recipe))
-    except (LongShortError, ValueError, RecursionError) as error:  # a number of 5,000 digits, an alias that holds itself
+    except (
+        LongShortError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of 5,000 digits, an alias that holds itself
         run.recipe = {}
-        run.remarks.append(f"{where} cannot be read ({str(error).removeprefix(where).lstrip(':, ')}), so its settings are not shown.")
+        run.remarks.append(
+            f"{where} cannot be read ({str(error).removeprefix(where).lstrip(':, ')}), so its settings are not shown."
+        )
 
 
 def _read_metrics(run: RunFiles) -> None:
@@ -200,11 +210,17 @@ def _read_metrics(run: RunFiles) -> None:
         return
     odd: dict[str, set[int]] = {}
     with path.open("rb") as stream:
-        damaged = [number for number, line in enumerate(stream, 1) if line.strip() and not _take(line, run.metrics, odd)]
+        damaged = [
+            number for number, line in enumerate(stream, 1) if line.strip() and not _take(line, run.metrics, odd)
+        ]
     if damaged:
-        run.remarks.append(f"{run.name}/metrics.jsonl, {_ranges('line', damaged)}: half-written or damaged; the other lines are shown.")
+        run.remarks.append(
+            f"{run.name}/metrics.jsonl, {_ranges('line', damaged)}: half-written or damaged; the other lines are shown."
+        )
     for name, steps in sorted(odd.items()):
-        run.remarks.append(f"{run.name}: {name} is no finite number at {_ranges('step', sorted(steps))}; left out of its line.")
+        run.remarks.append(
+            f"{run.name}: {name} is no finite number at {_ranges('step', sorted(steps))}; left out of its line."
+        )
 
 
 def _take(line: bytes, metrics: dict[int, dict[str, float]], odd: dict[str, set[int]]) -> bool:
@@ -248,7 +264,9 @@ def _read_evaluations(run: RunFiles) -> None:
         run.evaluations.append(results)
         run.remarks += [f"{where}: {fault.rstrip('.')}." for fault in results.faults]
         unmeasured = [row for row in results.results if row.get("accuracy") is None]
-        run.remarks += [f"{where}: {row.system} on {row.benchmark} has no finite accuracy; not shown." for row in unmeasured]
+        run.remarks += [
+            f"{where}: {row.system} on {row.benchmark} has no finite accuracy; not shown." for row in unmeasured
+        ]
         results.results[:] = [row for row in results.results if row.get("accuracy") is not None]
 
 

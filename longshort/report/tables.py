@@ -96,10 +96,14 @@ def benchmark_tables(runs: Sequence[RunFiles]) -> list[BenchmarkTables]:
                 title=benchmark_title(name, known),
                 facts=_facts(known[0]) if known else "",
                 tables=[
-                    _table(runs, name, decoding, [entry for entry in here if entry.row.decoding == decoding]) for decoding in decodings
+                    _table(runs, name, decoding, [entry for entry in here if entry.row.decoding == decoding])
+                    for decoding in decodings
                 ],
                 grids=[
-                    grid for run in runs for results in run.evaluations for grid in _grids(results, name, run.name if len(runs) > 1 else "")
+                    grid
+                    for run in runs
+                    for results in run.evaluations
+                    for grid in _grids(results, name, run.name if len(runs) > 1 else "")
                 ],
             )
         )
@@ -130,7 +134,11 @@ def _facts(benchmark: Benchmark) -> str:
 def _table(runs: Sequence[RunFiles], benchmark: str, decoding: str, here: list[Entry]) -> Table:
     passes = {name: None for entry in here for name in entry.row.named("pass@") if name != "1"}
     columns = COLUMNS | {f"pass@{k}": plain(f"pass@{k}", 3) for k in sorted(passes, key=lambda k: (len(k), k))}
-    order = ["Accuracy", *(name for name in columns if name.startswith("pass@")), *(name for name in COLUMNS if name != "Accuracy")]
+    order = [
+        "Accuracy",
+        *(name for name in columns if name.startswith("pass@")),
+        *(name for name in COLUMNS if name != "Accuracy"),
+    ]
     made = {id(entry): {name: columns[name](entry.row) for name in order} for entry in here}
     order = [name for name in order if any(cells[name].main != "–" for cells in made.values())]
     if best := _best([entry for entry in here if not entry.kind]):
@@ -166,7 +174,9 @@ def _best(here: Sequence[Entry]) -> Entry | None:
     return first if first.row.bounds[0] > above else None
 
 
-def _differences(ours: Sequence[tuple[str, Results, Difference]], *, several: bool) -> list[tuple[str, dict[str, Cell]]]:
+def _differences(
+    ours: Sequence[tuple[str, Results, Difference]], *, several: bool
+) -> list[tuple[str, dict[str, Cell]]]:
     """One line per pair of systems: what is compared, and by metric the difference with its interval and p."""
     lines: dict[str, dict[str, Cell]] = {}
     for run, results, one in ours:
@@ -182,7 +192,9 @@ def _crossed(results: Results) -> dict[tuple[str, str], str]:
     """The systems of the cross-play matrix by (long, short) model."""
     if not results.cross_play:
         return {}
-    return {(long, short): cross_name(long, short) for long in results.cross_play.long for short in results.cross_play.short}
+    return {
+        (long, short): cross_name(long, short) for long in results.cross_play.long for short in results.cross_play.short
+    }
 
 
 def _grids(results: Results, benchmark: str, run: str) -> list[Grid]:
@@ -193,7 +205,11 @@ def _grids(results: Results, benchmark: str, run: str) -> list[Grid]:
     by_system = {row.system: row for row in rows if row.decoding == decoding}
     grids = []
     for measure, digits in (("accuracy", 3), ("cost", 1)):
-        values = {pair: value for pair, name in names.items() if name in by_system and (value := by_system[name].get(measure)) is not None}
+        values = {
+            pair: value
+            for pair, name in names.items()
+            if name in by_system and (value := by_system[name].get(measure)) is not None
+        }
         if values:
             title = ", ".join(part for part in (measure.capitalize(), decoding, run) if part)
             grids.append(_grid(title, results.cross_play, values, digits))

@@ -236,7 +236,9 @@ def _lines(path: Path, shape: type[Line], unfinished: bool, remarks: list[str]) 
         rows = list(read(path))
     except LongShortError as error:
         rows, damaged = _salvaged(path.read_bytes().rstrip(b"\n").split(b"\n"))
-        if damaged != [len(rows) + 1] or not unfinished:  # else a line that is being written, or was cut in half by a kill
+        if (
+            damaged != [len(rows) + 1] or not unfinished
+        ):  # else a line that is being written, or was cut in half by a kill
             remarks.append(
                 f"{str(error).replace(str(path), path.name)}. Shown is what can be read: {len(rows)} lines of {len(rows) + len(damaged)}."
             )
@@ -248,7 +250,9 @@ def _lines(path: Path, shape: type[Line], unfinished: bool, remarks: list[str]) 
         except ValidationError as error:
             wrong.append(reason(error))
     if wrong:
-        remarks.append(f"{len(wrong)} of {len(rows)} lines of {path.name} are left out, as the step does not write such ({wrong[0]}).")
+        remarks.append(
+            f"{len(wrong)} of {len(rows)} lines of {path.name} are left out, as the step does not write such ({wrong[0]})."
+        )
     return lines
 
 
@@ -265,7 +269,9 @@ def _salvaged(raw: list[bytes]) -> tuple[list[Any], list[int]]:
 
 def _missing(files: Files) -> Iterator[str]:
     """A sentence for the steps that have not run, and one for each that is unfinished."""
-    untrained = [f"sft of the {role} model" for role in ROLES if not (files.folder / f"sft.{role}" / "manifest.json").is_file()]
+    untrained = [
+        f"sft of the {role} model" for role in ROLES if not (files.folder / f"sft.{role}" / "manifest.json").is_file()
+    ]
     if files.absent or untrained:
         yield f"Not run yet: {', '.join(files.absent + untrained)}."
     for name, step in files.steps.items():

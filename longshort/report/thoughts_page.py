@@ -62,14 +62,20 @@ def write_page(folder: Path, *, limit: int = 300) -> Path:
 
 def _made(folder: Path) -> str:
     """When the newest manifest was written, in UTC; empty when there is none."""
-    times = [path.stat().st_mtime for pattern in ("*.manifest.json", "sft.*/manifest.json") for path in folder.glob(pattern)]
+    times = [
+        path.stat().st_mtime for pattern in ("*.manifest.json", "sft.*/manifest.json") for path in folder.glob(pattern)
+    ]
     return f"{datetime.fromtimestamp(max(times), UTC):%-d %B %Y, %H:%M} UTC" if times else ""
 
 
 def _settings(files: Files) -> dict[str, str]:
     """The settings that matter, those of steps that have run."""
     of, sft = files.setting, files.sft
-    rollouts, exchanges, long = of("rollouts", "num_rollouts"), of("partition", "max_exchanges"), of("partition", "num_long")
+    rollouts, exchanges, long = (
+        of("rollouts", "num_rollouts"),
+        of("partition", "max_exchanges"),
+        of("partition", "num_long"),
+    )
     instruct = of("rewrite", "instruct") or of("chunk", "instruct")
     partition = [f"{exchanges} exchanges at most"] * bool(exchanges) + [f"{long} long thoughts"] * bool(long)
     values = {
@@ -77,8 +83,11 @@ def _settings(files: Files) -> dict[str, str]:
         "Splitter": of("chunk", "splitter"),
         "Rollout model": of("rollouts", "model"),
         "Rollouts": rollouts and f"N = {rollouts} per prefix, up to {told(of('rollouts', 'max_tokens'))} tokens",
-        "Sampling": rollouts and f"temperature {told(of('rollouts', 'temperature'))}, top-p {told(of('rollouts', 'top_p'))}",
-        "P averaged over": {"none": "nothing: each prefix alone", "skeleton": "skeletons"}.get(str(of("importance", "average"))),
+        "Sampling": rollouts
+        and f"temperature {told(of('rollouts', 'temperature'))}, top-p {told(of('rollouts', 'top_p'))}",
+        "P averaged over": {"none": "nothing: each prefix alone", "skeleton": "skeletons"}.get(
+            str(of("importance", "average"))
+        ),
         "Partition": of("partition", "rule") and ", ".join([str(of("partition", "rule")), *partition]),
         "Rewriter": of("rewrite", "rewriter"),
         "Instruct model": instruct.get("model") if isinstance(instruct, Mapping) else None,
@@ -102,7 +111,10 @@ def _funnel(files: Files) -> list[dict[str, Any]]:
                 "entered": sum(outcomes.values()) - outcomes.get(DROPPED_BEFORE, 0),
                 "through": sum(on.values()),
                 "on": on,
-                "examples": {reason: [line for line in step.lines.values() if line.outcome == reason][:FEW] for reason in step.drops},
+                "examples": {
+                    reason: [line for line in step.lines.values() if line.outcome == reason][:FEW]
+                    for reason in step.drops
+                },
                 "everything": max(everything, 1),
                 "facts": {key: value for key, value in extra.items() if key not in IN_PANEL},
             }
@@ -120,11 +132,15 @@ def _tokens_per_role(files: Files) -> dict[str, tuple[int, int]]:
 
 def _loss(files: Files) -> Markup | None:
     """Both roles' loss curves."""
-    series = {role: curves.losses(sft.losses, sft.steps or len(sft.losses)) for role, sft in files.sft.items() if sft.losses}
+    series = {
+        role: curves.losses(sft.losses, sft.steps or len(sft.losses)) for role, sft in files.sft.items() if sft.losses
+    }
     if not series:
         return None
     longest = max(point.x for points in series.values() for point in points)
-    return curves.draw("loss", series, title="Loss of fine-tuning", x_label="optimizer step", y_label="loss per token", x_top=longest)
+    return curves.draw(
+        "loss", series, title="Loss of fine-tuning", x_label="optimizer step", y_label="loss per token", x_top=longest
+    )
 
 
 def _figures(files: Files) -> list[dict[str, Any]]:
@@ -156,7 +172,10 @@ def _fits(row: Rollouts) -> bool:
     """Whether the row has at least one thought, and per prefix a length and a count of at most n."""
     prefixes = len(row.tokens) + 1
     return (
-        prefixes > 1 and len(row.correct) == len(row.length) == prefixes and all(0 <= right <= row.n for right in row.correct) and row.n > 0
+        prefixes > 1
+        and len(row.correct) == len(row.length) == prefixes
+        and all(0 <= right <= row.n for right in row.correct)
+        and row.n > 0
     )
 
 
@@ -188,7 +207,11 @@ def _chosen(files: Files, traces: Sequence[str], limit: int) -> list[str]:
 def _entry(files: Files, trace: str) -> dict[str, Any]:
     """What the list of traces shows and filters by: long share of the tokens is null before the partition."""
     step, outcome = files.fate(trace)
-    chunk, tokens, long = files.line(trace, Chunk), files.line(trace, Importance).tokens, files.line(trace, Partition).long
+    chunk, tokens, long = (
+        files.line(trace, Chunk),
+        files.line(trace, Importance).tokens,
+        files.line(trace, Partition).long,
+    )
     share = None
     if sum(tokens) and len(long) == len(tokens):
         share = round(sum(count for count, kept in zip(tokens, long, strict=True) if kept) / sum(tokens), 4)

@@ -40,7 +40,9 @@ def viewer_parts(runs: Sequence[Run], *, episodes: int = 5000, size_mb: float = 
     index = {
         "block": BLOCK,
         "runs": [run.name for run in runs],
-        "sources": [asdict(source) | {"vocabularies": _of_source(known.of, i)} for i, source in enumerate(found.sources)],
+        "sources": [
+            asdict(source) | {"vocabularies": _of_source(known.of, i)} for i, source in enumerate(found.sources)
+        ],
         "problems": packed.problems,
         "stops": packed.stops,
         "rows": packed.rows,
@@ -55,7 +57,11 @@ def viewer_parts(runs: Sequence[Run], *, episodes: int = 5000, size_mb: float = 
             left_out=_left_out(found, packed, size_mb),
             several_runs=len(runs) > 1,
             index=embed(index),
-            blocks={"texts": packed.texts, "tokens": packed.tokens, "vocabulary": [squeeze(table) for table in known.tables]},
+            blocks={
+                "texts": packed.texts,
+                "tokens": packed.tokens,
+                "vocabulary": [squeeze(table) for table in known.tables],
+            },
         )
     )
     script = '"use strict";\n{\n' + "\n".join(asset(name) for name in SCRIPTS) + "}\n" if packed.rows else ""

@@ -143,7 +143,9 @@ def _reread(places: Sequence[Place], remarks: list[str]) -> Iterator[tuple[Place
         try:
             yield place, reread(place)
         except (ValueError, RecursionError, OSError) as error:
-            remarks.append(f"{place.path.name} changed while it was read ({reason(error)}): an episode of {place.problem} is not shown.")
+            remarks.append(
+                f"{place.path.name} changed while it was read ({reason(error)}): an episode of {place.problem} is not shown."
+            )
 
 
 def _row(place: Place, line: Line, numbers: Mapping[str, dict[Any, int]]) -> list[Any]:
@@ -191,7 +193,9 @@ def _tokens(line: Line, untold: Counter) -> list[list[list[int | None] | None]]:
             gaps = None
         begin = used[turn.role]
         used[turn.role] += len(ids)
-        turns.append([turn.context_ids, ids, _thousandths(logprobs), _thousandths(gaps and gaps[begin : used[turn.role]])])
+        turns.append(
+            [turn.context_ids, ids, _thousandths(logprobs), _thousandths(gaps and gaps[begin : used[turn.role]])]
+        )
     return turns
 
 

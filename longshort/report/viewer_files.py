@@ -114,7 +114,9 @@ def find(runs: Sequence[Run]) -> Found:
                 found.places += _places(path, source, seen, f"{run.name}/{path.relative_to(run.folder)}", found)
         for path in sorted(run.folder.glob("eval/*/*.jsonl"), key=_steps_as_numbers):
             found.sources.append(evaluation_source(number, path))
-            found.places += _places(path, len(found.sources) - 1, Counter(), f"{run.name}/{path.relative_to(run.folder)}", found)
+            found.places += _places(
+                path, len(found.sources) - 1, Counter(), f"{run.name}/{path.relative_to(run.folder)}", found
+            )
     return found
 
 
@@ -164,7 +166,9 @@ def _places(path: Path, source: int, seen: Counter, told: str, found: Found) -> 
         found.remarks.append(f"{told} cannot be read ({error.strerror}), so its episodes are not shown.")
     if damaged:
         more = f", and so are {len(damaged) - 1} more of its lines" if len(damaged) > 1 else ""
-        found.remarks.append(f"{told}, line {damaged[0][0]}: no episode ({damaged[0][1]}){more}; the rest of the file is shown.")
+        found.remarks.append(
+            f"{told}, line {damaged[0][0]}: no episode ({damaged[0][1]}){more}; the rest of the file is shown."
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:

@@ -49,7 +49,9 @@ def latest(output_dir: Path) -> Path:
     """The newest checkpoint of a run, not yet verified; raises LongShortError if there is none."""
     found = steps(output_dir)
     if not found:
-        raise LongShortError(f"nothing to resume: {output_dir} holds no checkpoint-<step> folder; start without --resume")
+        raise LongShortError(
+            f"nothing to resume: {output_dir} holds no checkpoint-<step> folder; start without --resume"
+        )
     return found[-1][1]
 
 

@@ -95,7 +95,9 @@ def base_model(config: LongShortConfig, role: str) -> str:
         return model
     folder = RunFolder.of(config).base(role)
     if not (folder / "config.json").is_file():
-        raise LongShortError(f"{role}.model is empty and {folder} is not there; run `longshort run` first (stage base), or name a model")
+        raise LongShortError(
+            f"{role}.model is empty and {folder} is not there; run `longshort run` first (stage base), or name a model"
+        )
     return str(folder)
 
 

@@ -110,10 +110,17 @@ class Ledger:
             "outcomes": dict(Counter(row[self.outcome] for row in rows)),
             "notes": dict(Counter(note for row in rows for note in row.get("notes", ()))),
         }
-        manifest = {"step": self.step, "complete": self.complete, "seconds": round(self.seconds, 2), "counts": counts | dict(more)}
+        manifest = {
+            "step": self.step,
+            "complete": self.complete,
+            "seconds": round(self.seconds, 2),
+            "counts": counts | dict(more),
+        }
         partial = self.manifest_path.with_suffix(".tmp")
         with _writing(self.manifest_path):
-            partial.write_text(json.dumps(manifest | self.made_from | {"longshort": __version__}, indent=1, ensure_ascii=False))
+            partial.write_text(
+                json.dumps(manifest | self.made_from | {"longshort": __version__}, indent=1, ensure_ascii=False)
+            )
             os.replace(partial, self.manifest_path)
 
 
@@ -123,7 +130,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LongShortError(f"{path} cannot be written ({error.strerror}); make room and start the same command again") from error
+        raise LongShortError(
+            f"{path} cannot be written ({error.strerror}); make room and start the same command again"
+        ) from error
 
 
 def encode(row: Row) -> bytes:
@@ -137,7 +146,9 @@ def read(path: Path) -> Iterator[Row]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise LongShortError(f"{path}, line {number}: damaged ({error}); make the step again with --redo") from error
+                raise LongShortError(
+                    f"{path}, line {number}: damaged ({error}); make the step again with --redo"
+                ) from error
 
 
 def _repaired(path: Path) -> list[Row]:

@@ -39,15 +39,33 @@ class ModelFacts:
 
 
 _QWEN_1_5B = dict(layers=28, hidden=1536, intermediate=8960, kv_heads=2, kv_width=256, vocabulary=151_936)
-_QWEN_7B = dict(parameters=7_615_616_512, layers=28, hidden=3584, intermediate=18_944, kv_heads=4, kv_width=512, vocabulary=152_064)
-_LLAMA_8B = dict(parameters=8_030_261_248, layers=32, hidden=4096, intermediate=14_336, kv_heads=8, kv_width=1024, vocabulary=128_256)
+_QWEN_7B = dict(
+    parameters=7_615_616_512, layers=28, hidden=3584, intermediate=18_944, kv_heads=4, kv_width=512, vocabulary=152_064
+)
+_LLAMA_8B = dict(
+    parameters=8_030_261_248, layers=32, hidden=4096, intermediate=14_336, kv_heads=8, kv_width=1024, vocabulary=128_256
+)
 _PUBLISHED = {
     "Qwen/Qwen2.5-0.5B-Instruct": dict(
-        parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_heads=2, kv_width=128, vocabulary=151_936, context=32_768
+        parameters=494_032_768,
+        layers=24,
+        hidden=896,
+        intermediate=4864,
+        kv_heads=2,
+        kv_width=128,
+        vocabulary=151_936,
+        context=32_768,
     ),
     "Qwen/Qwen2.5-1.5B-Instruct": dict(parameters=1_543_714_304, context=32_768, **_QWEN_1_5B),
     "Qwen/Qwen2.5-3B-Instruct": dict(
-        parameters=3_085_938_688, layers=36, hidden=2048, intermediate=11_008, kv_heads=2, kv_width=256, vocabulary=151_936, context=32_768
+        parameters=3_085_938_688,
+        layers=36,
+        hidden=2048,
+        intermediate=11_008,
+        kv_heads=2,
+        kv_width=256,
+        vocabulary=151_936,
+        context=32_768,
     ),
     "Qwen/Qwen2.5-7B-Instruct": dict(context=32_768, **_QWEN_7B),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": dict(parameters=1_777_088_000, context=131_072, **_QWEN_1_5B),
@@ -88,7 +106,9 @@ def read_facts(model: str, key: str) -> ModelFacts:
             context=text["max_position_embeddings"],
         )
     except KeyError as error:
-        raise LongShortError(f"{key}: {folder / 'config.json'} has no {error}; is it a decoder-only language model?") from error
+        raise LongShortError(
+            f"{key}: {folder / 'config.json'} has no {error}; is it a decoder-only language model?"
+        ) from error
 
 
 def find_folder(model: str, key: str) -> Path:
@@ -98,7 +118,9 @@ def find_folder(model: str, key: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
-        raise LongShortError(f"{key}: no folder {model!r}, seen from {Path.cwd()}; correct the path, or give a hub name owner/name")
+        raise LongShortError(
+            f"{key}: no folder {model!r}, seen from {Path.cwd()}; correct the path, or give a hub name owner/name"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -134,21 +156,31 @@ def _read_config(folder: Path, key: str) -> dict:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LongShortError(f"{key}: {folder / 'config.json'} cannot be read ({error}); give a folder with a whole model") from error
+        raise LongShortError(
+            f"{key}: {folder / 'config.json'} cannot be read ({error}); give a folder with a whole model"
+        ) from error
     if "auto_map" in config:
-        raise LongShortError(f"{key}: {folder} brings its own code (auto_map in config.json), which is never run; use a model without it")
+        raise LongShortError(
+            f"{key}: {folder} brings its own code (auto_map in config.json), which is never run; use a model without it"
+        )
     return config
 
 
 def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        found = f"only {', '.join(pickles)}, which can run code: convert them" if pickles else "no weights: copy the model again"
+        found = (
+            f"only {', '.join(pickles)}, which can run code: convert them"
+            if pickles
+            else "no weights: copy the model again"
+        )
         raise LongShortError(f"{key}: {folder} holds no *.safetensors, {found}")
     try:
         return expected_weights(str(folder))
     except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
-        raise LongShortError(f"{key}: the weights in {folder} are damaged ({error or type(error).__name__}); copy them again") from error
+        raise LongShortError(
+            f"{key}: the weights in {folder} are damaged ({error or type(error).__name__}); copy them again"
+        ) from error
 
 
 def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
@@ -165,6 +197,9 @@ def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     if not shapes:
         raise LongShortError(f"model folder {folder} holds no *.safetensors weights")
-    if json.loads((folder / "config.json").read_text()).get("tie_word_embeddings") and "model.embed_tokens.weight" in shapes:
+    if (
+        json.loads((folder / "config.json").read_text()).get("tie_word_embeddings")
+        and "model.embed_tokens.weight" in shapes
+    ):
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     return shapes

@@ -71,7 +71,9 @@ def _check(path: Path, entry: Mapping[str, Any], where: str, remedy: str) -> Non
     if not path.is_file():
         raise LongShortError(f"{where} is missing; {remedy}")
     if path.stat().st_size != entry["bytes"]:
-        raise LongShortError(f"{where} is truncated: {path.stat().st_size} bytes, {entry['bytes']} were written; {remedy}")
+        raise LongShortError(
+            f"{where} is truncated: {path.stat().st_size} bytes, {entry['bytes']} were written; {remedy}"
+        )
     if _hash(path) != entry["sha256"]:
         raise LongShortError(f"{where} is altered (its sha256 differs); {remedy}")
 

@@ -14,7 +14,9 @@ Tracker = Callable[[int, Mapping[str, float]], None]
 
 
 def _tensorboard(config: LongShortConfig) -> Tracker:
-    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(Path(config.output_dir) / "tensorboard"))
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
+        str(Path(config.output_dir) / "tensorboard")
+    )
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -37,7 +39,11 @@ def _trackio(config: LongShortConfig) -> Tracker:
     return lambda step, metrics: module.log(dict(metrics), step=step)
 
 
-TRACKERS: dict[str, Callable[[LongShortConfig], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+TRACKERS: dict[str, Callable[[LongShortConfig], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}
 
 
 def open_trackers(config: LongShortConfig) -> Tracker:

@@ -35,7 +35,9 @@ class Gate:
             raise ApiError(503, "the server is shutting down and takes no new requests", code="draining", retry_after=1)
         places = self.capacity + self.max_queue
         if episodes > places:
-            raise ApiError(400, f"the request asks for {episodes} answers but the server holds {places} at most", param="n")
+            raise ApiError(
+                400, f"the request asks for {episodes} answers but the server holds {places} at most", param="n"
+            )
         if sum(self._admitted.values()) + episodes > places:
             told = f"the server is full: {self.running} answers under way, {self.waiting} waiting (serve.max_queue is {self.max_queue})"
             raise ApiError(429, told, code="queue_full", retry_after=self.retry_after)
@@ -73,7 +75,13 @@ class Gate:
         if await self._emptied(seconds):
             return True
         for run in self._admitted:
-            run.fail(ApiError(503, f"the server is shutting down and the answer was not done within {seconds:g} s", code="draining"))
+            run.fail(
+                ApiError(
+                    503,
+                    f"the server is shutting down and the answer was not done within {seconds:g} s",
+                    code="draining",
+                )
+            )
         await self._emptied(FAREWELL_S)
         return False
 

@@ -17,7 +17,9 @@ def read_key(file: str | None) -> str:
     try:
         key = Path(file).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise LongShortError(f"--api-key-file {file} cannot be read as a key: {error}; give a file with one line of ASCII") from error
+        raise LongShortError(
+            f"--api-key-file {file} cannot be read as a key: {error}; give a file with one line of ASCII"
+        ) from error
     if not key or len(key.split()) != 1:
         raise LongShortError(f"--api-key-file {file} holds {len(key.split())} words; a key is one word without spaces")
     return key

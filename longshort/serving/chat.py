@@ -15,7 +15,9 @@ from longshort import console
 from longshort.serving.api_key import read_key
 from longshort.types import LongShortError
 
-HINT = "Each question stands alone: the pair remembers nothing of the one before. Ctrl-C stops an answer, Ctrl-D leaves."
+HINT = (
+    "Each question stands alone: the pair remembers nothing of the one before. Ctrl-C stops an answer, Ctrl-D leaves."
+)
 PROMPT = "\nquestion> "
 SETTINGS = ("mode", "temperature", "max_turns", "max_tokens", "seed")
 UNANSWERED, INTERRUPTED = 1, 130
@@ -39,7 +41,9 @@ def chat(options: argparse.Namespace) -> int:
     question = options.once if options.once is not None else None if sys.stdin.isatty() else sys.stdin.read()
     out, at_terminal = sys.stdout, sys.stdout.isatty()
     if question is None and not at_terminal:
-        raise LongShortError("a conversation needs a terminal on both sides; ask one question with --once, or through a pipe")
+        raise LongShortError(
+            "a conversation needs a terminal on both sides; ask one question with --once, or through a pipe"
+        )
     with contextlib.ExitStack() as undo:
         for number in (signal.SIGTERM, signal.SIGHUP):  # an ordinary end, in which the engines are closed
             undo.callback(signal.signal, number, signal.signal(number, _leave))
@@ -60,7 +64,9 @@ def _source(options: argparse.Namespace) -> contextlib.AbstractContextManager[So
     if not options.team.startswith(("http://", "https://")):
         return _here(options)
     if options.overrides:
-        raise LongShortError(f"{options.overrides[0]} is a setting of engines on this machine; those behind {options.team} have theirs")
+        raise LongShortError(
+            f"{options.overrides[0]} is a setting of engines on this machine; those behind {options.team} have theirs"
+        )
     return _endpoint(options.team, read_key(options.api_key_file))
 
 
@@ -177,7 +183,9 @@ class Endpoint:
         try:
             return call(*arguments, **options)
         except httpx.HTTPError as error:
-            raise LongShortError(f"{self._address} does not answer ({error}); is `longshort serve` running there?") from error
+            raise LongShortError(
+                f"{self._address} does not answer ({error}); is `longshort serve` running there?"
+            ) from error
 
     def _refusal(self, answer) -> LongShortError:
         try:

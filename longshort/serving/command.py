@@ -21,7 +21,9 @@ KEEP_ALIVE_S = 75
 """Longer than clients keep an idle connection, so that it is never closed under a request of theirs."""
 
 
-def serve(source: str, *, host: str, port: int, name: str = "", key_file: str | None = None, overrides: Sequence[str] = ()) -> None:
+def serve(
+    source: str, *, host: str, port: int, name: str = "", key_file: str | None = None, overrides: Sequence[str] = ()
+) -> None:
     """Serve a team until SIGINT or SIGTERM, then finish what is running (for `serve.drain_s`) and return.
 
     LongShortError for a missing package, a port in use, an unusable key, or whatever keeps the team from starting.
@@ -49,7 +51,9 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         if error.errno == errno.EADDRINUSE:
-            raise LongShortError(f"port {port} on {host} is in use; choose another with --port, or stop what listens there") from error
+            raise LongShortError(
+                f"port {port} on {host} is in use; choose another with --port, or stop what listens there"
+            ) from error
         raise LongShortError(f"cannot listen on --host {host}, --port {port}: {error}; choose others") from error
     return listening
 
@@ -67,7 +71,9 @@ async def _serve(team: Team, listening: socket.socket, loopback: bool, name: str
 
     host, drain_s = listening.getsockname()[0], team.config.serve.drain_s
     async with team:
-        service = Service(team, name=name, api_key=key, hosts=[*LOOPBACK, host] if loopback else [], pages=page_routes())
+        service = Service(
+            team, name=name, api_key=key, hosts=[*LOOPBACK, host] if loopback else [], pages=page_routes()
+        )
         server, stop = Listener(service.app, keep_alive_s=KEEP_ALIVE_S), asyncio.Event()
         with interruption.graceful(stop, f"finishing the answers under way, for {drain_s:g} s at most"):
             serving, stopping = asyncio.create_task(server.serve(sockets=[listening])), asyncio.create_task(stop.wait())
@@ -75,7 +81,11 @@ async def _serve(team: Team, listening: socket.socket, loopback: bool, name: str
                 console.say("\n".join(greeting(team, name, _address(listening), key=bool(key), loopback=loopback)))
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 finished = await service.gate.drain(drain_s)
-                console.say("stopped" if finished else f"stopped; some answers were not done within {drain_s:g} s (serve.drain_s)")
+                console.say(
+                    "stopped"
+                    if finished
+                    else f"stopped; some answers were not done within {drain_s:g} s (serve.drain_s)"
+                )
             except asyncio.CancelledError:  # a second signal
                 server.force_exit = True
                 raise

@@ -28,7 +28,9 @@ class Guard:
     `hosts`: names that Host may hold, empty for any; `partners`: host names of other pages that may call, e.g. those behind a proxy.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, hosts: Collection[str], partners: Collection[str], api_key: str):
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, hosts: Collection[str], partners: Collection[str], api_key: str
+    ):
         self._app, self._metrics = app, metrics
         self._hosts, self._partners, self._key = frozenset(hosts), frozenset(partners), api_key.encode()
 
@@ -56,19 +58,25 @@ class Guard:
     def _check(self, request: Request) -> None:
         netloc = request.headers.get("host", "")
         if self._hosts and _name(netloc) not in self._hosts:
-            raise ApiError(403, f"{netloc!r} is not a name of this server; add it to serve.allowed_hosts", code="unknown_host")
+            raise ApiError(
+                403, f"{netloc!r} is not a name of this server; add it to serve.allowed_hosts", code="unknown_host"
+            )
         if request.method not in ("GET", "HEAD"):
             origin = request.headers.get("origin", "")
             elsewhere = origin.partition("://")[2]
             if origin and elsewhere != netloc and _name(elsewhere) not in self._partners:
-                raise ApiError(403, f"requests from pages of {origin} are refused; see serve.allowed_hosts", code="cross_origin")
+                raise ApiError(
+                    403, f"requests from pages of {origin} are refused; see serve.allowed_hosts", code="cross_origin"
+                )
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise ApiError(415, f"the body must be JSON, with Content-Type: application/json (got {kind!r})")
         if self._key and request.url.path.startswith("/v1/"):
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
-                raise ApiError(401, "the API key is missing or wrong; send Authorization: Bearer <key>", code="invalid_api_key")
+                raise ApiError(
+                    401, "the API key is missing or wrong; send Authorization: Bearer <key>", code="invalid_api_key"
+                )
 
 
 def _name(netloc: str) -> str:
@@ -87,7 +95,11 @@ async def read_body(request: Request, limit: int) -> bytes:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
-                    raise ApiError(413, f"the body is larger than {limit} bytes (serve.max_request_bytes)", code="request_too_large")
+                    raise ApiError(
+                        413,
+                        f"the body is larger than {limit} bytes (serve.max_request_bytes)",
+                        code="request_too_large",
+                    )
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     return bytes(body)

@@ -20,7 +20,15 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 class ApiError(LongShortError):
     """What the caller is told. `param` is the field at fault; `retry_after` says after how many seconds the same request may work."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ):
         super().__init__(message)
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
@@ -41,8 +49,12 @@ def refused(error: ValidationError, known: Iterable[str]) -> ApiError:
     item = error.errors()[0]
     param = ".".join(map(str, item["loc"])) or None
     if item["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown parameter {param!r}; known: {', '.join(known)}", param=param, code="unknown_parameter")
-    return ApiError(400, f"{param or 'the body'}: {item['msg'].removeprefix('Value error, ')}", param=param, code="invalid_value")
+        return ApiError(
+            400, f"unknown parameter {param!r}; known: {', '.join(known)}", param=param, code="unknown_parameter"
+        )
+    return ApiError(
+        400, f"{param or 'the body'}: {item['msg'].removeprefix('Value error, ')}", param=param, code="invalid_value"
+    )
 
 
 def impossible(error: ImpossibleAsk) -> ApiError:

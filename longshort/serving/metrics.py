@@ -22,7 +22,10 @@ PATIENCE_S = 2.0
 """For the engines' counters; an engine that is being replaced keeps its last ones."""
 OF_ENGINE = {
     "busy_s": ("longshort_engine_busy_seconds", "Seconds in which the engine was decoding"),
-    "sampled_tokens": ("longshort_engine_sampled_tokens", "Tokens that the engine sampled, those of abandoned requests left out"),
+    "sampled_tokens": (
+        "longshort_engine_sampled_tokens",
+        "Tokens that the engine sampled, those of abandoned requests left out",
+    ),
     "prompt_tokens": ("longshort_engine_prompt_tokens", "Tokens of all prompts given to the engine, one per message"),
     "cached_tokens": ("longshort_prefix_cache_hit_tokens", "Prompt tokens that the prefix cache held"),
     "restarts": ("longshort_engine_restarts", "Engine processes that were replaced"),
@@ -32,27 +35,46 @@ OF_ENGINE = {
 class Metrics(Collector):
     """Counts what passes; a scrape also asks the engines for their counters."""
 
-    def __init__(self, gate: Gate, stats: Callable[[], Awaitable[Mapping[str, Mapping[str, float]]]], roles: Sequence[str]):
+    def __init__(
+        self, gate: Gate, stats: Callable[[], Awaitable[Mapping[str, Mapping[str, float]]]], roles: Sequence[str]
+    ):
         self._ask, self._asking = stats, None
         self._stats: Mapping[str, Mapping[str, float]] = {role: dict.fromkeys(OF_ENGINE, 0.0) for role in roles}
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("longshort_requests", "Requests answered", ("path", "status"), registry=registry)
         self._latency = Histogram(
-            "longshort_request_seconds", "From a request to the end of its answer", ("path",), buckets=BUCKETS_S, registry=registry
+            "longshort_request_seconds",
+            "From a request to the end of its answer",
+            ("path",),
+            buckets=BUCKETS_S,
+            registry=registry,
         )
         self._first_text = Histogram(
-            "longshort_time_to_first_token_seconds", "From a streamed request to its first text", buckets=BUCKETS_S, registry=registry
+            "longshort_time_to_first_token_seconds",
+            "From a streamed request to its first text",
+            buckets=BUCKETS_S,
+            registry=registry,
         )
         for name, text, value in (
             ("longshort_episodes_running", "Dialogues under way", lambda: gate.running),
             ("longshort_episodes_queued", "Dialogues that wait for a place", lambda: gate.waiting),
-            ("longshort_draining", "1 while the server finishes what is running and takes nothing new", lambda: gate.draining),
+            (
+                "longshort_draining",
+                "1 while the server finishes what is running and takes nothing new",
+                lambda: gate.draining,
+            ),
         ):
             Gauge(name, text, registry=registry).set_function(value)
-        self._episodes = Counter("longshort_episodes", "Dialogues that ended, by the protocol's reason", ("stop",), registry=registry)
-        self._tokens = Counter("longshort_tokens", "Tokens sampled in dialogues that ended", ("role",), registry=registry)
+        self._episodes = Counter(
+            "longshort_episodes", "Dialogues that ended, by the protocol's reason", ("stop",), registry=registry
+        )
+        self._tokens = Counter(
+            "longshort_tokens", "Tokens sampled in dialogues that ended", ("role",), registry=registry
+        )
         self._turns = Counter("longshort_turns", "Messages in dialogues that ended", ("role",), registry=registry)
-        self._hand_backs = Counter("longshort_hand_backs", "Messages with which short asked long to think again", registry=registry)
+        self._hand_backs = Counter(
+            "longshort_hand_backs", "Messages with which short asked long to think again", registry=registry
+        )
         for role in ROLES:
             self._tokens.labels(role), self._turns.labels(role)
         registry.register(self)

@@ -61,7 +61,9 @@ class Telling:
 def usage(episodes: Sequence[Episode], together: bool, per_question: int) -> dict[str, Any]:
     """Tokens of a request: of each question as its first speaker reads it (once, however many answers), and all that was sampled."""
     questions = [episode.turns[0].prompt_ids for episode in episodes[::per_question]]
-    thoughts = sum(len(turn.completion.token_ids) for one in episodes for turn in one.turns if is_thought(turn, together))
+    thoughts = sum(
+        len(turn.completion.token_ids) for one in episodes for turn in one.turns if is_thought(turn, together)
+    )
     sampled = {role: sum(episode.tokens(role) for episode in episodes) for role in ROLES}
     prompt, completion = sum(map(len, questions)), sum(sampled.values())
     turns = {role: sum(turn.role == role for episode in episodes for turn in episode.turns) for role in ROLES}
@@ -70,7 +72,8 @@ def usage(episodes: Sequence[Episode], together: bool, per_question: int) -> dic
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "completion_tokens_details": {"reasoning_tokens": thoughts},
-        "longshort": {role: {"tokens": sampled[role], "turns": turns[role]} for role in ROLES} | {"hand_backs": hand_backs(episodes)},
+        "longshort": {role: {"tokens": sampled[role], "turns": turns[role]} for role in ROLES}
+        | {"hand_backs": hand_backs(episodes)},
     }
 
 
@@ -130,13 +133,21 @@ class Text:
 class Reply:
     """The response to one request, whole or in chunks; all of them carry the same id, time and model."""
 
-    def __init__(self, shape: type[Chat] | type[Text], model: str, *, together: bool, per_question: int, include_usage: bool):
-        self._shape, self._together, self._per_question, self._include_usage = shape, together, per_question, include_usage
+    def __init__(
+        self, shape: type[Chat] | type[Text], model: str, *, together: bool, per_question: int, include_usage: bool
+    ):
+        self._shape, self._together, self._per_question, self._include_usage = (
+            shape,
+            together,
+            per_question,
+            include_usage,
+        )
         self._head = {"id": f"{shape.prefix}{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def complete(self, finished: Sequence[Finished]) -> dict[str, Any]:
         choices = [
-            self._choice(index, self._shape.choice(*texts(one.episode, self._together)), one.finish_reason) | {"longshort": details(one)}
+            self._choice(index, self._shape.choice(*texts(one.episode, self._together)), one.finish_reason)
+            | {"longshort": details(one)}
             for index, one in enumerate(finished)
         ]
         return self._head | {"object": self._shape.whole, "choices": choices, "usage": self._usage(finished)}
@@ -148,7 +159,9 @@ class Reply:
         return self._chunk([self._choice(index, self._shape.delta(field, text))])
 
     def closing(self, index: int, finished: Finished) -> bytes:
-        return self._chunk([self._choice(index, self._shape.closing(), finished.finish_reason) | {"longshort": details(finished)}])
+        return self._chunk(
+            [self._choice(index, self._shape.closing(), finished.finish_reason) | {"longshort": details(finished)}]
+        )
 
     def dialogue(self, event: dict[str, Any]) -> bytes:
         """An event of the dialogue for callers that asked for it; others never see this chunk."""

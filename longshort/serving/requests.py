@@ -122,7 +122,9 @@ class Message(Body):
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 kind = part.get("type", part) if isinstance(part, dict) else part
-                raise ValueError(f'parts must be {{"type": "text", "text": "…"}}, got {kind!r}; the models read text only')
+                raise ValueError(
+                    f'parts must be {{"type": "text", "text": "…"}}, got {kind!r}; the models read text only'
+                )
         return "".join(part["text"] for part in content)
 
 
@@ -134,7 +136,9 @@ class ChatRequest(Sampled):
     @model_validator(mode="after")
     def _one_limit(self) -> ChatRequest:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError(f"max_tokens is {self.max_tokens} but max_completion_tokens is {self.max_completion_tokens}; send one of them")
+            raise ValueError(
+                f"max_tokens is {self.max_tokens} but max_completion_tokens is {self.max_completion_tokens}; send one of them"
+            )
         return self
 
     @property
@@ -159,7 +163,9 @@ class TextRequest(Sampled):
     @model_validator(mode="after")
     def _one_dialogue(self) -> TextRequest:
         if self.stream_options.include_dialogue and len(self.prompt) > 1:
-            raise ValueError(f"stream_options.include_dialogue tells one dialogue but there are {len(self.prompt)} prompts")
+            raise ValueError(
+                f"stream_options.include_dialogue tells one dialogue but there are {len(self.prompt)} prompts"
+            )
         return self
 
     @property
@@ -209,7 +215,9 @@ def _check_text(question: str) -> None:
     try:
         question.encode()
     except UnicodeEncodeError:
-        raise ApiError(400, "the question holds half a surrogate pair, which is no text", code="invalid_value") from None
+        raise ApiError(
+            400, "the question holds half a surrogate pair, which is no text", code="invalid_value"
+        ) from None
 
 
 def question_of(messages: Sequence[Message]) -> str:
@@ -220,7 +228,14 @@ def question_of(messages: Sequence[Message]) -> str:
     """
     talk = [message for message in messages if message.role in ("user", "assistant")]
     if not talk or talk[-1].role != "user":
-        raise ApiError(400, "the last message must be the user's: it is what the pair answers", param="messages", code="invalid_value")
+        raise ApiError(
+            400,
+            "the last message must be the user's: it is what the pair answers",
+            param="messages",
+            code="invalid_value",
+        )
     rules = [message.content for message in messages if message.role not in ("user", "assistant")]
-    said = [talk[0].content] if len(talk) == 1 else [f"{message.role.capitalize()}: {message.content}" for message in talk]
+    said = (
+        [talk[0].content] if len(talk) == 1 else [f"{message.role.capitalize()}: {message.content}" for message in talk]
+    )
     return "\n\n".join([*rules, *said])

@@ -23,7 +23,15 @@ class Run:
     Raises ApiError: 429 or 503 by the gate, 400 for a question that fills the context, 503 where an engine fails, 504 beyond `timeout_s`.
     """
 
-    def __init__(self, asks: Sequence[Ask], play: Callable[[Ask], AsyncIterator[Event]], *, gate: Gate, metrics: Metrics, timeout_s: float):
+    def __init__(
+        self,
+        asks: Sequence[Ask],
+        play: Callable[[Ask], AsyncIterator[Event]],
+        *,
+        gate: Gate,
+        metrics: Metrics,
+        timeout_s: float,
+    ):
         self._asks, self._play, self._gate, self._metrics, self._timeout_s = asks, play, gate, metrics, timeout_s
         self._queue: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue()
         self._undo = contextlib.AsyncExitStack()
@@ -63,7 +71,11 @@ class Run:
 
     async def _follow(self, index: int, ask: Ask) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s), self._gate.running_one(), contextlib.aclosing(self._play(ask)) as events:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._gate.running_one(),
+                contextlib.aclosing(self._play(ask)) as events,
+            ):
                 async for event in events:
                     if isinstance(event, Finished):
                         self._metrics.ended(event.episode)

@@ -133,7 +133,9 @@ class Screen(Plain):
 
     def _written(self) -> None:
         if not self._live:
-            self._live = Live(get_renderable=self._growing, console=self._terminal, transient=True, refresh_per_second=10)
+            self._live = Live(
+                get_renderable=self._growing, console=self._terminal, transient=True, refresh_per_second=10
+            )
             self._live.start()
 
     def _growing(self) -> Group:
@@ -153,7 +155,9 @@ class Screen(Plain):
     def _ended(self, turn: Said, answer: bool) -> None:
         text, tokens = turn.text.strip(), plural(turn.tokens, "token") if turn.stop else "not finished"
         if answer:
-            frame = Panel(Text(text), title=f"answer · {turn.role} · {tokens}", title_align="left", border_style=STYLES[turn.role])
+            frame = Panel(
+                Text(text), title=f"answer · {turn.role} · {tokens}", title_align="left", border_style=STYLES[turn.role]
+            )
             self._terminal.print(frame)
             return
         end = Text(tokens, style="dim")

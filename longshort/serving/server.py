@@ -45,14 +45,20 @@ class Service:
     `hosts`: the names under which the server may be called, empty for any; `pages`: routes beside the API's.
     """
 
-    def __init__(self, team: Team, *, name: str, api_key: str = "", hosts: Sequence[str] = (), pages: Sequence[Route] = ()):
+    def __init__(
+        self, team: Team, *, name: str, api_key: str = "", hosts: Sequence[str] = (), pages: Sequence[Route] = ()
+    ):
         self.team, self.name, self.settings = team, name, team.config.serve
         self.gate = Gate(capacity=team.capacity, max_queue=self.settings.max_queue)
         self.metrics = Metrics(self.gate, team.stats, team.protocol.roles)
         self._born = int(time.time())
         partners = self.settings.allowed_hosts
         guard = Middleware(
-            Guard, metrics=self.metrics, hosts=[*hosts, *partners] if hosts else partners, partners=partners, api_key=api_key
+            Guard,
+            metrics=self.metrics,
+            hosts=[*hosts, *partners] if hosts else partners,
+            partners=partners,
+            api_key=api_key,
         )
         self.app = Starlette(
             routes=[
@@ -65,7 +71,12 @@ class Service:
                 *pages,
             ],
             middleware=[guard],
-            exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, ClientDisconnect: on_gone, Exception: on_bug},
+            exception_handlers={
+                ApiError: on_api_error,
+                HTTPException: on_http_exception,
+                ClientDisconnect: on_gone,
+                Exception: on_bug,
+            },
         )
 
     async def answer(self, kind: type[Sampled], request: Request) -> Response:
@@ -74,7 +85,9 @@ class Service:
         asked = read_request(kind, await read_body(request, self.settings.max_request_bytes))
         self._check_name(asked.model or self.name)
         together, options = asked.mode == PAIR and len(self.team.protocol.roles) > 1, asked.stream_options
-        reply = Reply(SHAPES[kind], self.name, together=together, per_question=asked.n, include_usage=options.include_usage)
+        reply = Reply(
+            SHAPES[kind], self.name, together=together, per_question=asked.n, include_usage=options.include_usage
+        )
         asks, play = asked.asks(), self.team.converse if asked.stream else self._in_one
         async with contextlib.AsyncExitStack() as undo:
             run = Run(asks, play, gate=self.gate, metrics=self.metrics, timeout_s=self.settings.timeout_s)
@@ -82,10 +95,14 @@ class Service:
             if not asked.stream:
                 return JSONResponse(reply.complete(await _unless_gone(request, run.outcome())))
             batches = run.batches()
-            first = await _unless_gone(request, anext(batches))  # so that what goes wrong until now has a status of its own
+            first = await _unless_gone(
+                request, anext(batches)
+            )  # so that what goes wrong until now has a status of its own
             tellings = [Telling(together) for _ in asks]
             text_came = functools.partial(self.metrics.text_came, began)
-            return EventStream(stream(first, batches, reply, tellings, options.include_dialogue, text_came), undo.pop_all())
+            return EventStream(
+                stream(first, batches, reply, tellings, options.include_dialogue, text_came), undo.pop_all()
+            )
 
     async def _in_one(self, ask: Ask) -> AsyncIterator[Finished]:
         """The only event that a caller who does not stream needs: nobody watches the engines for it."""
@@ -100,11 +117,22 @@ class Service:
 
     def _check_name(self, name: str) -> None:
         if name != self.name:
-            raise ApiError(404, f"the model {name!r} does not exist; this server has {self.name!r}", param="model", code="model_not_found")
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist; this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
 
     def _card(self) -> dict[str, Any]:
         context = min(self.team.config.role(role).engine.max_model_len for role in self.team.protocol.roles)
-        return {"id": self.name, "object": "model", "created": self._born, "owned_by": "longshort", "max_model_len": context}
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self._born,
+            "owned_by": "longshort",
+            "max_model_len": context,
+        }
 
     async def health(self, request: Request) -> JSONResponse:
         """200 where the next request would be taken (a restarting engine keeps it waiting); 503 while draining, or without an engine."""
@@ -199,7 +227,9 @@ class Listener(uvicorn.Server):
         gc.collect()
         gc.freeze()  # what the libraries made stays; looking through it again and again would hold up every answer
         quiet = {"log_config": None, "access_log": False, "lifespan": "off", "server_header": False}
-        super().__init__(uvicorn.Config(app, timeout_keep_alive=keep_alive_s, timeout_graceful_shutdown=FAREWELL_S, **quiet))
+        super().__init__(
+            uvicorn.Config(app, timeout_keep_alive=keep_alive_s, timeout_graceful_shutdown=FAREWELL_S, **quiet)
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

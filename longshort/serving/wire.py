@@ -26,7 +26,12 @@ def told(event: Event) -> dict[str, Any]:
             return {"event": "piece", "role": role, "text": text}
         case TurnEnded(turn=turn):
             completion = turn.completion
-            return {"event": "turn_ended", "role": turn.role, "tokens": len(completion.token_ids), "stop": completion.stop}
+            return {
+                "event": "turn_ended",
+                "role": turn.role,
+                "tokens": len(completion.token_ids),
+                "stop": completion.stop,
+            }
     hand_backs = sum(turn.completion.stop == RETHINK for turn in event.episode.turns)
     return {
         "event": "finished",

@@ -22,7 +22,10 @@ from longshort.version import __version__
 TEAM = ("pair", "trained")
 """How an evaluation, and a run's own one of its stages, call the trained pair."""
 NONE_YET = "Nothing had been measured when this folder was written. `longshort eval` does it; saved again, the team has the tables here."
-HOW = {"long": "thinks at length, one important thought at a time", "short": "writes the rest briefly, hands hard steps back, and answers"}
+HOW = {
+    "long": "thinks at length, one important thought at a time",
+    "short": "writes the rest briefly, hands hard steps back, and answers",
+}
 
 
 def write_card(folder: Path, called: str, name: str, config: LongShortConfig, chosen: Path, step: int) -> None:
@@ -136,13 +139,19 @@ def _results(config: LongShortConfig, chosen: Path, step: int) -> tuple[str, lis
     """Tables of what the run measured, without other checkpoints of it; and the team's own accuracies."""
     parts, measures = [], []
     for content in _evaluations(Path(config.output_dir) / "eval"):
-        wanted = {name for name, system in content["systems"].items() if _is_told(name, system, chosen, step == config.max_steps)}
+        wanted = {
+            name
+            for name, system in content["systems"].items()
+            if _is_told(name, system, chosen, step == config.max_steps)
+        }
         rows = [row for row in content["results"] if row["system"] in wanted]
         for benchmark, decoding in dict.fromkeys((row["benchmark"], row["decoding"]) for row in rows):
             found = [row for row in rows if (row["benchmark"], row["decoding"]) == (benchmark, decoding)]
             title = "mean over benchmarks" if benchmark == ALL else content["benchmarks"][benchmark]["title"]
             count = "" if benchmark == ALL else f", {found[0]['n']} problems × {found[0]['samples']}"
-            parts.append(f"{title}, {decoding}{count} ({content['name']}, {content['made'][:10]}):\n\n{table(found, content['systems'])}")
+            parts.append(
+                f"{title}, {decoding}{count} ({content['name']}, {content['made'][:10]}):\n\n{table(found, content['systems'])}"
+            )
             measures += [_measure(benchmark, title, row) for row in found if row["system"] in TEAM and benchmark != ALL]
     return "\n\n".join(parts), measures
 

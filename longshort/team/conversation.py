@@ -75,10 +75,14 @@ def _check_texts(ask: Ask) -> None:
     if not all(ask.stop):
         raise ImpossibleAsk("stop", "holds an empty string, which would end every answer at once; leave it out")
     if taken := sorted(RESERVED.intersection(ask.stop)):
-        raise ImpossibleAsk("stop", f"holds {', '.join(taken)}, by which the team itself says how a message ended; leave it out")
+        raise ImpossibleAsk(
+            "stop", f"holds {', '.join(taken)}, by which the team itself says how a message ended; leave it out"
+        )
     for name, text in (("question", ask.question), ("stop", "".join(ask.stop))):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ImpossibleAsk(name, "holds half a character (a lone surrogate), which no tokenizer knows; send whole ones")
+            raise ImpossibleAsk(
+                name, "holds half a character (a lone surrogate), which no tokenizer knows; send whole ones"
+            )
 
 
 def _check_bounds(ask: Ask) -> None:
@@ -89,7 +93,9 @@ def _check_bounds(ask: Ask) -> None:
     if ask.mode != PAIR and ask.max_turns is not None:
         raise ImpossibleAsk("max_turns", f"counts exchanges of the pair, and mode {ask.mode!r} has none; leave it out")
     if ask.mode == SHORT and ask.long_token_budget is not None:
-        raise ImpossibleAsk("long_token_budget", "is for the long model, who does not speak in mode 'short'; leave it out")
+        raise ImpossibleAsk(
+            "long_token_budget", "is for the long model, who does not speak in mode 'short'; leave it out"
+        )
 
 
 def _check_sampling(ask: Ask) -> None:

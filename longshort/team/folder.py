@@ -80,7 +80,9 @@ def save_team(folder: str | Path, config: LongShortConfig, chosen: Path) -> Path
         write_card(partial, folder.name, name, config, chosen, step)
         return sealed.seal(partial, folder, "team", {"name": name, "step": step, "longshort": __version__}, MODELS)
     except OSError as error:
-        raise LongShortError(f"the team folder {folder} cannot be written ({error}); make room, or choose another place") from error
+        raise LongShortError(
+            f"the team folder {folder} cannot be written ({error}); make room, or choose another place"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -90,10 +92,16 @@ def team_settings(config: LongShortConfig, protocol) -> dict[str, Any]:
     wanted = {"protocol", "temperature", "top_p", "top_k", "max_engine_restarts", "engine_timeout_s"}
     settings = config.model_dump(mode="json", include=wanted)
     for role in protocol.roles:
-        settings[role] = config.role(role).model_dump(mode="json", include={"price", "turn_tokens", "instructions", "engine"})
+        settings[role] = config.role(role).model_dump(
+            mode="json", include={"price", "turn_tokens", "instructions", "engine"}
+        )
         extra = settings[role]["engine"]["extra"]
-        settings[role]["engine"]["extra"] = {key: value for key, value in extra.items() if without_paths(value) == value}
-        settings[role]["instructions"] = protocol.instructions if isinstance(protocol, Solo) else protocol.instructions[role]
+        settings[role]["engine"]["extra"] = {
+            key: value for key, value in extra.items() if without_paths(value) == value
+        }
+        settings[role]["instructions"] = (
+            protocol.instructions if isinstance(protocol, Solo) else protocol.instructions[role]
+        )
     if not isinstance(protocol, Solo):
         settings["protocol"]["final_notice"] = protocol.final_notice
     return settings
@@ -122,7 +130,11 @@ def _read(source: Path, overrides: Sequence[str]) -> tuple[str, LongShortConfig,
         raise LongShortError(
             f"{source} is no team: it has neither {SETTINGS} (a team folder) nor {checkpoint.MANIFEST} (a checkpoint) nor {RECIPE} (a run)"
         )
-    config = load(source / RECIPE, [*overrides, f"output_dir={_yaml(str(source))}"]) if source.is_dir() else load(source, overrides)
+    config = (
+        load(source / RECIPE, [*overrides, f"output_dir={_yaml(str(source))}"])
+        if source.is_dir()
+        else load(source, overrides)
+    )
     output_dir = Path(config.output_dir)
     if found := checkpoint.steps(output_dir):
         checkpoint.verify(found[-1][1], MODELS)

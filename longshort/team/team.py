@@ -117,7 +117,9 @@ class Team:
     def _running(self) -> LoopThread:
         """The thread in which this team runs, started if need be."""
         if self._pair and not self._thread:
-            raise LongShortError("this team was started by `async with`; inside it, `await team.asolve(…)` in place of `team.solve(…)`")
+            raise LongShortError(
+                "this team was started by `async with`; inside it, `await team.asolve(…)` in place of `team.solve(…)`"
+            )
         return self.start()._thread
 
     def _stop_thread(self) -> None:
@@ -152,7 +154,9 @@ class Team:
                 "(long.engine.num_gpus=0: on the CPU), or add GPUs"
             )
 
-    async def asolve(self, problems: str | Problem | Sequence[str | Problem], **settings: Any) -> Episode | list[Episode]:
+    async def asolve(
+        self, problems: str | Problem | Sequence[str | Problem], **settings: Any
+    ) -> Episode | list[Episode]:
         """As `solve`."""
         episodes = await self._all(_asks(problems, settings))
         return episodes[0] if isinstance(problems, str | Problem) else episodes
@@ -207,7 +211,9 @@ class Team:
         if ask.mode not in (PAIR, *self.protocol.roles) or (isinstance(self.protocol, Solo) and ask.mode != PAIR):
             raise ImpossibleAsk("mode", f"is {ask.mode!r}, but this team has one model and no other mode than {PAIR!r}")
         wanted = {"max_exchanges": ask.max_turns, "episode_tokens": ask.max_tokens}
-        section = self.config.protocol.model_copy(update={name: value for name, value in wanted.items() if value is not None})
+        section = self.config.protocol.model_copy(
+            update={name: value for name, value in wanted.items() if value is not None}
+        )
         config = self.config.model_copy(update={"protocol": section})
         asked = Asked(protocol_of(config, preset(ALONE.get(ask.mode, "pair"))), ask)
         for role in asked.roles:
@@ -215,7 +221,8 @@ class Team:
             for name in ("max_tokens", "long_token_budget"):
                 if (getattr(ask, name) or 0) >= context:
                     raise ImpossibleAsk(
-                        name, f"is {getattr(ask, name)}, but the {role} model's context holds {context} tokens, the question's included"
+                        name,
+                        f"is {getattr(ask, name)}, but the {role} model's context holds {context} tokens, the question's included",
                     )
         return asked
 
@@ -225,16 +232,21 @@ class Team:
         prompt = len(asked.render(problem, (), first, engines[first].tokenizer))
         if prompt >= engines[first].context:
             raise ImpossibleAsk(
-                "question", f"takes {prompt} tokens, but the {first} model's context holds {engines[first].context}; ask a shorter one"
+                "question",
+                f"takes {prompt} tokens, but the {first} model's context holds {engines[first].context}; ask a shorter one",
             )
         return asked, {role: engines[role] for role in asked.roles}
 
     def engines(self) -> Mapping[str, Any]:
         """The engine of each role, while the team runs, in the event loop in which it does."""
         if self._pair is None:
-            raise LongShortError("this team has not been started; use `async with team:`, or `team.solve(…)` from ordinary code")
+            raise LongShortError(
+                "this team has not been started; use `async with team:`, or `team.solve(…)` from ordinary code"
+            )
         if asyncio.get_running_loop() is not self._loop:
-            raise LongShortError("this team runs in another event loop; `await` it where `async with team:` stands, or use `team.solve(…)`")
+            raise LongShortError(
+                "this team runs in another event loop; `await` it where `async with team:` stands, or use `team.solve(…)`"
+            )
         return {role: policy.engine for role, policy in self._pair.policies.items()}
 
     def _decoding(self, ask: Ask) -> Decoding:

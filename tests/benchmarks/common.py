@@ -81,7 +81,10 @@ def options(description: str, runs: int = 5) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=runs, help="how often everything is measured (default %(default)s)")
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="the folder that gets the figures (default tests/benchmarks/.results)"
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="the folder that gets the figures (default tests/benchmarks/.results)",
     )
     return parser.parse_args()
 
@@ -123,7 +126,11 @@ def machine() -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
     if facts.is_file():
-        names = [line.partition(":")[2].strip() for line in facts.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip()
+            for line in facts.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -53,7 +53,9 @@ def mixed(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def loads() -> dict[str, list[tuple[str, str]]]:
     """Pairs of gold and text by the name of the load, 16 x 99 in each, so that every poison comes up once."""
     size = 99 * len(POISON)
-    found = {"algebra": [(rf"\frac{{{i}}}{{7}}", rf"So it is \boxed{{\frac{{{i + i % 2}}}{{7}}+0}}.") for i in range(size)]}
+    found = {
+        "algebra": [(rf"\frac{{{i}}}{{7}}", rf"So it is \boxed{{\frac{{{i + i % 2}}}{{7}}+0}}.") for i in range(size)]
+    }
     if RESPONSES.exists():
         rows = [json.loads(line) for line in RESPONSES.read_text(encoding="utf-8").splitlines()]
         found["responses"] = [(rows[i % len(rows)]["answer"], rows[i % len(rows)]["response"]) for i in range(size)]

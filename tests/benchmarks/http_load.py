@@ -35,7 +35,9 @@ async def answer(reader, began):
     else:
         while size := int(await reader.readuntil(b"\r\n"), 16):
             part = await reader.readexactly(size + 2)
-            if first is None and (b'"reasoning_content":"' in part or b'"content":"' in part.replace(b'"content":""', b"")):
+            if first is None and (
+                b'"reasoning_content":"' in part or b'"content":"' in part.replace(b'"content":""', b"")
+            ):
                 first = time.perf_counter() - began
         await reader.readexactly(2)
     return status, first, time.perf_counter() - began

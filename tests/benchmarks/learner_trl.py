@@ -33,7 +33,15 @@ from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Sample, Turn
 from tests.benchmarks.common import Figure, leave, options, say, spread
 
-SHAPE = ModelShape(hidden_size=256, num_layers=6, num_heads=4, num_kv_heads=2, intermediate_size=704, base_steps=1, base_learning_rate=1e-3)
+SHAPE = ModelShape(
+    hidden_size=256,
+    num_layers=6,
+    num_heads=4,
+    num_kv_heads=2,
+    intermediate_size=704,
+    base_steps=1,
+    base_learning_rate=1e-3,
+)
 """4.8M parameters, nearly all of them in layers: the head over the miniature's few hundred words is cheap on both sides."""
 PROBLEMS, GENERATIONS = 5, 8
 LEARNING_RATE = 1e-4
@@ -58,7 +66,12 @@ def make_groups(vocabulary: int, seed: int = 0) -> list[Group]:
 
     groups = []
     for number in range(PROBLEMS):
-        problem, question, episodes, rewards = Problem(id=str(number), question="", answer=""), ids(rng.randint(20, 60)), [], []
+        problem, question, episodes, rewards = (
+            Problem(id=str(number), question="", answer=""),
+            ids(rng.randint(20, 60)),
+            [],
+            [],
+        )
         for _ in range(GENERATIONS):
             text, turns = question, []
             for exchange in range(rng.choice((1, 1, 2, 3))):
@@ -177,7 +190,9 @@ class Duel:
     def done(self, side: str) -> None:
         self.cpu[side].append(time.process_time() - self.began[0])
         self.clock[side].append(time.perf_counter() - self.began[1])
-        say(f"  step {len(self.cpu[side])}, {side}: {self.cpu[side][-1]:.2f} s of the processor, {self.clock[side][-1]:.2f} s")
+        say(
+            f"  step {len(self.cpu[side])}, {side}: {self.cpu[side][-1]:.2f} s of the processor, {self.clock[side][-1]:.2f} s"
+        )
 
     def keep_first(self, side: str, model) -> None:
         if side not in self.gradients:
@@ -190,7 +205,9 @@ class Duel:
 
     def laid_out(self) -> int:
         """Tokens of our micro-batches, padding included."""
-        return sum(batch.input_ids.numel() for batch in micro_batches(self.samples, self.learner.settings, self.learner.device))
+        return sum(
+            batch.input_ids.numel() for batch in micro_batches(self.samples, self.learner.settings, self.learner.device)
+        )
 
     def difference(self) -> float:
         ours, theirs = self.gradients["ours"], self.gradients["TRL"]

@@ -90,7 +90,9 @@ def update(way: str, kept: Path) -> None:
     )
     model, tally, gradient = make_model(), step.Tally(), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    optimizer.register_step_pre_hook(lambda *_: gradient.update({n: p.grad for n, p in model.named_parameters() if p.ndim == 2}))
+    optimizer.register_step_pre_hook(
+        lambda *_: gradient.update({n: p.grad for n, p in model.named_parameters() if p.ndim == 2})
+    )
     before, began = resident(), time.process_time()
     step.policy_gradient_step(model, None, optimizer, samples, settings, tally)
     peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.process_time() - began
@@ -98,12 +100,18 @@ def update(way: str, kept: Path) -> None:
     save_file({"logprobs": logprobs} | gradient, kept)
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     chunk = 2 * 4 * min(step.LOGITS_HELD, TOKENS * VOCABULARY)
-    print(json.dumps({"before": before, "peak": peak, "seconds": seconds, "ideal": gradients + chunk, "tokens": len(logprobs)}))
+    print(
+        json.dumps(
+            {"before": before, "peak": peak, "seconds": seconds, "ideal": gradients + chunk, "tokens": len(logprobs)}
+        )
+    )
 
 
 def in_a_fresh_process(way: str, kept: Path) -> dict:
     command = [sys.executable, "-m", "tests.benchmarks.memory", "--update", way, str(kept)]
-    return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    )
 
 
 def difference(files: dict[str, Path]) -> float:
@@ -132,7 +140,9 @@ def main() -> None:
             differences.append(difference(files))
             grown = {way: (rows[way][-1]["peak"] - rows[way][-1]["before"]) / 2**20 for way in WAYS}
             say(
-                f"run {run + 1}: " + ", ".join(f"{way} +{mib:.0f} MiB" for way, mib in grown.items()) + f", differ by {differences[-1]:.1e}"
+                f"run {run + 1}: "
+                + ", ".join(f"{way} +{mib:.0f} MiB" for way, mib in grown.items())
+                + f", differ by {differences[-1]:.1e}"
             )
     if max(differences) > SAME:
         raise SystemExit(

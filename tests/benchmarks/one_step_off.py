@@ -89,9 +89,17 @@ async def compare(policies, protocol, runs, name):
         in_turn, beside = [await steps_of(policies, protocol, staleness, run) for staleness in (0, 1)]
         rollout, update = median(step.rollout_s for step in in_turn), median(step.update_s for step in in_turn)
         before, now = (fmean(step.rollout_s + step.update_s for step in steps) for steps in (in_turn, beside))
-        syncs = [median(max(part["perf/weight_sync_s"] for part in step.updates.values()) for step in steps) for steps in (in_turn, beside)]
-        rows.append({"R": rollout, "L": update, "in turn": before, "beside": now, "sync": syncs[0], "sync beside": syncs[1]})
-        say(f"{name}, run {run} of {runs}: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in rows[-1].items()))
+        syncs = [
+            median(max(part["perf/weight_sync_s"] for part in step.updates.values()) for step in steps)
+            for steps in (in_turn, beside)
+        ]
+        rows.append(
+            {"R": rollout, "L": update, "in turn": before, "beside": now, "sync": syncs[0], "sync beside": syncs[1]}
+        )
+        say(
+            f"{name}, run {run} of {runs}: "
+            + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in rows[-1].items())
+        )
     return rows
 
 
@@ -122,7 +130,13 @@ def figures(name, rows):
     longer = "R" if median(row["R"] - row["L"] for row in rows) > 0 else "L"
     medians = {part: median(row[part] for row in rows) for part in rows[0]}
     return [
-        Figure(what=f"one step off, speed-up, {name}", values=values, ideal=ideal, limit="(R + L) / max(R, L)", form="{:.2f} x"),
+        Figure(
+            what=f"one step off, speed-up, {name}",
+            values=values,
+            ideal=ideal,
+            limit="(R + L) / max(R, L)",
+            form="{:.2f} x",
+        ),
         Figure(
             what=f"one step off, share of the ideal speed-up, {name}",
             values=tuple(value / bound for value, bound in zip(values, ideal, strict=True)),

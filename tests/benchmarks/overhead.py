@@ -60,15 +60,24 @@ async def places_taken(policies, tokens, seed):
 async def measure(policies, runs, name):
     """Both shares in each run, and busy seconds of a turn."""
     probes = [(await one_at_a_time(policies, PROBE, f"probe {number}"))[1] for number in range(4)]
-    tokens = math.ceil(TURN_S / (min(probes[1:]) / PROBE))  # the first one is a warm-up; what others do to a probe makes it slower
+    tokens = math.ceil(
+        TURN_S / (min(probes[1:]) / PROBE)
+    )  # the first one is a warm-up; what others do to a probe makes it slower
     say(f"{name}: {1000 * min(probes[1:]) / PROBE:.1f} ms per token, so turns of {tokens}")
-    rows = [(*await one_at_a_time(policies, tokens, run), await places_taken(policies, tokens, run)) for run in range(runs)]
+    rows = [
+        (*await one_at_a_time(policies, tokens, run), await places_taken(policies, tokens, run)) for run in range(runs)
+    ]
     for share, turn_s, taken in rows:
         say(f"{name}: one at a time {share:.1%} at {1000 * turn_s:.0f} ms a turn, places taken {taken:.1%}")
     alone, seconds, taken = zip(*rows, strict=True)
     way = 1000 * median(share * turn_s / (1 - share) for share, turn_s, _ in rows)
     lone = spread([1000 * one for one in seconds], "{:.0f}")
-    return alone, taken, way, f"{name}: turns of {tokens} tokens, an engine busy for {lone} ms with a lone one, its way {way:.1f} ms."
+    return (
+        alone,
+        taken,
+        way,
+        f"{name}: turns of {tokens} tokens, an engine busy for {lone} ms with a lone one, its way {way:.1f} ms.",
+    )
 
 
 async def main(runs, results):

@@ -43,15 +43,22 @@ def measure(name: str, folder: Path) -> bool:
     (folder / f"{name}.json").unlink(missing_ok=True)
     say(f"== {name}")
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", "--results", str(folder)], cwd=ROOT, check=False)
-    say(f"== {name}: {time.perf_counter() - began:.0f} s" + (f", FAILED with {done.returncode}" if done.returncode else ""))
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.benchmarks.{name}", "--results", str(folder)], cwd=ROOT, check=False
+    )
+    say(
+        f"== {name}: {time.perf_counter() - began:.0f} s"
+        + (f", FAILED with {done.returncode}" if done.returncode else "")
+    )
     return done.returncode == 0
 
 
 def read(folder: Path) -> tuple[list[dict], list[str]]:
     """What the benchmarks left, in the order of the page, and the names of those that left nothing."""
     there = [name for name in BENCHMARKS if (folder / f"{name}.json").is_file()]
-    return [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in there], [n for n in BENCHMARKS if n not in there]
+    return [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in there], [
+        n for n in BENCHMARKS if n not in there
+    ]
 
 
 def page(rows: list[dict], absent: list[str]) -> str:
@@ -68,7 +75,9 @@ def table(rows: list[dict]) -> str:
         for figure in map(figure_of, row["figures"]):
             target = f"{figure.target}: {'met' if figure.met else '**missed**'}" if figure.target else "–"
             ideal = f"{spread(figure.ideal, figure.form)}: {figure.limit}" if figure.ideal else figure.limit or "–"
-            lines.append(f"| {figure.what} | {figure.measured} | {target} | {ideal} | [{row['name']}](#{row['name']}) |")
+            lines.append(
+                f"| {figure.what} | {figure.measured} | {target} | {ideal} | [{row['name']}](#{row['name']}) |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -86,7 +95,9 @@ def section(row: dict) -> str:
     lines += [f"{machine['software']}.", "", row["description"].strip(), ""]
     lines += [f"- {note}" for note in row["notes"]]
     lines += [
-        f"- **Missed**: {one.what}, {one.measured}, wanted {one.target}. {one.cause or 'Cause unknown.'}" for one in figures if not one.met
+        f"- **Missed**: {one.what}, {one.measured}, wanted {one.target}. {one.cause or 'Cause unknown.'}"
+        for one in figures
+        if not one.met
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -94,7 +105,9 @@ def section(row: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="run the benchmarks first")
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="run these, keep the others' figures")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="run these, keep the others' figures"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     asked = parser.parse_args()

@@ -30,7 +30,9 @@ class Cache:
 
     async def generate(self, prompt_ids, sampling):
         self.prompt_tokens += len(prompt_ids)
-        self.ideal += self.block * self.hits(prompt_ids[:-1])  # the last token is always computed: the next one is sampled from it
+        self.ideal += self.block * self.hits(
+            prompt_ids[:-1]
+        )  # the last token is always computed: the next one is sampled from it
         self.keep(prompt_ids)
         completion = await self.policy.generate(prompt_ids, sampling)
         self.keep((*prompt_ids, *completion.token_ids[:-1]))  # the last one was not read yet
@@ -65,14 +67,21 @@ async def dialogues(pair, forget, lengths, seed, block):
 
     async def one(number):
         async with free:
-            return await run_episode(asked[number // GROUP], caches, Scripted(lengths[number]), Decoding(), stable_seed(seed, number))
+            return await run_episode(
+                asked[number // GROUP], caches, Scripted(lengths[number]), Decoding(), stable_seed(seed, number)
+            )
 
     began = time.perf_counter()
     await asyncio.gather(*map(one, range(len(lengths))))
     seconds = time.perf_counter() - began
     after = {role: await policy.engine.stats() for role, policy in pair.policies.items()}
     found = sum(after[role]["cached_tokens"] - before[role]["cached_tokens"] for role in ROLES)
-    return seconds, sum(cache.prompt_tokens for cache in caches.values()), found, sum(cache.ideal for cache in caches.values())
+    return (
+        seconds,
+        sum(cache.prompt_tokens for cache in caches.values()),
+        found,
+        sum(cache.ideal for cache in caches.values()),
+    )
 
 
 async def main(runs, results):
@@ -88,7 +97,10 @@ async def main(runs, results):
                 for exchanges in EXCHANGES:
                     lengths = draw_lengths(PROBLEMS * GROUP, exchanges, SHORTEST, LONGEST, run)
                     row[exchanges] = *await dialogues(pair, forget, lengths, run, block), sum(map(sum, lengths))
-                say(f"run {run} of {runs}: " + ", ".join(f"{exchanges}: {row[exchanges][0]:.2f} s" for exchanges in EXCHANGES))
+                say(
+                    f"run {run} of {runs}: "
+                    + ", ".join(f"{exchanges}: {row[exchanges][0]:.2f} s" for exchanges in EXCHANGES)
+                )
                 rows.append(row)
     leave("prefix_cache", __doc__, figures(rows), results, notes(rows, block))
 

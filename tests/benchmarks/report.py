@@ -33,7 +33,11 @@ WAIT = "new Promise(done => { const look = () => %s ? done(performance.now()) : 
 SEARCH = "(q => { q.value = 'said by nobody'; q.dispatchEvent(new Event('input', {bubbles: true})) })(document.querySelector('[name=q]'))"
 FIRSTS = (
     ("search", SEARCH, "document.getElementById('episode-count').textContent.startsWith('0 of')"),
-    ("token view", "document.querySelectorAll('.choice button')[1].click()", "document.querySelector('.tokens .token')"),
+    (
+        "token view",
+        "document.querySelectorAll('.choice button')[1].click()",
+        "document.querySelector('.tokens .token')",
+    ),
 )
 
 
@@ -47,13 +51,25 @@ def write_run(folder: Path, episodes: int, tokens: int) -> None:
     for number in range(episodes):
         step, group = number * STEPS // episodes + 1, number // GROUP
         problem = Problem(id=f"p-{group % 97}", question=f"Last digit of {group % 97}**{group}?", answer="7")
-        said = [(role, "".join(dice.choices("0123456789+-*=", k=tokens // len(SHAPE) - 1)), stop) for role, stop in SHAPE]
+        said = [
+            (role, "".join(dice.choices("0123456789+-*=", k=tokens // len(SHAPE) - 1)), stop) for role, stop in SHAPE
+        ]
         row = episode_row(demonstration(problem, said, protocol, tokenizers))
         for turn in row["turns"]:  # log-probs like a trained model's: most near 0, some far from it
-            turn["logprobs"] = [round(-dice.expovariate(1.0) * dice.choice((0.001, 0.01, 1.0)), 4) for _ in turn["token_ids"]]
-        gaps = {r: [round(dice.gauss(0, 0.02), 4) for turn in row["turns"] if turn["role"] == r for _ in turn["token_ids"]] for r in ROLES}
+            turn["logprobs"] = [
+                round(-dice.expovariate(1.0) * dice.choice((0.001, 0.01, 1.0)), 4) for _ in turn["token_ids"]
+            ]
+        gaps = {
+            r: [round(dice.gauss(0, 0.02), 4) for turn in row["turns"] if turn["role"] == r for _ in turn["token_ids"]]
+            for r in ROLES
+        }
         rewards = dict.fromkeys(ROLES, round(2 * dice.random(), 3))
-        scored = {"terms": {"correct": float(dice.random() < 0.7)}, "reward": rewards, "advantages": rewards, "gaps": gaps}
+        scored = {
+            "terms": {"correct": float(dice.random() < 0.7)},
+            "reward": rewards,
+            "advantages": rewards,
+            "gaps": gaps,
+        }
         with (folder / "episodes" / f"step-{step:06d}.jsonl").open("a") as stream:
             stream.write(json.dumps({"step": step} | row | scored) + "\n")
 
@@ -66,7 +82,9 @@ def measure(folder: Path, browser: Browser) -> None:
     browser("Performance.enable")
     work = lambda: {one["name"]: one["value"] for one in browser("Performance.getMetrics")["metrics"]}["TaskDuration"]  # noqa: E731
     worked, times = work(), browser.js(FRAMES)
-    print(f"frames while scrolling: {times[150]:.1f} ms (99 %: {times[297]:.1f}), {1000 * (work() - worked) / 300:.1f} ms of work in each")
+    print(
+        f"frames while scrolling: {times[150]:.1f} ms (99 %: {times[297]:.1f}), {1000 * (work() - worked) / 300:.1f} ms of work in each"
+    )
     for name, act, done in FIRSTS:
         began = browser.js(f"{{ const began = performance.now(); {act}; began }}")
         print(f"first {name}: {(browser.js(WAIT % done) - began) / 1000:.2f} s")
@@ -74,7 +92,9 @@ def measure(folder: Path, browser: Browser) -> None:
 
 if __name__ == "__main__":
     asked = [int(word) for word in sys.argv[1:]]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:  # the browser may still be writing its profile
+    with tempfile.TemporaryDirectory(
+        ignore_cleanup_errors=True
+    ) as scratch:  # the browser may still be writing its profile
         write_run(Path(scratch) / "run", *(asked + [5000, 40][len(asked) :]))
         measure(Path(scratch) / "run", chromium := Browser(which("chromium"), Path(scratch) / "profile"))
         chromium("Browser.close")

@@ -89,4 +89,6 @@ if __name__ == "__main__":
     if Path(folder).is_dir():
         asyncio.run(main(folder, int(sys.argv[2]) if len(sys.argv) > 2 else 100))
     else:
-        print(f"skipped: {folder} is not there; run `make quickstart` first, or name a base model of the miniature's short role")
+        print(
+            f"skipped: {folder} is not there; run `make quickstart` first, or name a base model of the miniature's short role"
+        )

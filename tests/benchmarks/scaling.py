@@ -112,7 +112,9 @@ async def grown(step, base, factors):
             if sizes not in found:
                 found[sizes] = await step(sizes)
     return {
-        name: [found[tuple(size * factor if at == axis else size for at, size in enumerate(base))] for factor in factors]
+        name: [
+            found[tuple(size * factor if at == axis else size for at, size in enumerate(base))] for factor in factors
+        ]
         for axis, name in enumerate(AXES)
     }
 
@@ -127,11 +129,21 @@ async def main(runs, results):
             await real_step(pair, forget, 0, REAL["base"])
             await framework_step(instant, 0, FRAMEWORK["base"])
             for run in range(1, runs + 1):
-                rows["rollout"].append(await grown(partial(real_step, pair, forget, run), REAL["base"], REAL["factors"]))
-                rows["framework"].append(await grown(partial(framework_step, instant, run), FRAMEWORK["base"], FRAMEWORK["factors"]))
+                rows["rollout"].append(
+                    await grown(partial(real_step, pair, forget, run), REAL["base"], REAL["factors"])
+                )
+                rows["framework"].append(
+                    await grown(partial(framework_step, instant, run), FRAMEWORK["base"], FRAMEWORK["factors"])
+                )
                 say(f"run {run} of {runs}: " + ", ".join(f"{kind} {exponents(rows[kind][-1], kind)}" for kind in rows))
     figures = [figure(kind, axis, rows[kind]) for kind in rows for axis in AXES]
-    leave("scaling", __doc__, figures, results, [note("rollout", REAL, rows["rollout"]), note("framework", FRAMEWORK, rows["framework"])])
+    leave(
+        "scaling",
+        __doc__,
+        figures,
+        results,
+        [note("rollout", REAL, rows["rollout"]), note("framework", FRAMEWORK, rows["framework"])],
+    )
 
 
 def factors_of(kind):
@@ -143,15 +155,26 @@ def exponents(row, kind):
 
 
 def figure(kind, axis, rows):
-    seconds, tokens = (tuple(slope(factors_of(kind), [point[part] for point in row[axis]]) for row in rows) for part in (0, 1))
+    seconds, tokens = (
+        tuple(slope(factors_of(kind), [point[part] for point in row[axis]]) for row in rows) for part in (0, 1)
+    )
     what = "rollout seconds" if kind == "rollout" else "the framework's processor seconds"
     cause = "This benchmark does not tell where the time went; if the framework's own seconds grow straight, not there."
-    return Figure(what=f"{what} against {axis}, exponent", values=seconds, ideal=tokens, limit="sampled tokens", at_most=1.1, cause=cause)
+    return Figure(
+        what=f"{what} against {axis}, exponent",
+        values=seconds,
+        ideal=tokens,
+        limit="sampled tokens",
+        at_most=1.1,
+        cause=cause,
+    )
 
 
 def note(kind, sizes, rows):
     base, last = (median(row["problems"][at][0] for row in rows) for at in (0, -1))
-    listed = ", ".join(f"{name} {size} to {size * sizes['factors'][-1]}" for name, size in zip(AXES, sizes["base"], strict=True))
+    listed = ", ".join(
+        f"{name} {size} to {size * sizes['factors'][-1]}" for name, size in zip(AXES, sizes["base"], strict=True)
+    )
     growth = [row["problems"][-1][0] / row["problems"][0][0] for row in rows]
     return (
         f"{kind}: {listed}, turns of {sizes['tokens']} tokens; {base:.2f} s at the smallest, {last:.2f} s "

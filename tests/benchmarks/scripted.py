@@ -62,7 +62,11 @@ class Scripted(LongShort):
 
     def __init__(self, lengths: Sequence[int]):
         super().__init__(
-            max_exchanges=len(lengths), turn_tokens={}, episode_tokens=sum(lengths), tags="special", instructions=dict.fromkeys(ROLES, "")
+            max_exchanges=len(lengths),
+            turn_tokens={},
+            episode_tokens=sum(lengths),
+            tags="special",
+            instructions=dict.fromkeys(ROLES, ""),
         )
         self.lengths = tuple(lengths)
 
@@ -100,7 +104,10 @@ async def engines(settings: LongShortConfig) -> AsyncIterator[tuple[Pair, Callab
 
     models = {role: settings.role(role).model for role in ROLES}
     async with Pair(settings, models) as pair:
-        weights = {role: ray.put(dict(AutoModelForCausalLM.from_pretrained(model).state_dict())) for role, model in models.items()}
+        weights = {
+            role: ray.put(dict(AutoModelForCausalLM.from_pretrained(model).state_dict()))
+            for role, model in models.items()
+        }
 
         async def forget() -> None:
             for role, policy in pair.policies.items():

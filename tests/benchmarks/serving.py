@@ -64,7 +64,9 @@ class Clients:
     async def start(self, port):
         pipe = asyncio.subprocess.PIPE
         module = ["-m", "tests.benchmarks.http_load", "127.0.0.1", str(port)]
-        self._process = await asyncio.create_subprocess_exec(sys.executable, *module, stdin=pipe, stdout=pipe, limit=2**26)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, *module, stdin=pipe, stdout=pipe, limit=2**26
+        )
 
     async def load(self, clients, bodies):
         self._process.stdin.write(json.dumps({"clients": clients, "bodies": bodies}).encode() + b"\n")
@@ -78,7 +80,10 @@ class Clients:
 def bodies(run, count, stream):
     """New questions for each run."""
     problems = make_problems("test", count, 1000 + 2 * run + stream)
-    return [{"messages": [{"role": "user", "content": p.question}], "seed": number, "stream": stream} for number, p in enumerate(problems)]
+    return [
+        {"messages": [{"role": "user", "content": p.question}], "seed": number, "stream": stream}
+        for number, p in enumerate(problems)
+    ]
 
 
 async def measured(clients, engines, alone, run, stream):
@@ -103,7 +108,13 @@ async def measured(clients, engines, alone, run, stream):
         f"run {run} {'streamed' if stream else 'whole'}: {REQUESTS} requests, {tokens} tokens in {seen['seconds']:.2f} s, "
         f"engines alone {each} s; processor time per request: server {cpu[0]:.1f} ms, clients {cpu[1]:.1f} ms"
     )
-    return {"seconds": seen["seconds"], "bound": bound, "answers": seen["answers"], "server_ms": cpu[0], "clients_ms": cpu[1]}
+    return {
+        "seconds": seen["seconds"],
+        "bound": bound,
+        "answers": seen["answers"],
+        "server_ms": cpu[0],
+        "clients_ms": cpu[1],
+    }
 
 
 def percentile(values, share):
@@ -126,13 +137,17 @@ def figures(name, runs, stream):
             at_least=WANTED,
             cause=f"{cause}.",
         ),
-        Figure(what=f"requests per second, {kind}", values=tuple(REQUESTS / run["seconds"] for run in runs), form="{:.1f}"),
+        Figure(
+            what=f"requests per second, {kind}", values=tuple(REQUESTS / run["seconds"] for run in runs), form="{:.1f}"
+        ),
     ]
     for point, share in (("p50", 0.5), ("p95", 0.95)):
         ends = tuple(percentile([end for _, _, end in run["answers"]], share) for run in runs)
         rows.append(Figure(what=f"seconds to the end of an answer, {kind}, {point}", values=ends))
         if stream:
-            firsts = tuple(percentile([first for _, first, _ in run["answers"] if first is not None], share) for run in runs)
+            firsts = tuple(
+                percentile([first for _, first, _ in run["answers"] if first is not None], share) for run in runs
+            )
             rows.append(Figure(what=f"seconds to the first text, {kind}, {point}", values=firsts))
     return rows
 
@@ -206,7 +221,10 @@ async def serve(name, source, runs):
         await serving
     rows = [row for stream, kept in seen.items() for row in figures(name, kept, stream)]
     busy = [spread([run[key] for run in seen[False]], "{:.1f}") for key in ("server_ms", "clients_ms")]
-    return rows, [f"{name}: processor time per whole request: server {busy[0]} ms, clients {busy[1]} ms", f"{name}: {overload}"]
+    return rows, [
+        f"{name}: processor time per whole request: server {busy[0]} ms, clients {busy[1]} ms",
+        f"{name}: {overload}",
+    ]
 
 
 async def main(source, runs, results):
@@ -216,7 +234,13 @@ async def main(source, runs, results):
         found = [await serve(name, source, runs) for name in ("vLLM", "work a sleep")]
     finally:
         undo()
-    leave("serving", __doc__, [row for rows, _ in found for row in rows], results, [note for _, notes in found for note in notes])
+    leave(
+        "serving",
+        __doc__,
+        [row for rows, _ in found for row in rows],
+        results,
+        [note for _, notes in found for note in notes],
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ class SleepingCore:
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         self.prompt_tokens += len(prompt_ids)
-        self._queue.append({"id": request_id, "left": sampling.max_tokens, "tokens": sampling.max_tokens, "updates": []})
+        self._queue.append(
+            {"id": request_id, "left": sampling.max_tokens, "tokens": sampling.max_tokens, "updates": []}
+        )
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._queue = deque(turn for turn in self._queue if turn["id"] not in request_ids)
@@ -70,7 +72,12 @@ class SleepingCore:
         count, updates = turn["tokens"], tuple(turn["updates"])
         began = self.version - len(updates)
         return Completion(
-            token_ids=(7,) * count, logprobs=(LOGPROB,) * count, text="7" * count, stop="length", version=began, updates=updates
+            token_ids=(7,) * count,
+            logprobs=(LOGPROB,) * count,
+            text="7" * count,
+            stop="length",
+            version=began,
+            updates=updates,
         )
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
@@ -95,7 +102,11 @@ class TalkingCore(SleepingCore):
         wanted = dice.randint(6, 24)
         if wanted <= sampling.max_tokens and sampling.stop_token_ids:
             closing = -1 if dice.random() < 1 / 3 else 0
-            turn |= {"tokens": wanted, "left": wanted, "end": (sampling.stop_token_ids[closing], sampling.stop[closing])}
+            turn |= {
+                "tokens": wanted,
+                "left": wanted,
+                "end": (sampling.stop_token_ids[closing], sampling.stop[closing]),
+            }
 
     def _cost(self) -> float:
         return self.seconds
@@ -108,7 +119,9 @@ class TalkingCore(SleepingCore):
         end, stop = turn.get("end", (self.word, "length"))
         count = turn["tokens"] - 1
         ids = (*(self.word,) * count, end)
-        return Completion(token_ids=ids, logprobs=(LOGPROB,) * len(ids), text="7" * (count + (stop == "length")), stop=stop, version=0)
+        return Completion(
+            token_ids=ids, logprobs=(LOGPROB,) * len(ids), text="7" * (count + (stop == "length")), stop=stop, version=0
+        )
 
 
 class SleepingEngine(EngineLoop):
@@ -137,7 +150,9 @@ class SleepingLearner:
         return answers[method]()
 
 
-def remote_engine(role: str, config: LongShortConfig, tokenizer, core: type[SleepingCore], *arguments: Any) -> RemoteEngine:
+def remote_engine(
+    role: str, config: LongShortConfig, tokenizer, core: type[SleepingCore], *arguments: Any
+) -> RemoteEngine:
     """As `ray_cluster.make_engine`: an engine with such a core in a process of its own."""
     actor = ray.remote(SleepingEngine).options(num_cpus=0, max_concurrency=8)
     return RemoteEngine(
@@ -164,7 +179,9 @@ def policies(config: LongShortConfig, *, seconds: float, update_s: float = 0.0) 
         live = {}
         for role in ROLES:
             learner = ray.remote(SleepingLearner).options(num_cpus=0)
-            sampler = remote_engine(role, config, build_tokenizer(role), SleepingCore, config.role(role).engine.max_num_seqs, seconds)
+            sampler = remote_engine(
+                role, config, build_tokenizer(role), SleepingCore, config.role(role).engine.max_num_seqs, seconds
+            )
             undo.callback(sampler.close)
             trainer = RemoteLearner(role, [learner.remote(update_s)], kill=_kill, death=RayActorError)
             undo.callback(trainer.close)

@@ -107,7 +107,9 @@ class Clocks:
         """The parts of this step, seconds; a step without an update teaches nothing here and is an error."""
         at, (_, report) = self.at, max(self.updates.values(), key=lambda ended: ended[0])
         if not report["optimizer_steps"]:
-            raise SystemExit("the role that ended last found nothing to learn in this step: its parts would not be those of a step")
+            raise SystemExit(
+                "the role that ended last found nothing to learn in this step: its parts would not be those of a step"
+            )
         parts = {
             "rollout": at["last turn"] - at["begin"],
             "reward": at["rolled out"] - at["last turn"],
@@ -119,7 +121,10 @@ class Clocks:
         }
         wall = at["end"] - at["begin"]
         self.steps.append(parts | {"remainder": wall - sum(parts.values()), "wall": wall})
-        say(f"  step {len(self.steps)}: {wall:.2f} s, " + ", ".join(f"{name} {self.steps[-1][name] / wall:.1%}" for name in PARTS))
+        say(
+            f"  step {len(self.steps)}: {wall:.2f} s, "
+            + ", ".join(f"{name} {self.steps[-1][name] / wall:.1%}" for name in PARTS)
+        )
         self.at, self.updates = {"begin": at["end"]}, {}
 
 

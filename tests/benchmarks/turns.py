@@ -34,7 +34,12 @@ async def ours(policies, asked, lengths, seed):
     async def one(number):
         async with admission.live:
             return await run_episode(
-                asked[number], policies, Scripted(lengths[number]), Decoding(), stable_seed(seed, number), admission.starting
+                asked[number],
+                policies,
+                Scripted(lengths[number]),
+                Decoding(),
+                stable_seed(seed, number),
+                admission.starting,
             )
 
     return await asyncio.gather(*map(one, range(len(lengths))))
@@ -57,7 +62,10 @@ async def lock_step(policies, asked, lengths, seed):
     barrier = asyncio.Barrier(len(lengths))
     together = {role: LockStep(policy, barrier) for role, policy in policies.items()}
     return await asyncio.gather(
-        *(run_episode(asked[i], together, Scripted(lengths[i]), Decoding(), stable_seed(seed, i)) for i in range(len(lengths)))
+        *(
+            run_episode(asked[i], together, Scripted(lengths[i]), Decoding(), stable_seed(seed, i))
+            for i in range(len(lengths))
+        )
     )
 
 
@@ -68,7 +76,9 @@ async def alone(policy, episodes, seed):
         for position, turn in enumerate(episodes[number].turns):
             if turn.role == policy.role:
                 dice = stable_seed(stable_seed(seed, number), position)
-                same = await policy.generate(turn.prompt_ids, Sampling(max_tokens=len(turn.completion.token_ids), stop=(), seed=dice))
+                same = await policy.generate(
+                    turn.prompt_ids, Sampling(max_tokens=len(turn.completion.token_ids), stop=(), seed=dice)
+                )
                 tokens.append(len(same.token_ids))
 
     tokens = []
@@ -161,7 +171,9 @@ async def nothing():
 
 
 async def main(runs, results):
-    from tests.benchmarks import sleeping  # loads Ray, which whoever imports this module for its arithmetic need not wait for
+    from tests.benchmarks import (
+        sleeping,
+    )  # loads Ray, which whoever imports this module for its arithmetic need not wait for
 
     found = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -34,7 +34,13 @@ from longshort.types import LONG, Sample
 from tests.benchmarks.common import Figure, leave, options, say, spread
 
 LARGE = ModelShape(
-    hidden_size=768, num_layers=8, num_heads=12, num_kv_heads=4, intermediate_size=2048, base_steps=1, base_learning_rate=1e-3
+    hidden_size=768,
+    num_layers=8,
+    num_heads=12,
+    num_kv_heads=4,
+    intermediate_size=2048,
+    base_steps=1,
+    base_learning_rate=1e-3,
 )
 ENGINE = {"backend": "vllm", "max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
 WAYS = ("verified", "restart", "bare", "disk")
@@ -66,7 +72,9 @@ class Swaps:
         self.name = f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2g}M parameters"
         self.folder = folder
         save(model, tokenizer, folder / "model")
-        config = LongShortConfig(long={"model": str(folder / "model"), "engine": ENGINE}, learning_rate=1e-5, warmup_ratio=0.0)
+        config = LongShortConfig(
+            long={"model": str(folder / "model"), "engine": ENGINE}, learning_rate=1e-5, warmup_ratio=0.0
+        )
         learner = ray_cluster.make_learner(LONG, config.long.model, config, 10 * runs)
         engine = ray_cluster.make_engine(LONG, config.long.model, config, tokenizer)
         self.policy = LivePolicy(LONG, engine, learner, config)
@@ -96,7 +104,9 @@ class Swaps:
     async def bare(self) -> None:
         self.policy.version += 1
         call = self.policy.engine._actor.__ray_call__
-        self.parts["vLLM's loading"].append(await call.remote(take_over, self.policy.learner.weights(), self.policy.version))
+        self.parts["vLLM's loading"].append(
+            await call.remote(take_over, self.policy.learner.weights(), self.policy.version)
+        )
 
     async def disk(self) -> None:
         began = time.perf_counter()
@@ -120,7 +130,10 @@ class Swaps:
         copies = [tensor.clone() for tensor in weights.values()]
         self.parts["one copy"].append(time.perf_counter() - began)
         del copies
-        say(f"  {self.name}: " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in (self.seconds | self.parts).items()))
+        say(
+            f"  {self.name}: "
+            + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in (self.seconds | self.parts).items())
+        )
 
     async def start(self) -> None:
         await asyncio.gather(self.policy.engine.start(), self.policy.learner.call("ready"))
@@ -159,7 +172,11 @@ class Swaps:
                 f"({loading:.3f} s); the canary costs the sync {canary:.3f} s of its {verified:.3f} s, a proof that the reload does not "
                 "give; and files that were just written are read from memory.",
             ),
-            Figure(what=f"{self.name}: the same without checks and canary", values=self.times("disk", "bare"), form="{:.1f} x"),
+            Figure(
+                what=f"{self.name}: the same without checks and canary",
+                values=self.times("disk", "bare"),
+                form="{:.1f} x",
+            ),
             Figure(
                 what=f"{self.name}: restart of the engine, in times of a verified sync",
                 values=self.times("restart", "verified"),
@@ -170,12 +187,18 @@ class Swaps:
                 cause="The sync's time grows with the weights; most of a restart's is the start of a process, which does not. vLLM's own "
                 f"loading of weights that are already in memory takes {loading:.3f} s.",
             ),
-            Figure(what=f"{self.name}: the same without checks and canary", values=self.times("restart", "bare"), form="{:.0f} x"),
+            Figure(
+                what=f"{self.name}: the same without checks and canary",
+                values=self.times("restart", "bare"),
+                form="{:.0f} x",
+            ),
         ]
 
     def note(self) -> str:
         every = self.seconds | self.parts
-        return f"{self.name}, seconds: " + "; ".join(f"{what} {spread(values, '{:.3f}')}" for what, values in every.items())
+        return f"{self.name}, seconds: " + "; ".join(
+            f"{what} {spread(values, '{:.3f}')}" for what, values in every.items()
+        )
 
 
 async def measure(folder: Path, runs: int) -> list[Swaps]:

@@ -23,7 +23,20 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-UNSTABLE = ("perf/", "rollout/", "busy", "seconds", "_s", "created", "made", "versions", "folder", "weight_sync/", "grading/", "longshort")
+UNSTABLE = (
+    "perf/",
+    "rollout/",
+    "busy",
+    "seconds",
+    "_s",
+    "created",
+    "made",
+    "versions",
+    "folder",
+    "weight_sync/",
+    "grading/",
+    "longshort",
+)
 """Parts of names whose values depend on the clock, the machine or the path of the run."""
 GAPS = ("gaps", "sampling/", "logprobs", "logprob")
 """Engine log-probs depend in the last bits on which requests share a wave, so they are left out as well."""
@@ -33,7 +46,11 @@ STEPS = ("chunk", "rollouts", "importance", "partition", "rewrite", "rows")
 def stable(value: Any) -> Any:
     """The value without its unstable entries."""
     if isinstance(value, dict):
-        return {key: stable(item) for key, item in sorted(value.items()) if not any(part in key for part in (*UNSTABLE, *GAPS))}
+        return {
+            key: stable(item)
+            for key, item in sorted(value.items())
+            if not any(part in key for part in (*UNSTABLE, *GAPS))
+        }
     return [stable(item) for item in value] if isinstance(value, list) else value
 
 
@@ -48,8 +65,12 @@ def digest_of(path: Path, hidden: str) -> str:
         rows.sort(key=lambda row: json.dumps(row, sort_keys=True))
         return digest(json.dumps(rows, sort_keys=True).replace(hidden, ""))
     if path.suffix == ".json":
-        return digest(json.dumps(stable(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True).replace(hidden, ""))
-    tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("rng/")}  # a fresh process's own
+        return digest(
+            json.dumps(stable(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True).replace(hidden, "")
+        )
+    tensors = {
+        name: tensor for name, tensor in load_file(path).items() if not name.startswith("rng/")
+    }  # a fresh process's own
     return digest(b"".join(name.encode() + tensors[name].contiguous().numpy().tobytes() for name in sorted(tensors)))
 
 
@@ -67,7 +88,8 @@ def recipe(folder: Path, models: dict[str, str], learner: dict[str, Any]) -> Pat
     problems = make_problems("train", 64, 0)
     rows = [{"id": p.id, "problem": p.question, "answer": p.answer} for p in problems]
     traces = [
-        {"problem": p.question, "answer": p.answer, "response": teacher_trace(p, random.Random(i))} for i, p in enumerate(problems[:24])
+        {"problem": p.question, "answer": p.answer, "response": teacher_trace(p, random.Random(i))}
+        for i, p in enumerate(problems[:24])
     ]
     for name, lines in (("train", rows), ("traces", traces)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -97,9 +119,13 @@ def recipe(folder: Path, models: dict[str, str], learner: dict[str, Any]) -> Pat
 
 
 def longshort(*arguments: object) -> None:
-    done = subprocess.run([sys.executable, "-m", "longshort.cli", *map(str, arguments)], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-m", "longshort.cli", *map(str, arguments)], capture_output=True, text=True, timeout=900
+    )
     if done.returncode:
-        sys.exit(f"longshort {' '.join(map(str, arguments))} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        sys.exit(
+            f"longshort {' '.join(map(str, arguments))} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        )
 
 
 def main(output: Path) -> None:
@@ -122,7 +148,9 @@ def main(output: Path) -> None:
             print(f"{learner}: eval", flush=True)
             longshort("eval", path, "coldstart=null")
             kinds = ("*.jsonl", "*.json", "*.safetensors")
-            for file in sorted(file for kind in kinds for file in (place / "run").rglob(kind) if "manifest" not in file.name):
+            for file in sorted(
+                file for kind in kinds for file in (place / "run").rglob(kind) if "manifest" not in file.name
+            ):
                 digests[f"{learner}/{file.relative_to(place / 'run')}"] = digest_of(file, str(folder))
         for file in sorted((folder / "models").rglob("*.safetensors")):
             digests[f"models/{file.relative_to(folder / 'models')}"] = digest_of(file, str(folder))

@@ -83,7 +83,9 @@ class RemoteEngine:
     async def start(self) -> int:
         """Wait until the engine has loaded its model; returns its process id. LongShortError with the engine's own reason."""
         try:
-            self._pid = await asyncio.wait_for(result_of(self._actor.ready.remote()), max(START_TIMEOUT_S, self._config.engine_timeout_s))
+            self._pid = await asyncio.wait_for(
+                result_of(self._actor.ready.remote()), max(START_TIMEOUT_S, self._config.engine_timeout_s)
+            )
             return self._pid
         except self._failures as error:
             engine = self._engine
@@ -117,7 +119,9 @@ class RemoteEngine:
         `adapter`: whose adapter they are, in an engine that roles share; a new process is given the newest of each.
         """
         generation, before = self._generation, dict(self._deliveries)
-        self._deliveries[adapter] = delivery  # now, since whoever waits for a turn may notice a crash first and restart the engine
+        self._deliveries[adapter] = (
+            delivery  # now, since whoever waits for a turn may notice a crash first and restart the engine
+        )
         try:
             await self._in_time(delivery(self._actor))
         except LongShortError:
@@ -265,7 +269,9 @@ class RemoteEngine:
 
     def _too_often(self, times: int, reason: BaseException) -> LongShortError:
         cap = self._config.max_engine_restarts
-        return LongShortError(f"the {self.role} engine failed {times} times (max_engine_restarts is {cap}); last: {reason_of(reason)}")
+        return LongShortError(
+            f"the {self.role} engine failed {times} times (max_engine_restarts is {cap}); last: {reason_of(reason)}"
+        )
 
     def _give_up(self, error: LongShortError) -> None:
         waiting, self._pending = list(self._pending.values()), {}
@@ -279,6 +285,3 @@ class RemoteEngine:
 def _fail(wanted: _Wanted, error: LongShortError) -> None:
     if not wanted.future.done():
         wanted.future.set_exception(error)
-
-
-

@@ -43,7 +43,9 @@ class TransformersCore:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.device = torch.device("cuda" if config.num_gpus and torch.cuda.is_available() else "cpu")
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, config.dtype)).to(self.device).eval()
+        self._model = (
+            AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, config.dtype)).to(self.device).eval()
+        )
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         eos = self._model.generation_config.eos_token_id
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())
@@ -61,7 +63,9 @@ class TransformersCore:
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         generator = torch.Generator().manual_seed(sampling.seed)
-        self._waiting.append(_Running(request_id=request_id, prompt_ids=tuple(prompt_ids), sampling=sampling, generator=generator))
+        self._waiting.append(
+            _Running(request_id=request_id, prompt_ids=tuple(prompt_ids), sampling=sampling, generator=generator)
+        )
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._waiting = [row for row in self._waiting if row.request_id not in request_ids]
@@ -79,11 +83,19 @@ class TransformersCore:
             self._inputs, self._mask = self._whole_sequences()
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._inputs.shape[1] :]
         output = self._model(
-            self._inputs, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            self._inputs,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         self._cache = output.past_key_values
         self.decoded += 1
-        tokens = [self._sample(row, logits) for row, logits in zip(self._wave, output.logits[:, -1].float().cpu(), strict=True)]
+        tokens = [
+            self._sample(row, logits)
+            for row, logits in zip(self._wave, output.logits[:, -1].float().cpu(), strict=True)
+        ]
         finished = [(row.request_id, self._completion(row)) for row in self._wave if row.stop]
         self._go_on_with([i for i, row in enumerate(self._wave) if not row.stop], tokens)
         return finished
@@ -112,7 +124,11 @@ class TransformersCore:
         if len(alive) < len(self._wave):
             index = torch.tensor(alive, dtype=torch.long, device=self.device)
             self._cache.batch_select_indices(index)
-            self._wave, self._mask, tokens = [self._wave[i] for i in alive], self._mask[index], [tokens[i] for i in alive]
+            self._wave, self._mask, tokens = (
+                [self._wave[i] for i in alive],
+                self._mask[index],
+                [tokens[i] for i in alive],
+            )
         self._inputs = torch.tensor(tokens, device=self.device).view(-1, 1)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
 
@@ -169,9 +185,13 @@ class TransformersCore:
     def sleep(self, level: int) -> None:
         """Give back the device's memory: the cache, and the weights, which level 1 keeps in host memory and level 2 forgets."""
         if self._waiting or self._wave:
-            raise LongShortError("an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)")
+            raise LongShortError(
+                "an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)"
+            )
         self._cache = None
-        self._buffers = {name: buffer.cpu().clone() for name, buffer in self._model.named_buffers()}  # no update brings them again
+        self._buffers = {
+            name: buffer.cpu().clone() for name, buffer in self._model.named_buffers()
+        }  # no update brings them again
         self._model.to("cpu" if level == 1 else "meta")
         self._asleep = {"weights", "kv_cache"}
         if self.device.type == "cuda":

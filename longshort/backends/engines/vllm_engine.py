@@ -58,7 +58,9 @@ class VllmCore:
         self._sampling: dict[str, Sampling] = {}
         self._updates: dict[str, list[int]] = {}
         self._asleep: set[str] = set()
-        self._inbox = Inbox(self._engine, config.extra.get("weight_transfer_config", {}).get("backend", ""), self._expected)
+        self._inbox = Inbox(
+            self._engine, config.extra.get("weight_transfer_config", {}).get("backend", ""), self._expected
+        )
         self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
@@ -84,7 +86,9 @@ class VllmCore:
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params, lora_request=self._adapter_of(sampling))
+        self._engine.add_request(
+            request_id, {"prompt_token_ids": list(prompt_ids)}, params, lora_request=self._adapter_of(sampling)
+        )
         self._sampling[request_id], self._updates[request_id] = sampling, []
 
     def _adapter_of(self, sampling: Sampling) -> Any:
@@ -108,11 +112,17 @@ class VllmCore:
 
     def written(self) -> Iterator[tuple[str, Sequence[int]]]:
         """The running requests, each with its ids so far."""
-        for state in self._engine.output_processor.request_states.values():  # vLLM tells of a request only when it is finished
+        for (
+            state
+        ) in self._engine.output_processor.request_states.values():  # vLLM tells of a request only when it is finished
             yield state.external_req_id, state.detokenizer.output_token_ids
 
     def _completion(self, output) -> Completion:
-        sampling, updates, answer = self._sampling.pop(output.request_id), self._updates.pop(output.request_id), output.outputs[0]
+        sampling, updates, answer = (
+            self._sampling.pop(output.request_id),
+            self._updates.pop(output.request_id),
+            output.outputs[0],
+        )
         self.prompt_tokens += len(output.prompt_token_ids)
         self.cached_tokens += output.num_cached_tokens or 0
         ids = tuple(answer.token_ids)
@@ -175,7 +185,9 @@ class VllmCore:
     def sleep(self, level: int) -> None:
         """Give back the GPU's memory: the KV cache, and the weights, which level 1 keeps in host memory and level 2 forgets."""
         if self._engine.has_unfinished_requests():
-            raise LongShortError("an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)")
+            raise LongShortError(
+                "an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)"
+            )
         if not self._asleep:
             self._engine.sleep(level)
             self._asleep = {"weights", "kv_cache"}
@@ -206,7 +218,9 @@ def engine_arguments(model: str, config: EngineConfig, seed: int, **changes: Any
         seed=seed,
         generation_config="vllm",  # sampling defaults of the model's folder must not override the recipe's
     )
-    if 0 < config.num_gpus < 1:  # vLLM refuses to start where this share of the GPU is not free; by default that is nearly all of it
+    if (
+        0 < config.num_gpus < 1
+    ):  # vLLM refuses to start where this share of the GPU is not free; by default that is nearly all of it
         options["gpu_memory_utilization"] = config.num_gpus
     return options | changes | dict(config.extra)
 
@@ -218,7 +232,11 @@ class VllmLoraCore(VllmCore):
     """
 
     def __init__(self, model: str, config: EngineConfig, seed: int, adapters: Mapping[str, LoraSection]):
-        options: dict[str, Any] = {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": _max_rank(adapters)}
+        options: dict[str, Any] = {
+            "enable_lora": True,
+            "max_loras": len(adapters),
+            "max_lora_rank": _max_rank(adapters),
+        }
         if not config.num_gpus:
             # The CPU kernels copy the adapter of a layer once per token of a step: keep the steps that read prompts small.
             options["max_num_batched_tokens"] = max(config.max_model_len, config.max_num_seqs)
@@ -230,7 +248,9 @@ class VllmLoraCore(VllmCore):
 
     def _adapter_of(self, sampling: Sampling) -> Any:
         if sampling.adapter not in self._requests:
-            raise RuntimeError(f"a turn for the adapter {sampling.adapter!r}, but the engine holds {sorted(self._requests)}")
+            raise RuntimeError(
+                f"a turn for the adapter {sampling.adapter!r}, but the engine holds {sorted(self._requests)}"
+            )
         return self._requests[sampling.adapter]
 
     def _version_of(self, sampling: Sampling) -> int:

@@ -83,7 +83,9 @@ def attend(
     On a CPU every kernel is replaced by `each_alone`, so that a model can be looked at before it moves to its GPU.
     """
     if softcap is not None or s_aux is not None:
-        raise LongShortError("varlen attention knows no score soft-capping and no attention sinks; set learner.attention: sdpa")
+        raise LongShortError(
+            "varlen attention knows no score soft-capping and no attention sinks; set learner.attention: sdpa"
+        )
     rows, heads, width, size = query.shape
     bounds, longest = boundaries(position_ids.expand(rows, -1))
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
@@ -105,7 +107,9 @@ def boundaries(position_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
     return bounds, int(bounds.diff().max())
 
 
-def each_alone(query, key, value, bounds: torch.Tensor, longest: int, scale: float | None, window: tuple[int, int]) -> torch.Tensor:
+def each_alone(
+    query, key, value, bounds: torch.Tensor, longest: int, scale: float | None, window: tuple[int, int]
+) -> torch.Tensor:
     """The kernels' reference: one SDPA call per sample; [T, H, D] to [T, H, D]."""
     parts = []
     for sample in zip(*(tensor.split(bounds.diff().tolist()) for tensor in (query, key, value)), strict=True):
@@ -114,7 +118,9 @@ def each_alone(query, key, value, bounds: torch.Tensor, longest: int, scale: flo
         if 0 <= window[0] < longest - 1:
             distance = torch.arange(q.shape[2], device=q.device)[:, None] - torch.arange(q.shape[2], device=q.device)
             mask = (distance >= 0) & (distance <= window[0])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 
@@ -131,7 +137,9 @@ def torch_kernel() -> tuple[Callable | None, str]:
     grouped = {"enable_gqa": True} if "enable_gqa" in known else {}  # before torch 2.12 grouped heads need no leave
 
     def run(query, key, value, bounds, longest, scale, window):
-        return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window, **grouped)
+        return varlen_attn(
+            query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window, **grouped
+        )
 
     return run, ""
 

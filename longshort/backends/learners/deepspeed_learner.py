@@ -127,7 +127,9 @@ class DeepSpeedLearner(TorchLearner):
     Every rank loads the whole model into host memory before ZeRO takes its part of it.
     """
 
-    def __init__(self, role: str, model_folder: str | Path, config: LongShortConfig, total_updates: int, reference_folder=None):
+    def __init__(
+        self, role: str, model_folder: str | Path, config: LongShortConfig, total_updates: int, reference_folder=None
+    ):
         device = device_of(config)
         super().__init__(role, model_folder, config, total_updates, reference_folder, device=torch.device("cpu"))
         self.device = device
@@ -214,7 +216,9 @@ def deepspeed_settings(config: LongShortConfig) -> dict[str, Any]:
     learner = config.learner
     zero: dict[str, Any] = {"stage": learner.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS}
     if learner.offload:
-        zero |= {"offload_optimizer": {"device": "cpu"}} | ({"offload_param": {"device": "cpu"}} if learner.zero_stage == 3 else {})
+        zero |= {"offload_optimizer": {"device": "cpu"}} | (
+            {"offload_param": {"device": "cpu"}} if learner.zero_stage == 3 else {}
+        )
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -33,7 +33,10 @@ def check_packing(learner) -> None:
     """Samples of one row do not see each other: the same log-probs packed, two rows with padding, as each of them alone."""
     model = learner.model
     vocabulary = model.config.vocab_size
-    sequences = [[(7 * start + step) % vocabulary for step in range(length)] for start, length in ((1, 8), (2, 5), (3, 9), (4, 2))]
+    sequences = [
+        [(7 * start + step) % vocabulary for step in range(length)]
+        for start, length in ((1, 8), (2, 5), (3, 9), (4, 2))
+    ]
     samples = [_sampled(learner.role, ids) for ids in sequences]
     (batch,) = pack(samples, [0.0] * len(samples), 14, 28, learner.device)
     with learner._arithmetic():

@@ -30,7 +30,12 @@ def lora_config(lora: LoraSection, **changes: Any):
     """peft's own configuration of the recipe's section."""
     from peft import LoraConfig
 
-    settings = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.target_modules}
+    settings = {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
+    }
     return LoraConfig(**settings | {"task_type": "CAUSAL_LM"} | changes)
 
 
@@ -64,12 +69,16 @@ class LoraLearner(TorchLearner):
 
         lora, model = self.config.role(self.role).lora, self._load(folder)
         head = model.get_output_embeddings()
-        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
+        linear = [
+            name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+        ]
         targets = lora.target_modules
         layers = matching(linear, targets, f"{self.role}.lora.target_modules")
         if isinstance(targets, str) and targets != ALL_LINEAR:
             targets = layers  # peft would also try the expression on layers that are not linear, and on the head
-        settings = lora_config(lora, target_modules=targets, base_model_name_or_path=self.config.role(self.role).model or str(folder))
+        settings = lora_config(
+            lora, target_modules=targets, base_model_name_or_path=self.config.role(self.role).model or str(folder)
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(self.config.seed, self.role, "lora"))
             self.peft = get_peft_model(model, settings).eval()
@@ -132,7 +141,11 @@ class LoraLearner(TorchLearner):
 
 def _base_state(model) -> dict[str, torch.Tensor]:
     """The weights under the adapter by their checkpoint names, on the CPU."""
-    return {name.replace(".base_layer.", "."): tensor.cpu() for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    return {
+        name.replace(".base_layer.", "."): tensor.cpu()
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
 
 
 class AdapterLearner(LoraLearner):

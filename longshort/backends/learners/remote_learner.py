@@ -70,7 +70,9 @@ class RemoteLearner:
         finally:
             for task in tasks:
                 task.cancel()
-        errors = {rank: cause_of(task.exception()) for rank, task in enumerate(tasks) if task.done() and task.exception()}
+        errors = {
+            rank: cause_of(task.exception()) for rank, task in enumerate(tasks) if task.done() and task.exception()
+        }
         if errors:
             raise self._failure(errors, [rank for rank, task in enumerate(tasks) if not task.done()])
         return tasks[0].result()
@@ -87,6 +89,6 @@ class RemoteLearner:
         if not dead:
             told = [f"rank {rank} of {ranks} gives no sign of life" for rank in silent] + told
         reasons = "; ".join(told) if ranks > 1 else reason_of(dead[0])
-        return LongShortError(f"the {self.role} learner {'died' if dead else 'failed'}: {reasons}; resume from the last checkpoint")
-
-
+        return LongShortError(
+            f"the {self.role} learner {'died' if dead else 'failed'}: {reasons}; resume from the last checkpoint"
+        )

@@ -60,7 +60,9 @@ class TorchLearner:
         self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
         self.reference = self._reference_model(reference_folder or model_folder) if config.loss.beta else None
         self.peak_learning_rate = config.learning_rate_of(role)
-        self.optimizer = build_optimizer(self.model, learning_rate=self.peak_learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = build_optimizer(
+            self.model, learning_rate=self.peak_learning_rate, weight_decay=config.weight_decay
+        )
         self.row_tokens = row_budget(config, self.attention)
         self.settings = replace(step_settings(config, role), row_tokens=self.row_tokens)
         self.policy, self.process = self.model, Alone()
@@ -88,7 +90,9 @@ class TorchLearner:
         self._begin(samples)
         tally = Tally()
         with self._arithmetic():
-            report = policy_gradient_step(self.policy, self.reference, self.optimizer, samples, self.settings, tally, self.process)
+            report = policy_gradient_step(
+                self.policy, self.reference, self.optimizer, samples, self.settings, tally, self.process
+            )
         learned = {} if report["skipped"] else tally.old_logprobs
         told = [torch.tensor(list(compress(sample.logprobs, sample.mask)), dtype=torch.float32) for sample in samples]
         self._gaps = [learned[i] - logprobs if i in learned else None for i, logprobs in enumerate(told)]
@@ -119,7 +123,9 @@ class TorchLearner:
             )
         finite = float(math.isfinite(loss) and math.isfinite(norm))
         rate = self.optimizer.param_groups[0]["lr"]
-        return self._end({"loss": loss, "grad_norm": norm, "learning_rate": rate, "optimizer_steps": finite, "skipped": 1 - finite})
+        return self._end(
+            {"loss": loss, "grad_norm": norm, "learning_rate": rate, "optimizer_steps": finite, "skipped": 1 - finite}
+        )
 
     def _begin(self, samples: Sequence[Sample]) -> None:
         self._gaps = []
@@ -149,7 +155,10 @@ class TorchLearner:
     def weights(self) -> dict[str, torch.Tensor]:
         """A copy of all weights on the CPU in `dtype`, by their checkpoint names; `lm_head.weight` is there even when it is tied."""
         dtype = getattr(torch, self.config.dtype)
-        return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in self._full_state().items()}
+        return {
+            name: tensor.detach().to("cpu", dtype, copy=True).contiguous()
+            for name, tensor in self._full_state().items()
+        }
 
     def stream(self) -> Generator[tuple[str, torch.Tensor]]:
         """Every weight by its checkpoint name, whole and not copied, one after the other; each is there only until the next is taken."""
@@ -165,7 +174,9 @@ class TorchLearner:
         """Log-prob of each of `token_ids` after `prompt_ids`, with the temperature inside: the canary of a weight sync."""
         zeros = (0.0,) * (len(prompt_ids) + len(token_ids))
         mask = (0,) * len(prompt_ids) + (1,) * len(token_ids)
-        sample = Sample(role=self.role, token_ids=(*prompt_ids, *token_ids), mask=mask, logprobs=zeros, advantages=zeros)
+        sample = Sample(
+            role=self.role, token_ids=(*prompt_ids, *token_ids), mask=mask, logprobs=zeros, advantages=zeros
+        )
         (batch,) = pack([sample], [0.0], 0, len(zeros), self.device)
         with self._arithmetic():
             return self.process.statistics(self.policy, batch, temperature)[0].tolist()
@@ -195,7 +206,9 @@ class TorchLearner:
             progress = json.loads((state_folder / PROGRESS_FILE).read_text(encoding="utf-8"))
             tensors = load_file(state_folder / OPTIMIZER_FILE)
         except (OSError, ValueError, SafetensorError) as error:
-            raise LongShortError(f"learner state {state_folder} cannot be read ({error}); resume from another checkpoint") from error
+            raise LongShortError(
+                f"learner state {state_folder} cannot be read ({error}); resume from another checkpoint"
+            ) from error
         if progress["role"] != self.role:
             raise LongShortError(f"learner state {state_folder} is of role {progress['role']!r}, not {self.role!r}")
         self._restore_optimizer(tensors, state_folder)

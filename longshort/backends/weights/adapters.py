@@ -39,7 +39,14 @@ class Adapter:
     @property
     def modules(self) -> list[str]:
         """The base's modules that it changes, e.g. model.layers.0.mlp.up_proj."""
-        return sorted({name.removeprefix(PREFIX).removesuffix(half) for name in self.tensors for half in HALVES if name.endswith(half)})
+        return sorted(
+            {
+                name.removeprefix(PREFIX).removesuffix(half)
+                for name in self.tensors
+                for half in HALVES
+                if name.endswith(half)
+            }
+        )
 
     def halves(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B of a module."""
@@ -79,10 +86,14 @@ def check_adapter(adapter: Adapter, base: Mapping[str, tuple[int, ...]], held: I
     missing, unknown = sorted(wanted - adapter.tensors.keys()), sorted(adapter.tensors.keys() - wanted)
     unknown += [module for module in adapter.modules if f"{module}.weight" not in base]
     if missing or unknown or not wanted:
-        raise LongShortError(f"{what}: missing tensors {missing[:3]} ({len(missing)}), unknown tensors {unknown[:3]} ({len(unknown)})")
+        raise LongShortError(
+            f"{what}: missing tensors {missing[:3]} ({len(missing)}), unknown tensors {unknown[:3]} ({len(unknown)})"
+        )
     for module in adapter.modules:
         width_out, width_in = base[f"{module}.weight"]
-        for half, tensor, shape in zip(HALVES, adapter.halves(module), ((adapter.r, width_in), (width_out, adapter.r)), strict=True):
+        for half, tensor, shape in zip(
+            HALVES, adapter.halves(module), ((adapter.r, width_in), (width_out, adapter.r)), strict=True
+        ):
             if tuple(tensor.shape) != shape:
                 raise LongShortError(
                     f"{what}: {module}{half} has shape {tuple(tensor.shape)}, but r {adapter.r} over the base's {(width_out, width_in)} "
@@ -116,14 +127,20 @@ def read(folder: Path, role: str, lora: RoleLora) -> Adapter:
         facts = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
-        raise LongShortError(f"adapter {folder} cannot be read ({error}); give a folder that peft saved as safetensors") from error
+        raise LongShortError(
+            f"adapter {folder} cannot be read ({error}); give a folder that peft saved as safetensors"
+        ) from error
     if (facts.get("r"), facts.get("lora_alpha")) != (lora.r, lora.alpha):
         raise LongShortError(
             f"adapter {folder} has r {facts.get('r')} and alpha {facts.get('lora_alpha')}, {role}.lora has r {lora.r} and alpha "
             f"{lora.alpha}; give both the same"
         )
-    if odd := [key for key in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern") if facts.get(key)]:
-        raise LongShortError(f"adapter {folder} is no plain LoRA ({odd[0]} is {facts[odd[0]]!r}); merge it into the model and give that")
+    if odd := [
+        key for key in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern") if facts.get(key)
+    ]:
+        raise LongShortError(
+            f"adapter {folder} is no plain LoRA ({odd[0]} is {facts[odd[0]]!r}); merge it into the model and give that"
+        )
     return Adapter(role=role, r=lora.r, alpha=lora.alpha, tensors=tensors)
 
 
@@ -132,6 +149,12 @@ def write(adapter: Adapter, folder: Path) -> None:
     from safetensors.torch import save_file
 
     modules = sorted({module.rpartition(".")[2] for module in adapter.modules})
-    facts = {"peft_type": "LORA", "r": adapter.r, "lora_alpha": adapter.alpha, "target_modules": modules, "bias": "none"}
+    facts = {
+        "peft_type": "LORA",
+        "r": adapter.r,
+        "lora_alpha": adapter.alpha,
+        "target_modules": modules,
+        "bias": "none",
+    }
     (folder / CONFIG_FILE).write_text(json.dumps(facts))
     save_file(dict(adapter.tensors), folder / WEIGHTS_FILE)

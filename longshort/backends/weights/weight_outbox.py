@@ -45,7 +45,9 @@ class Outbox:
         with contextlib.closing(self._whole()) as stream:
             for name, tensor in stream:
                 if not bool(tensor.isfinite().all()):
-                    raise LongShortError(f"weight update refused: the {self._learner.role} learner's {name} holds NaN or infinite values")
+                    raise LongShortError(
+                        f"weight update refused: the {self._learner.role} learner's {name} holds NaN or infinite values"
+                    )
                 self._manifest.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)))
         self._stream, self._sent = self._whole(), 0
         return self._manifest
@@ -73,7 +75,10 @@ class Outbox:
             self._stream.close()
         if not at:
             return {}
-        return described(self._manifest[first : self._sent]) | {"ipc_handles": self._export(), "tensor_sizes": sizes[first : self._sent]}
+        return described(self._manifest[first : self._sent]) | {
+            "ipc_handles": self._export(),
+            "tensor_sizes": sizes[first : self._sent],
+        }
 
     def _export(self) -> dict[str, tuple]:
         """A handle to the buffer, a new one for each parcel: the receiver gives back one reference for each that it opens."""
@@ -92,7 +97,9 @@ class Outbox:
         if self._learner.process.writes:
             from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
-            self._group = trainer_init({"master_address": address[0], "master_port": address[1], "world_size": world_size})
+            self._group = trainer_init(
+                {"master_address": address[0], "master_port": address[1], "world_size": world_size}
+            )
 
     def broadcast(self, buffer_bytes: int) -> None:
         """Send everything that the manifest announced; the engine must receive it at the same time (`Inbox.update`)."""
@@ -103,7 +110,12 @@ class Outbox:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         packed_nccl_broadcast_producer(
-            self._stream, self._group, src=0, post_iter_func=lambda item: item[1], buffer_size_bytes=buffer_bytes, num_buffers=BUFFERS
+            self._stream,
+            self._group,
+            src=0,
+            post_iter_func=lambda item: item[1],
+            buffer_size_bytes=buffer_bytes,
+            num_buffers=BUFFERS,
         )
         torch.cuda.synchronize()
 
@@ -126,5 +138,3 @@ def parcel(sizes: list[int], capacity: int) -> int:
         if total > capacity:
             return count
     return len(sizes)
-
-

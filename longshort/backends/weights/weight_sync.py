@@ -37,7 +37,9 @@ def check_manifest(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) 
         )
     for name, _, shape in manifest:
         if shape != expected[name]:
-            raise LongShortError(f"weight update refused: {name} has shape {shape}, the engine's model has {expected[name]}")
+            raise LongShortError(
+                f"weight update refused: {name} has shape {shape}, the engine's model has {expected[name]}"
+            )
 
 
 def check_canary(engine: Sequence[float], learner: Sequence[float], dtype: str, role: str, version: int) -> float:

@@ -77,8 +77,16 @@ def _fit_compressed(config, base, folder):
     from longshort.miniature.world import compressed_trace, make_problems
 
     mini, model = config.miniature, AutoModelForCausalLM.from_pretrained(base)
-    samples = solo_samples(config, LONG, compressed_trace, make_problems("train", config.coldstart.num_traces, config.seed + 1))
-    fit(model, samples, steps=config.long.sft.max_steps, batch_size=mini.batch_size, learning_rate=config.long.sft.learning_rate)
+    samples = solo_samples(
+        config, LONG, compressed_trace, make_problems("train", config.coldstart.num_traces, config.seed + 1)
+    )
+    fit(
+        model,
+        samples,
+        steps=config.long.sft.max_steps,
+        batch_size=mini.batch_size,
+        learning_rate=config.long.sft.learning_rate,
+    )
     save(model, build_tokenizer(LONG), folder)
 
 
@@ -87,11 +95,15 @@ async def alone(config, run):
     results = {}
     for role in ROLES:
         changed = variant(
-            config, output_dir=str(run / "controls" / "alone"), **{r: section(config, r, price=config.role(role).price) for r in ROLES}
+            config,
+            output_dir=str(run / "controls" / "alone"),
+            **{r: section(config, r, price=config.role(role).price) for r in ROLES},
         )
         async with Pair(changed, dict.fromkeys(ROLES, str(newest / role)), protocol=make_protocol(config)) as pair:
             results[f"{role}_in_both_roles"] = await measure(changed, pair, f"{role}_in_both_roles")
-    async with Pair(changed, {SHORT: str(run / "models/base-short")}, protocol=Solo(role=SHORT, turn_tokens=256)) as pair:
+    async with Pair(
+        changed, {SHORT: str(run / "models/base-short")}, protocol=Solo(role=SHORT, turn_tokens=256)
+    ) as pair:
         results["short_alone"] = await measure(changed, pair, "short_alone")
     return results
 

@@ -83,7 +83,9 @@ def table(results):
     print("|---|" + "---|" * (len(results) + 1))
     for title in results[0]:
         blocks = [found[title] for found in results]
-        cells = [f"{b['accuracy']:.3f} [{b['interval'][0]:.2f}, {b['interval'][1]:.2f}] · {b['tokens']:.1f}" for b in blocks]
+        cells = [
+            f"{b['accuracy']:.3f} [{b['interval'][0]:.2f}, {b['interval'][1]:.2f}] · {b['tokens']:.1f}" for b in blocks
+        ]
         means = f"{fmean(b['accuracy'] for b in blocks):.3f} · {fmean(b['tokens'] for b in blocks):.1f}"
         print(f"| {title} | {' | '.join(cells)} | {means} |")
 
