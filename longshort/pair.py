@@ -75,7 +75,7 @@ class LivePolicy:
 
     async def gaps(self) -> list[list[float] | None]:
         """The learner's gaps (TorchLearner.gaps), one entry per sample given to the last update; None also for those that were dropped."""
-        learned = iter(await self.learner.call("gaps"))
+        learned = iter(await self.learner.gaps())
         return [next(learned) if fresh else None for fresh in self._fresh]
 
     async def begin(self) -> None:
@@ -110,7 +110,7 @@ class LivePolicy:
             raise RuntimeError(
                 f"the {self.role} engine answers with version {canary.version}, the learner holds {self.version}"
             )
-        scores = await self.learner.call("score", prompt, canary.token_ids, 1.0)
+        scores = await self.learner.score(prompt, canary.token_ids, 1.0)
         engine_dtype, learner_dtype = self.config.role(self.role).engine.dtype, self.config.dtype
         loosest = engine_dtype if learner_dtype == "float32" else learner_dtype
         return check_canary(canary.logprobs, scores, loosest, self.role, self.version)
@@ -158,7 +158,7 @@ class Pair:
         self._make_policies()
         backends = ", ".join(f"{role}: {policy.engine.backend}" for role, policy in self.policies.items())
         async with console.heartbeat(lambda: f"starting engines ({backends})"):
-            learners = [policy.learner.call("ready") for policy in self.policies.values() if policy.learner]
+            learners = [policy.learner.ready() for policy in self.policies.values() if policy.learner]
             await asyncio.gather(*(policy.engine.start() for policy in self.policies.values()), *learners)
             await asyncio.gather(
                 *(policy.begin() for role, policy in self.policies.items() if self._begins_with_adapter(role))

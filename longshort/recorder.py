@@ -171,8 +171,7 @@ class Recorder:
         """Commit both policies as they are now."""
         folder = checkpoint.begin(self.output_dir, self.done)
         calls = (
-            policy.learner.call("save", str(folder / role), str(folder / "state" / role))
-            for role, policy in self.pair.policies.items()
+            policy.learner.save(folder / role, folder / "state" / role) for role, policy in self.pair.policies.items()
         )
         await asyncio.gather(*calls)
         facts = {

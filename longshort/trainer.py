@@ -199,9 +199,7 @@ class LongShortTrainer:
         """Learners continue from the checkpoint (their weights are theirs already); engines get those weights, proven."""
         facts = checkpoint.verify(folder)
         recorder.continue_from(facts["step"])
-        await asyncio.gather(
-            *(policy.learner.call("load", str(folder / "state" / role)) for role, policy in pair.policies.items())
-        )
+        await asyncio.gather(*(policy.learner.load(folder / "state" / role) for role, policy in pair.policies.items()))
         for role, policy in pair.policies.items():
             policy.version = facts["versions"][role] - 1
         await asyncio.gather(*(policy.publish() for policy in pair.policies.values()))

@@ -65,7 +65,7 @@ def test_a_pair_of_vllm_engines_agrees_with_its_learners_before_and_after_update
                     for prompt, completion in zip(
                         PROMPTS, await generate_all(policy.engine, temperature=temperature), strict=True
                     ):
-                        scores = await policy.learner.call("score", prompt, completion.token_ids, temperature)
+                        scores = await policy.learner.score(prompt, completion.token_ids, temperature)
                         gaps += [abs(a - b) for a, b in zip(completion.logprobs, scores, strict=True)]
                 gaps.append(await policy.publish())
                 assert (await policy.engine.generate(PROMPTS[0], settings(0))).version == 1, role

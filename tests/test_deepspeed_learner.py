@@ -160,7 +160,7 @@ def test_a_rank_that_dies_or_falls_silent_ends_the_update_and_is_named(cluster, 
         try:
             assert (await learner.update(SAMPLES))["optimizer_steps"] == 1.0
             weights = learner.weights()
-            await learner.call("ready")
+            await learner.ready()
             alone = TorchLearner(LONG, models["untied"], plain(cluster), 4)
             alone.update(SAMPLES)
             assert distance(await weights, alone.weights()) < 1e-6

@@ -73,7 +73,7 @@ def test_two_learners_and_one_engine_agree_before_and_after_updates_and_a_restar
         turns = await asyncio.gather(*wanted)
         for (role, i), turn in zip(asked, turns, strict=True):
             assert turn.versions == (pair.policies[role].version,) * len(turn.token_ids)
-            scores = await pair.policies[role].learner.call("score", PROMPTS[i], turn.token_ids, 1.0)
+            scores = await pair.policies[role].learner.score(PROMPTS[i], turn.token_ids, 1.0)
             found[role] = max(found[role], *(abs(a - b) for a, b in zip(turn.logprobs, scores, strict=True)))
         return found, [turn.token_ids for (role, _), turn in zip(asked, turns, strict=True) if role == SHORT]
 

@@ -53,7 +53,7 @@ class InTurns(Resident):
             async with self._falling:
                 await self._sleep()
             yield
-            await self._learners[role].call("rest")
+            await self._learners[role].free_cache()
         finally:
             self._working.discard(role)
             if not self._working:

@@ -32,7 +32,7 @@ class ObjectStore:
     async def delivery(self, version: int) -> Delivery:
         """Make the weights ready: a learner that dies making them is not the engine's failure."""
         weights = self._learner.weights()
-        await self._learner.call("ready")
+        await self._learner.ready()
         return lambda actor: actor.load_weights.remote(weights, version)
 
 
@@ -45,7 +45,7 @@ class CudaIpc:
         self._wire: dict[str, Any] = {}
 
     async def delivery(self, version: int) -> Delivery:
-        await self._learner.call("ready")
+        await self._learner.ready()
         return lambda actor: self._deliver(actor, version)
 
     async def _deliver(self, actor: Any, version: int) -> None:
@@ -72,7 +72,7 @@ class Nccl:
         self._under_way = False
 
     async def delivery(self, version: int) -> Delivery:
-        await self._learner.call("ready")
+        await self._learner.ready()
         return lambda actor: self._deliver(actor, version)
 
     async def _deliver(self, actor: Any, version: int) -> None:

@@ -121,7 +121,7 @@ async def _short_thinker(job: Job) -> str:
     learner = ray_cluster.make_learner(job.settings.role, job.start, job.config, job.settings.max_steps)
     try:
         await learn(job, learner, range(job.settings.max_steps), (0, 0), (1.0, 0.0), "short bound")
-        await learner.call("save", str(scratch / "model"), str(scratch / "state"))
+        await learner.save(scratch / "model", scratch / "state")
     finally:
         learner.close()
     _replace(scratch / "model", target)
@@ -141,7 +141,7 @@ async def learn(
         for step in steps:
             picks, drawn = draw(sizes, drawn, ratios, job.settings.batch_size, job.config.seed, step)
             samples = [as_sample(job.traces[source][row], job.protocol, job.tokenizer) for source, row in picks]
-            report = await learner.call("supervise", samples)
+            report = await learner.supervise(samples)
             if report["skipped"]:
                 console.say(
                     f"! step {step + 1}: loss {report['loss']} or gradient {report['grad_norm']} not finite; the step was skipped"
@@ -170,7 +170,7 @@ async def train(job: Job, bounds: Bounds) -> list[Measurement]:
     ) as pair:
         policy = pair.policies[role]
         if folder:
-            await policy.learner.call("load", str(folder / "state" / role))
+            await policy.learner.load(folder / "state" / role)
             policy.version = facts["version"]
             console.say(f"resumed {folder} after step {facts['step']}")
         began = time.monotonic()
@@ -221,7 +221,7 @@ async def _save(job: Job, bounds: Bounds, pair: Pair, rows: Sequence[Measurement
     folder = checkpoint.begin(job.folder, step)
     facts = {"step": step, "version": pair.policies[role].version, "longshort": __version__, "setup": job.setup}
     async with console.heartbeat(lambda: f"saving checkpoint-{step}"):
-        await pair.policies[role].learner.call("save", str(folder / role), str(folder / "state" / role))
+        await pair.policies[role].learner.save(folder / role, folder / "state" / role)
         await asyncio.to_thread(checkpoint.commit, folder, facts | {"trajectory": [asdict(row) for row in rows]})
     chosen, _ = choose(rows, bounds, job.settings.keep_accuracy)
     for number, old in checkpoint.steps(job.folder):

@@ -193,7 +193,7 @@ async def start(live: Mapping[str, LivePolicy]) -> None:
     """Wait until the processes are there."""
     for policy in live.values():
         await policy.engine.start()
-        await policy.learner.call("ready")
+        await policy.learner.ready()
 
 
 def cluster(config: LongShortConfig) -> Callable[[], None]:

@@ -110,7 +110,7 @@ class Swaps:
 
     async def disk(self) -> None:
         began = time.perf_counter()
-        await self.policy.learner.call("save", str(self.folder / "saved"), str(self.folder / "state"))
+        await self.policy.learner.save(self.folder / "saved", self.folder / "state")
         self.parts["save"].append(time.perf_counter() - began)
         await self.policy.engine._actor.__ray_call__.remote(read, str(self.folder / "saved"))
 
@@ -136,7 +136,7 @@ class Swaps:
         )
 
     async def start(self) -> None:
-        await asyncio.gather(self.policy.engine.start(), self.policy.learner.call("ready"))
+        await asyncio.gather(self.policy.engine.start(), self.policy.learner.ready())
 
     async def warm_up(self) -> None:
         for way in WAYS:

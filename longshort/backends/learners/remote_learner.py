@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from longshort.backends.remote import cause_of, reason_of, result_of
@@ -34,7 +35,7 @@ class RemoteLearner:
     ):
         self.role, self._actors, self._kill, self._death, self._joined = role, actors, kill, death, joined
 
-    async def call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: Any) -> Any:
         if self._joined:
             joined, self._joined = self._joined, ()
             await self._first(joined)
@@ -48,8 +49,31 @@ class RemoteLearner:
         """A free port of rank 0's node, for an engine to meet it."""
         return await self._first([self._actors[0].address.remote()])
 
+    async def ready(self) -> None:
+        """Wait until every rank has loaded its model."""
+        await self._call("ready")
+
     async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
-        return await self.call("update", list(samples))
+        return await self._call("update", list(samples))
+
+    async def supervise(self, samples: Sequence[Sample]) -> dict[str, float]:
+        return await self._call("supervise", list(samples))
+
+    async def gaps(self) -> list[list[float] | None]:
+        return await self._call("gaps")
+
+    async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]:
+        return await self._call("score", prompt_ids, token_ids, temperature)
+
+    async def save(self, model_folder: Path, state_folder: Path) -> None:
+        await self._call("save", str(model_folder), str(state_folder))
+
+    async def load(self, state_folder: Path) -> None:
+        await self._call("load", str(state_folder))
+
+    async def free_cache(self) -> None:
+        """Give back the GPU memory that only an update needs."""
+        await self._call("free_cache")
 
     def weights(self) -> Any:
         """A reference to the weights in the object store, not the weights."""

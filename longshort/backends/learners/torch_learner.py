@@ -164,7 +164,7 @@ class TorchLearner:
         """Every weight by its checkpoint name, whole and not copied, one after the other; each is there only until the next is taken."""
         yield from self.model.state_dict().items()
 
-    def rest(self) -> None:
+    def free_cache(self) -> None:
         """Give back the GPU memory that the last update needed and the next one will need again; weights and optimizer stay."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
