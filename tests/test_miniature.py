@@ -16,6 +16,7 @@ from longshort.miniature.world import (
     dialogue,
     hard_parts,
     make_problems,
+    products,
     teacher_trace,
     terms_of,
 )
@@ -72,7 +73,12 @@ def test_unknown_split_and_foreign_question_are_refused():
     with pytest.raises(LongShortError, match="'train', 'dev' or 'test', got 'val'"):
         make_problems("val", 1, seed=0)
     with pytest.raises(LongShortError, match=r"p7: 'What is 2.2' is not of the miniature world"):
-        hard_parts(Problem(id="p7", question="What is 2+2", answer="4"))
+        terms_of(Problem(id="p7", question="What is 2+2", answer="4"))
+
+
+def test_a_problem_from_elsewhere_has_no_count_of_products_whatever_its_id():
+    assert products(Problem(id="mini-7", question="What is 2+2", answer="4")) is None
+    assert products(Problem(id="q", question="Last digit of a: 4*6*2-b: 9+c: 2*9*7?", answer="5")) == 2
 
 
 def test_terms_and_hard_parts_are_read_from_the_question():

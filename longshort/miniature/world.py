@@ -101,21 +101,29 @@ def make_problems(split: Split, count: int, seed: int) -> list[Problem]:
 
 
 def terms_of(problem: Problem) -> list[Term]:
-    """The terms of a problem of this world; raises LongShortError for a question from elsewhere."""
-    body = problem.question.removeprefix(QUESTION).removesuffix("?")
-    terms = [
-        Term(label, tuple(map(int, digits.split("*"))))
-        for label, digits in re.findall(r"([+-]?[a-c]: )(\d(?:\*\d)*)", body)
-    ]
-    if not terms or f"{QUESTION}{_expression(terms)}?" != problem.question:
-        raise LongShortError(
-            f"problem {problem.id}: {problem.question!r} is not of the miniature world ('{QUESTION}a: 4*6*2+b: 9?')"
-        )
-    return terms
+    """Return the terms of a problem of this world; raises LongShortError for a question from elsewhere."""
+    if terms := _terms(problem.question):
+        return terms
+    raise LongShortError(
+        f"problem {problem.id}: {problem.question!r} is not of the miniature world ('{QUESTION}a: 4*6*2+b: 9?')"
+    )
+
+
+def _terms(question: str) -> list[Term]:
+    """Read a question's terms; empty for a question from elsewhere."""
+    found = re.findall(r"([+-]?[a-c]: )(\d(?:\*\d)*)", question)
+    terms = [Term(label, tuple(map(int, digits.split("*")))) for label, digits in found]
+    return terms if question == f"{QUESTION}{_expression(terms)}?" else []
+
+
+def products(problem: Problem) -> int | None:
+    """Return how many products the problem has, 1 to 3 (each is worth a long thought); None for a problem from elsewhere."""
+    terms = _terms(problem.question)
+    return sum(term.is_product for term in terms) if terms else None
 
 
 def hard_parts(problem: Problem) -> int:
-    """Number of products, 1 to 3: the parts that are worth a long thought."""
+    """Return `products` of a problem of this world; raises LongShortError for one from elsewhere."""
     return sum(term.is_product for term in terms_of(problem))
 
 
