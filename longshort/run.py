@@ -1,7 +1,7 @@
-"""`longshort run`: the stages that a recipe configures, one after the other; a stage that is done is skipped.
+"""`longshort run`: the stages that a recipe configures, one after the other; a finished stage is skipped.
 
-A stage is a coroutine plus one line in `STAGES`. What it made is recorded in `runs/<name>/stages/<stage>.json` with a hash of the
-recipe, so that an interrupted run continues where it stopped and a changed recipe is not mixed with old results.
+A stage is a coroutine plus one line in `STAGES`. What it made is recorded in `runs/<name>/stages/<stage>.json` with a hash of
+the recipe, so that an interrupted run continues where it stopped and a changed recipe never mixes with old results.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,102 +28,120 @@ from longshort.preflight.checks import check
 from longshort.recipe.schema import LongShortConfig, with_models
 from longshort.recipe.strict_yaml import leaves
 from longshort.runs import checkpoint
+from longshort.runs.files import write_json
 from longshort.runs.layout import RunFolder, cold_model
+from longshort.team.folder import save_team
 from longshort.trainer import LongShortTrainer, may_change
 from longshort.types import LONG, ROLES, LongShortError
+
+TITLES = {"long_baseline": "single long model", "cold_start": "pair, after cold start", "trained": "pair, after RL"}
+"""The systems of the closing table, by their key in summary.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of a run: what it says it does, roughly how long it takes on the miniature, and the coroutine that does it."""
+    """A part of a run: its title, roughly its seconds on the miniature, and the coroutine that does it."""
 
     title: str
     seconds: int
     run: Callable[[LongShortConfig], Awaitable[dict[str, Any]]]
-    knows_itself: bool = False
-    """It is run every time, because it keeps a record of its own and skips what is done."""
+    resumes_itself: bool = False
+    """Run it every time: it keeps its own record and skips what is done."""
 
 
 def run(config: LongShortConfig) -> dict[str, Any]:
-    """Do all stages of the recipe; returns and writes the summary."""
+    """Do all stages of the recipe; return and write the summary."""
     return interruption.run(_run(config))
 
 
 async def _run(config: LongShortConfig) -> dict[str, Any]:
-    names, began = stage_names(config), time.monotonic()
+    names, started = stage_names(config), time.monotonic()
     console.say(f"longshort run -> {config.output_dir}")
     for number, name in enumerate(names, 1):
         console.say(f"  {number}. {name:<10} {STAGES[name].title} (about {console.duration(STAGES[name].seconds)})")
     console.say("checking the recipe, then starting Ray")
     async with console.heartbeat(lambda: "checking and starting"):
-        training = load_problems(config.dataset) if config.dataset else []
-        await asyncio.to_thread(check, config, training=training, held_out=evaluation_problems(config))
-        undo = ray_cluster.start(config)
+        await asyncio.to_thread(check_run, config)
+        stop_cluster = ray_cluster.start(config)
     try:
         for number, name in enumerate(names, 1):
             await _stage(config, name, f"[{number}/{len(names)}] {name}")
     finally:
-        undo()
+        stop_cluster()
     summary = write_summary(config, names)
     if table := final_table(summary):
         console.say(table)
     if "train" in names:
-        from longshort.report.report_page import write_report
-
-        await asyncio.to_thread(write_report, [Path(config.output_dir)])
-        from longshort.team.folder import save_team
-
-        await asyncio.to_thread(
-            save_team, RunFolder.of(config).team, config, checkpoint.latest(Path(config.output_dir))
-        )
+        await asyncio.to_thread(_publish, config)
     console.say(
-        f"\nwritten to {config.output_dir}: report.html, summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/, team/   "
-        f"({console.duration(time.monotonic() - began)})"
+        f"\nwritten to {config.output_dir}: report.html, summary.json, metrics.jsonl, episodes/, checkpoint-*/, eval/, "
+        f"team/   ({console.duration(time.monotonic() - started)})"
     )
     return summary
 
 
+def check_run(config: LongShortConfig) -> None:
+    """Refuse, before anything starts, what cannot work; LongShortError with what, where, both values and the remedy."""
+    training = load_problems(config.dataset) if config.dataset else []
+    check(config, training=training, held_out=evaluation_problems(config))
+
+
+def _publish(config: LongShortConfig) -> None:
+    """Write the run's report and its team folder."""
+    from longshort.report.report_page import write_report
+
+    folder = RunFolder.of(config)
+    write_report([folder.root])
+    save_team(folder.team, config, checkpoint.latest(folder.root))
+
+
 def stage_names(config: LongShortConfig) -> list[str]:
-    """The stages to run: the recipe's list, else all that apply to it. Raises LongShortError for an unknown one."""
-    wanted = {
+    """Return the stages to run: the recipe's list, else all that apply to it. LongShortError for an unknown one."""
+    applies = {
         "base": config.miniature,
         "baseline": config.miniature,
         "coldstart": config.coldstart,
         "mixture": config.mixture,
         "train": config.dataset,
     }
-    names = config.stages or [name for name in STAGES if wanted[name]]
+    names = config.stages or [name for name in STAGES if applies[name]]
     for name in names:
         if name not in STAGES:
             raise LongShortError(f"stages: {name!r} is not a stage; known: {', '.join(STAGES)}")
     return names
 
 
+def planned_stages(config: LongShortConfig) -> list[tuple[str, str, int | None]]:
+    """Return (name, title, seconds) of each stage; the times were measured on the miniature and hold for nothing else."""
+    names = stage_names(config)
+    return [(name, STAGES[name].title, STAGES[name].seconds if config.miniature else None) for name in names]
+
+
 async def _stage(config: LongShortConfig, name: str, label: str) -> None:
-    record = RunFolder.of(config).stage(name)
+    stage, record, seconds = STAGES[name], RunFolder.of(config).stage(name), None
     settings = {key: value for key, value in leaves(config.model_dump(mode="json")) if not may_change(key)}
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     if record.is_file():
         done = json.loads(record.read_text())
         if done["recipe"] != fingerprint:
             raise LongShortError(
-                f"{record} was made with other settings than this recipe's; remove {config.output_dir} or choose another output_dir"
+                f"{record} was made with other settings than this recipe's; "
+                f"remove {config.output_dir} or choose another output_dir"
             )
-        if not STAGES[name].knows_itself:
+        if not stage.resumes_itself:
             console.say(f"{label}: done before ({console.duration(done['seconds'])}), skipped")
             return
-    console.say(f"{label}: {STAGES[name].title}")
-    began = time.monotonic()
-    result = await STAGES[name].run(config)
-    seconds = time.monotonic() - began if not record.is_file() else json.loads(record.read_text())["seconds"]
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = record.with_suffix(".tmp")
-    partial.write_text(json.dumps({"recipe": fingerprint, "seconds": seconds, "result": result}, indent=1))
-    partial.replace(record)
-    console.say(f"{label}: {console.duration(time.monotonic() - began)}")
+        seconds = done["seconds"]
+    console.say(f"{label}: {stage.title}")
+    started = time.monotonic()
+    result = await stage.run(config)
+    taken = time.monotonic() - started
+    write_json(record, {"recipe": fingerprint, "seconds": taken if seconds is None else seconds, "result": result})
+    console.say(f"{label}: {console.duration(taken)}")
 
 
 async def base(config: LongShortConfig) -> dict[str, Any]:
+    """Train the miniature's base model of each role."""
     from longshort.miniature.training import train_base
 
     folders = {role: RunFolder.of(config).base(role) for role in ROLES}
@@ -132,6 +150,7 @@ async def base(config: LongShortConfig) -> dict[str, Any]:
 
 
 async def coldstart(config: LongShortConfig) -> dict[str, Any]:
+    """Make the cold start's data and models, and the page that shows them."""
     from longshort.coldstart.command import cold_start
     from longshort.report.thoughts_page import write_page
 
@@ -147,34 +166,34 @@ async def mixture(config: LongShortConfig) -> dict[str, Any]:
 
 
 async def baseline(config: LongShortConfig) -> dict[str, Any]:
-    """The single long model, alone, on the held-out problems."""
+    """Evaluate the single long model, alone, on the held-out problems."""
     protocol = Solo(turn_tokens=config.long.engine.max_model_len)
     async with Pair(config, {LONG: str(RunFolder.of(config).base(LONG))}, protocol=protocol) as pair:
-        return _show(await measure(config, pair, "long_baseline", title="single long model"))
+        return _show(await measure(config, pair, "long_baseline", title=TITLES["long_baseline"]))
 
 
 async def train(config: LongShortConfig) -> dict[str, Any]:
-    """RL of both roles, with the same evaluation before and after; continues from the newest checkpoint of an interrupted run."""
+    """Train both roles by RL, evaluated before and after; continue from the newest checkpoint of an interrupted run."""
     config = after_cold_start(config)
     trainer = LongShortTrainer(args=config)
     folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
     trainer.check()
     async with trainer.pair(folder) as pair:
-        cold = measured_before(config, "cold_start") or _show(
-            await measure(config, pair, "cold_start", title="pair, after cold start")
-        )
+        cold = measured_before(config, "cold_start")
+        cold = cold or _show(await measure(config, pair, "cold_start", title=TITLES["cold_start"]))
         await trainer.run(pair, folder)
-        return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained", title="pair, after RL"))}
+        return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained", title=TITLES["trained"]))}
 
 
 def _show(result: dict[str, Any]) -> dict[str, Any]:
+    """Print an evaluation's main figures; return them."""
     keys = ("accuracy", "accuracy_greedy", "tokens", "cost", "hand_back_rate", "format")
     console.say("  " + "  ".join(f"{key} {result[key]:.3f}" for key in keys if key in result))
     return result
 
 
 def after_cold_start(config: LongShortConfig) -> LongShortConfig:
-    """The recipe with the models that its cold start made, where it has one; LongShortError when they are not there yet."""
+    """Return the recipe with the models that its cold start made, if it has one; LongShortError if they are missing."""
     if not config.coldstart:
         return config
     folders = {role: cold_model(config, role) for role in ROLES}
@@ -182,9 +201,10 @@ def after_cold_start(config: LongShortConfig) -> LongShortConfig:
     return with_models(config, folders)
 
 
-def write_summary(config: LongShortConfig, names: list[str]) -> dict[str, Any]:
-    """runs/<name>/summary.json: one block per system, seconds per stage, the seed."""
-    records = {name: json.loads(RunFolder.of(config).stage(name).read_text()) for name in names}
+def write_summary(config: LongShortConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Write runs/<name>/summary.json: one block per system, seconds per stage, the seed."""
+    folder = RunFolder.of(config)
+    records = {name: json.loads(folder.stage(name).read_text()) for name in names}
     summary: dict[str, Any] = {}
     if "baseline" in records:
         summary["long_baseline"] = records["baseline"]["result"]
@@ -193,25 +213,38 @@ def write_summary(config: LongShortConfig, names: list[str]) -> dict[str, Any]:
     if "mixture" in records:
         summary["mixture"] = records["mixture"]["result"]
     summary |= {"seconds": {name: round(record["seconds"], 1) for name, record in records.items()}, "seed": config.seed}
-    RunFolder.of(config).summary.write_text(json.dumps(summary, indent=1))
+    write_json(folder.summary, summary)
     return summary
 
 
-def final_table(summary: dict[str, Any]) -> str:
-    """Single long model · after cold start · after RL; empty where the run had none of them."""
-    titles = {"long_baseline": "single long model", "cold_start": "pair, after cold start", "trained": "pair, after RL"}
-    found = {title: summary[name] for name, title in titles.items() if name in summary}
-    return results_table("held-out problems", found) if found else ""
+def final_table(summary: Mapping[str, Any]) -> str:
+    """Return the closing table: single long model, after cold start, after RL; empty if the run had none of them."""
+    systems = {title: summary[name] for name, title in TITLES.items() if name in summary}
+    return results_table("held-out problems", systems) if systems else ""
 
 
 STAGES = {
-    "base": Stage(title="train both base models from random weights on the teacher's traces", seconds=230, run=base),
+    "base": Stage(
+        title="train both base models from random weights on the teacher's traces",
+        seconds=230,
+        run=base,
+    ),
     "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
     "coldstart": Stage(
-        title="from long traces to two models that speak the dialogue", seconds=200, run=coldstart, knows_itself=True
+        title="from long traces to two models that speak the dialogue",
+        seconds=200,
+        run=coldstart,
+        resumes_itself=True,
     ),
     "mixture": Stage(
-        title="fine-tune one role on a mixture of short and long traces", seconds=90, run=mixture, knows_itself=True
+        title="fine-tune one role on a mixture of short and long traces",
+        seconds=90,
+        run=mixture,
+        resumes_itself=True,
     ),
-    "train": Stage(title="reinforcement learning of both models, evaluated before and after", seconds=250, run=train),
+    "train": Stage(
+        title="reinforcement learning of both models, evaluated before and after",
+        seconds=250,
+        run=train,
+    ),
 }

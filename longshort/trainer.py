@@ -3,7 +3,7 @@
     args = LongShortConfig(output_dir="runs/x", max_steps=100)
     LongShortTrainer(long="models/a", short="models/b", train_dataset=problems, args=args).train()
 
-The command line's `longshort train recipe.yaml` and a Ray job make exactly this object.
+`longshort train recipe.yaml` and a Ray job make exactly this object.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import asyncio
 import functools
 import random
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longshort import console, interruption
+from longshort.data import load_problems, normalise
 from longshort.dialogue.protocols import make_protocol
 from longshort.dialogue.rewards import SynergyReward
 from longshort.dialogue.rollout import Admission, Decoding, RewardFunction, live_episodes
+from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.benchmarks import evaluation_problems
 from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages, zero_variance
@@ -30,7 +32,10 @@ from longshort.recipe.schema import LongShortConfig, dump, parse
 from longshort.recipe.strict_yaml import leaves
 from longshort.recorder import Recorder
 from longshort.runs import checkpoint
-from longshort.types import Group, LongShortError, Problem
+from longshort.runs.files import write_whole
+from longshort.runs.layout import RunFolder
+from longshort.team.folder import save_team
+from longshort.types import ROLES, Group, LongShortError, Problem
 
 MAY_CHANGE = (
     r"output_dir|stages|save_\w+|eval\b.*|serve\..*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
@@ -38,16 +43,17 @@ MAY_CHANGE = (
     r"share_engine|weight_sync|time_share",
     r"(long|short)\.(model|lora\.adapter|engine\..*)",
 )
-"""Settings that may differ between a checkpoint and the run that resumes it; any other change would train something else. A model may
-have moved: the weights come from the checkpoint, and the engine is proven to hold them."""
+"""Settings that may differ between a checkpoint and the run that resumes it; any other change would train something
+else. A model may have moved: the weights come from the checkpoint, and the engine is proven to hold them.
+"""
 
 
 class LongShortTrainer:
     """Trains the pair by multi-turn RL.
 
-    `long`, `short`: model folders or hub names (default: the recipe's). `train_dataset`: problems, or dicts with the columns that
-    longshort/data.py knows (default: the recipe's `dataset`). `reward`: `(problem, episodes, progress) -> [Reward]`, plain or async
-    (default: the recipe's synergy reward). `protocol`: an object like those in longshort/dialogue/protocols.py (default: the recipe's).
+    `long`, `short`: model folders or hub names (default: the recipe's). `train_dataset`: problems, or dicts with the
+    columns that longshort/data.py knows (default: the recipe's `dataset`). `reward`: `(problem, episodes, progress)
+    -> [Reward]`, plain or async (default: the recipe's reward). `protocol`: a TurnProtocol (default: the recipe's).
     Raises LongShortError before anything starts if the settings, models or data cannot work.
     """
 
@@ -56,29 +62,32 @@ class LongShortTrainer:
         *,
         long: str | None = None,
         short: str | None = None,
-        train_dataset: Sequence[Problem] | Sequence[dict[str, Any]] | None = None,
+        train_dataset: Sequence[Problem] | Sequence[Mapping[str, Any]] | None = None,
         reward: RewardFunction | None = None,
-        protocol=None,
+        protocol: TurnProtocol | None = None,
         args: LongShortConfig | None = None,
     ):
         args = args or LongShortConfig()
-        changes = {
-            role: args.role(role).model_dump() | {"model": model}
-            for role, model in (("long", long), ("short", short))
-            if model
-        }
+        models = {role: model for role, model in zip(ROLES, (long, short), strict=True) if model}
+        changes = {role: args.role(role).model_dump() | {"model": model} for role, model in models.items()}
         self.config = parse(args.model_dump() | changes)
         self.protocol = protocol or make_protocol(self.config)
         self.problems = _problems(train_dataset, self.config)
-        self.reward, self.output_dir = reward, Path(self.config.output_dir)
+        self.reward, self.folder = reward, RunFolder.of(self.config)
         self.steps = self.config.max_steps
         self.schedule = role_schedule(self.config.schedule, self.steps, self.protocol.roles)
+        self._epoch, self._permutation = -1, list[int]()
         for role in self.protocol.roles:
             if not self.config.role(role).model:
                 raise LongShortError(f"{role}.model is empty: name a model folder or a hub name for the {role} role")
 
+    @property
+    def output_dir(self) -> Path:
+        return self.folder.root
+
     def train(self, resume: bool | str | Path = False) -> dict[str, float]:
-        """Train to `max_steps`; returns the last step's metrics. `resume`: True (output_dir's newest checkpoint), or a checkpoint folder.
+        """Train to `max_steps`; return the last step's metrics. `resume`: True (the newest checkpoint), or a
+        checkpoint folder.
 
         SIGINT and SIGTERM save a checkpoint and raise Interrupted. No process outlives the call.
         """
@@ -91,24 +100,24 @@ class LongShortTrainer:
             return await self.run(pair, folder)
 
     def save_model(self, folder: str | Path | None = None) -> Path:
-        """Write the pair as it was last saved (`train` saves at its end) as a team folder; returns it, by default `output_dir`/team.
+        """Write the pair as it was last saved (`train` saves at its end) as a team folder; return it, by default
+        `output_dir`/team.
 
-        It holds both models, their tokenizers, the protocol and a card; `Team.from_pretrained` and `longshort serve` take it
-        (longshort/team/folder.py). Raises LongShortError where nothing was saved yet, or the protocol is not the recipe's.
+        The folder holds both models, their tokenizers, the protocol and a card; `Team.from_pretrained` and `longshort
+        serve` read it (longshort/team/folder.py). Raises LongShortError if nothing was saved yet, or if the protocol
+        is not the recipe's.
         """
-        from longshort.team.folder import save_team
-
         if type(self.protocol) is not type(make_protocol(self.config)):
             raise LongShortError(
-                f"a team folder holds a protocol that a recipe can name, not {type(self.protocol).__name__}; the models are in "
-                f"{checkpoint.latest(self.output_dir)}"
+                "a team folder holds a protocol that a recipe can name, "
+                f"not {type(self.protocol).__name__}; the models are in {checkpoint.latest(self.output_dir)}"
             )
         if not checkpoint.steps(self.output_dir):
             raise LongShortError(f"nothing to save: {self.output_dir} holds no checkpoint yet; train first")
-        return save_team(folder or self.output_dir / "team", self.config, checkpoint.latest(self.output_dir))
+        return save_team(folder or self.folder.team, self.config, checkpoint.latest(self.output_dir))
 
     def check(self) -> None:
-        """Refuse, before anything starts, what cannot work (LongShortError): see longshort/preflight/checks.py."""
+        """Refuse, before anything starts, what cannot work: see longshort/preflight/checks.py."""
         console.say("checking models, tokenizers, data and memory")
         held_out = evaluation_problems(self.config)
         check(
@@ -116,42 +125,43 @@ class LongShortTrainer:
         )
 
     def checkpoint_to_resume(self, resume: bool | str | Path) -> Path | None:
-        """The verified checkpoint to continue from, or None for a new run.
+        """Return the verified checkpoint to continue from, or None for a new run.
 
-        Raises LongShortError if it is damaged, foreign or of another recipe, and if a new run would write among another one's checkpoints.
+        Raises LongShortError if it is damaged, foreign or of another recipe, and if a new run would mix its
+        checkpoints with older ones.
         """
         if not resume:
-            if found := checkpoint.steps(self.output_dir):
+            if older := checkpoint.steps(self.output_dir):
                 raise LongShortError(
-                    f"output_dir {self.output_dir} holds checkpoints up to step {found[-1][0]}; pass --resume to go on, or choose another"
+                    f"output_dir {self.output_dir} holds checkpoints up to step {older[-1][0]}; "
+                    "pass --resume to go on, or choose another"
                 )
             return None
         folder = checkpoint.latest(self.output_dir) if resume is True else Path(resume)
-        saved, current = (
-            dict(leaves(checkpoint.verify(folder)["recipe"])),
-            dict(leaves(self.config.model_dump(mode="json"))),
-        )
+        saved = dict(leaves(checkpoint.verify(folder)["recipe"]))
+        current = dict(leaves(self.config.model_dump(mode="json")))
         for key in sorted(saved.keys() | current.keys()):
             if saved.get(key) != current.get(key) and not may_change(key):
                 raise LongShortError(
-                    f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current.get(key)!r}; restore it, or start a new run "
-                    "in another output_dir"
+                    f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current.get(key)!r}; "
+                    "restore it, or start a new run in another output_dir"
                 )
         return folder
 
     def pair(self, folder: Path | None = None) -> Pair:
-        """The engines and learners of this run, from the recipe's models or from a checkpoint."""
+        """Make the engines and learners of this run, from the recipe's models or from a checkpoint."""
         models = {role: self.config.role(role).model for role in self.protocol.roles}
         learner_models = {role: str(folder / role) for role in models} if folder else None
         updates = {role: sum(role in self.schedule(step) for step in range(self.steps)) for role in self.protocol.roles}
         return Pair(self.config, models, learner_models=learner_models, total_updates=updates, protocol=self.protocol)
 
     async def run(self, pair: Pair, folder: Path | None = None) -> dict[str, float]:
-        """Train with a live pair (`folder`: from this checkpoint); on a signal, drop the rollouts under way, save, raise Interrupted."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        (self.output_dir / "episodes").mkdir(exist_ok=True)
-        (self.output_dir / "recipe.yaml").write_text(dump(self.config))
-        recorder = Recorder(self.config, self.output_dir, self.steps, self.protocol, self.advantage, pair)
+        """Train with a live pair, from the checkpoint `folder` if given.
+
+        On a signal, drop the rollouts under way, save, raise Interrupted.
+        """
+        write_whole(self.folder.recipe, dump(self.config))
+        recorder = Recorder(self.config, self.steps, self.protocol, self.advantage, pair)
         if folder:
             await self._restore(pair, folder, recorder)
         stop = asyncio.Event()
@@ -177,7 +187,7 @@ class LongShortTrainer:
         return recorder.metrics
 
     def rollouts(self, pair: Pair) -> Callable[[int], Awaitable[Rollout]]:
-        """What rolls out a step with a live pair: as many episodes at once as keep both engines decoding."""
+        """Return the function that rolls out a step, with as many live episodes as keep both engines decoding."""
         config = self.config
         decoded = sum(engine.max_num_seqs for engine in config.engines(self.protocol.roles))
         return functools.partial(
@@ -196,7 +206,9 @@ class LongShortTrainer:
         )
 
     async def _restore(self, pair: Pair, folder: Path, recorder: Recorder) -> None:
-        """Learners continue from the checkpoint (their weights are theirs already); engines get those weights, proven."""
+        """Restore the learners' state (they hold the checkpoint's weights already) and publish their weights to the
+        engines.
+        """
         facts = checkpoint.verify(folder)
         recorder.continue_from(facts["step"])
         await asyncio.gather(*(policy.learner.load(folder / "state" / role) for role, policy in pair.policies.items()))
@@ -206,16 +218,20 @@ class LongShortTrainer:
         console.say(f"resumed {folder} after step {recorder.done}")
 
     def step_problems(self, step: int) -> list[Problem]:
-        """The problems of a step: epoch after epoch of seeded permutations, so that the step alone says where in the data a run is."""
-        size, wanted = len(self.problems), self.config.num_problems
+        """Return the problems of a step, in epochs of seeded permutations: the step alone decides the place in the
+        data.
+        """
+        size, count = len(self.problems), self.config.num_problems
         picked = []
-        for position in range(step * wanted, (step + 1) * wanted):
+        for position in range(step * count, (step + 1) * count):
             epoch, offset = divmod(position, size)
             picked.append(self.problems[self._order(epoch)[offset]])
         return picked
 
     def spare_problems(self, step: int) -> list[Problem]:
-        """At most `refill` problems that are not in the step, drawn by a dice of its own: nobody else's order depends on who needs them."""
+        """Return at most `refill` problems that are not in the step; seeded separately, so refills never change the
+        regular order.
+        """
         if not self.config.refill:
             return []
         taken = {problem.id for problem in self.step_problems(step)}
@@ -223,31 +239,32 @@ class LongShortTrainer:
         return random.Random(f"{self.config.seed}/refill/{step}").sample(others, min(self.config.refill, len(others)))
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_cached_epoch", None) != epoch:
-            self._cached_epoch, self._cached_order = epoch, list(range(len(self.problems)))
-            random.Random(f"{self.config.seed}/{epoch}").shuffle(self._cached_order)
-        return self._cached_order
+        """Return the order of the problems in an epoch; the newest one is kept."""
+        if self._epoch != epoch:
+            self._epoch, self._permutation = epoch, list(range(len(self.problems)))
+            random.Random(f"{self.config.seed}/{epoch}").shuffle(self._permutation)
+        return self._permutation
 
     def advantage(self, groups: Sequence[Group], role: str) -> list[list[float]]:
         return advantages(groups, role, self.config.advantage, self.config.scale_rewards)
 
 
-def _problems(dataset, config: LongShortConfig) -> list[Problem]:
-    from longshort.data import load_problems, normalise
-
-    if dataset is None:
-        if not config.dataset:
-            raise LongShortError("no training problems: set `dataset` in the recipe, or pass train_dataset=")
+def _problems(
+    dataset: Sequence[Problem] | Sequence[Mapping[str, Any]] | None, config: LongShortConfig
+) -> list[Problem]:
+    """Return the training problems, from the argument if given, else from the recipe."""
+    if dataset is not None:
+        rows = enumerate(dataset)
+        problems = [row if isinstance(row, Problem) else normalise(row, f"train_dataset[{i}]") for i, row in rows]
+    elif config.dataset:
         problems = load_problems(config.dataset)
     else:
-        problems = [
-            row if isinstance(row, Problem) else normalise(row, f"train_dataset[{i}]") for i, row in enumerate(dataset)
-        ]
+        raise LongShortError("no training problems: set `dataset` in the recipe, or pass train_dataset=")
     if not problems:
         raise LongShortError(f"the training set {config.dataset or 'train_dataset'} is empty")
     return problems
 
 
 def may_change(key: str) -> bool:
-    """Whether a run may be continued with another value of this dotted key (MAY_CHANGE)."""
+    """Whether a run may continue with another value of this dotted key."""
     return any(re.fullmatch(pattern, key) for pattern in MAY_CHANGE)

@@ -20,7 +20,9 @@ ROLES = (LONG, SHORT)
 
 
 class LongShortError(Exception):
-    """An error a person can act on: what is wrong, where, both values, the remedy. The CLI prints it without a traceback."""
+    """An error a person can act on: what is wrong, where, both values, the remedy. The CLI prints it without a
+    traceback.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +39,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one turn is sampled. `temperature` 0 is greedy; `top_k` 0 is off; `stop` holds the role tags, and other strings, that end it.
+    """How one turn is sampled. `temperature` 0 is greedy; `top_k` 0 is off; `stop` holds the role tags, and other
+    strings, that end it.
 
-    With `stop_token_ids` the first of them are single tokens, of these ids in the same order; the others are found in the text.
+    With `stop_token_ids` the first of them are single tokens, of these ids in the same order; the others are found in
+    the text.
 
     Sampling(max_tokens=24, stop=("</think>",), temperature=1.0, top_p=1.0, top_k=0, seed=17, stop_token_ids=())
     """
@@ -59,13 +63,13 @@ class Sampling:
 class Completion:
     """What an engine sampled in one turn.
 
-    `token_ids` are exactly the ids sampled, the closing tag's included; `logprobs` has one entry per id, with the temperature inside;
-    `text` is the decoded turn cut before the closing tag; `stop` is that tag, or "eos", "length", "abort";
-    `version` counts the weight updates of the policy that began it; `updates` holds, for each update that came while it was being
-    written, how many of its tokens stood by then.
+    `token_ids` are exactly the ids sampled, the closing tag's included; `logprobs` has one entry per id, with the
+    temperature inside; `text` is the decoded turn cut before the closing tag; `stop` is that tag, or "eos", "length",
+    "abort"; `version` counts the weight updates of the policy that began it; `updates` holds, for each update that
+    came while it was being written, how many of its tokens stood by then.
 
-    Completion(token_ids=(31, 9, 4), logprobs=(-0.1, -0.7, -0.0), text="9 ok.", stop="</think>", version=12, updates=(2,))
-    -> versions (12, 12, 13)
+    Completion(token_ids=(31, 9, 4), logprobs=(-0.1, -0.7, -0.0), text="9 ok.", stop="</think>", version=12,
+    updates=(2,)) -> versions (12, 12, 13)
     """
 
     token_ids: tuple[int, ...]
@@ -120,7 +124,8 @@ class Episode:
 class Reward:
     """What one episode earned: a total per role, and every term it is made of, for the log.
 
-    Reward(totals={"long": 1.4, "short": 1.9}, terms={"correct": 1.0, "format/long": 0.0, "format/short": 1.0, "length": -0.1})
+    Reward(totals={"long": 1.4, "short": 1.9}, terms={"correct": 1.0, "format/long": 0.0, "format/short": 1.0,
+    "length": -0.1})
     """
 
     totals: Mapping[str, float]
@@ -144,10 +149,11 @@ class Group:
 class Sample:
     """One training sequence: one role's view of one episode. Four aligned sequences.
 
-    `mask` is 1 on the ids this role sampled and 0 on the prompt and on the partner's text; `logprobs` (the engine's) and
-    `advantages` are 0 where `mask` is 0. `version` is that of the oldest weights that wrote any of it.
+    `mask` is 1 on the ids this role sampled and 0 on the prompt and on the partner's text; `logprobs` (the engine's)
+    and `advantages` are 0 where `mask` is 0. `version` is that of the oldest weights that wrote any of it.
 
-    Sample(role="long", token_ids=(5, 6, 31, 9), mask=(0, 0, 1, 1), logprobs=(0.0, 0.0, -0.1, -0.7), advantages=(0.0, 0.0, 0.5, 0.5))
+    Sample(role="long", token_ids=(5, 6, 31, 9), mask=(0, 0, 1, 1), logprobs=(0.0, 0.0, -0.1, -0.7), advantages=(0.0,
+    0.0, 0.5, 0.5))
     """
 
     role: str
@@ -169,9 +175,10 @@ class Sample:
 class Batch:
     """Several samples of one role packed into rows for one forward pass.
 
-    `input_ids`, `position_ids`, `sequence`: int64 [B, T]; `mask`: bool [B, T]; `logprobs`, `advantages`, `weights`: float32 [B, T].
-    Positions restart at 0 with each sample, which is how attention knows where one ends; `sequence` numbers the samples of the
-    *whole step* (-1 on padding); `weights` carries the loss's denominator, so that summing over any split of the step gives its loss.
+    `input_ids`, `position_ids`, `sequence`: int64 [B, T]; `mask`: bool [B, T]; `logprobs`, `advantages`, `weights`:
+    float32 [B, T]. Positions restart at 0 with each sample, which is how attention knows where one ends; `sequence`
+    numbers the samples of the *whole step* (-1 on padding); `weights` carries the loss's denominator, so that summing
+    over any split of the step gives its loss.
     """
 
     role: str

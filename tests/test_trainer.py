@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def step_of(*dialogues):
     return Step(index=0, groups=(group,), updates={LONG: {}, SHORT: {}}, rollout_s=1.0, update_s=1.0)
 
 
-def progress_with(run, gaps):
+def recorder_with(run, gaps):
     """Its learners are doubles that only know the gaps of their last update."""
 
     def policy(role):
@@ -114,10 +115,8 @@ def progress_with(run, gaps):
 
         return SimpleNamespace(gaps=of_last_update)
 
-    (run.output_dir / "episodes").mkdir(parents=True)
     return Recorder(
         run.config,
-        run.output_dir,
         run.steps,
         run.protocol,
         run.advantage,
@@ -125,9 +124,9 @@ def progress_with(run, gaps):
     )
 
 
-def write_episodes(progress, step):
-    progress.done = step.index + 1
-    progress._write_episodes(step, asyncio.run(progress._gaps(step)))
+def write_episodes(recorder, step):
+    gaps = {role: asyncio.run(recorder.pair.policies[role].gaps()) for role in step.updates}
+    recorder.write_episodes(step, gaps)
 
 
 def test_gaps_stand_on_the_lines_of_the_episodes_that_a_role_was_trained_on(tmp_path, untrained):
@@ -138,8 +137,8 @@ def test_gaps_stand_on_the_lines_of_the_episodes_that_a_role_was_trained_on(tmp_
         (turn(LONG, (1,), (7, 8)), turn(SHORT, (2,), (9,)), turn(LONG, (1, 7, 8, 4), (6,))),
     )
     run = trainer(tmp_path, untrained)
-    progress = progress_with(run, {LONG: [[0.01], None, [0.1, 0.2, -0.3]], SHORT: [None, [0.4]]})
-    write_episodes(progress, step)
+    recorder = recorder_with(run, {LONG: [[0.01], None, [0.1, 0.2, -0.3]], SHORT: [None, [0.4]]})
+    write_episodes(recorder, step)
     assert [path.name for path in (run.output_dir / "episodes").iterdir()] == ["step-000001.jsonl"]
     rows = [json.loads(line) for line in (run.output_dir / "episodes" / "step-000001.jsonl").read_text().splitlines()]
     assert [row.get("gaps") for row in rows] == [{LONG: [0.01]}, None, {LONG: [0.1, 0.2, -0.3], SHORT: [0.4]}]
@@ -154,34 +153,48 @@ def test_groups_whose_places_were_refilled_stand_last_and_trained_nobody(tmp_pat
     step, other = step_of(one((7,)), one((8,))), step_of(one((9,)), one((9,)))
     even = replace(other.groups[0], rewards=other.groups[0].rewards[:1] * 2)
     run = trainer(tmp_path, untrained)
-    write_episodes(progress_with(run, {LONG: [[0.1], [0.2]], SHORT: []}), replace(step, replaced=(even,)))
+    write_episodes(recorder_with(run, {LONG: [[0.1], [0.2]], SHORT: []}), replace(step, replaced=(even,)))
     rows = [json.loads(line) for line in (run.output_dir / "episodes" / "step-000001.jsonl").read_text().splitlines()]
     assert [row["turns"][0]["token_ids"] for row in rows] == [[7], [8], [9], [9]]
-    assert (
-        [row["advantages"][LONG] for row in rows] == [-0.5, 0.5, 0.0, 0.0]
-        and "gaps" not in rows[2]
-        and rows[1]["gaps"] == {LONG: [0.2]}
-    )
+    assert [row["advantages"][LONG] for row in rows] == [-0.5, 0.5, 0.0, 0.0]
+    assert [row.get("gaps") for row in rows] == [{LONG: [0.1]}, {LONG: [0.2]}, None, None]
+
+
+def test_writing_episodes_leaves_the_event_loop_to_the_rollouts(tmp_path, untrained, monkeypatch):
+    """With staleness, the next rollouts are under way while a step is written."""
+
+    async def no_metrics(self, step):
+        return {}
+
+    monkeypatch.setattr(Recorder, "_measure", no_metrics)
+    monkeypatch.setattr(Recorder, "_print", lambda self, step: None)
+    run, threads = trainer(tmp_path, untrained), []
+    recorder = recorder_with(run, {LONG: [None], SHORT: []})
+    recorder.advantage = lambda groups, role: threads.append(threading.current_thread()) or [[0.0]]
+    run.output_dir.mkdir(parents=True)
+    asyncio.run(recorder.after(step_of((turn(LONG, (1,), (7,)),))))
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 def test_gaps_of_other_samples_than_the_steps_are_refused(tmp_path, untrained):
-    progress = progress_with(trainer(tmp_path, untrained), {LONG: [[0.1], [0.2]], SHORT: []})
+    recorder = recorder_with(trainer(tmp_path, untrained), {LONG: [[0.1], [0.2]], SHORT: []})
     with pytest.raises(ValueError, match="zip"):
-        write_episodes(progress, step_of((turn(LONG, (1,), (7,)),)))
+        write_episodes(recorder, step_of((turn(LONG, (1,), (7,)),)))
 
 
 def test_a_half_written_file_of_episodes_never_has_its_name(tmp_path, untrained):
     whole, forgetful = (turn(LONG, (1,), (7,)),), (turn(LONG, (1,), (7,)), turn(LONG, (1, 8), (6,)))
     run = trainer(tmp_path, untrained)
-    progress = progress_with(run, {LONG: [None, None], SHORT: []})
+    recorder = recorder_with(run, {LONG: [None, None], SHORT: []})
     with pytest.raises(ValueError, match="append-only"):
-        write_episodes(progress, step_of(whole, forgetful))
+        write_episodes(recorder, step_of(whole, forgetful))
     path = run.output_dir / "episodes" / "step-000001.jsonl"
     assert not path.exists()
-    write_episodes(progress, step_of(whole, whole))
+    write_episodes(recorder, step_of(whole, whole))
     first = path.read_text()
     with pytest.raises(ValueError, match="append-only"):
-        write_episodes(progress, step_of(whole, forgetful))
+        write_episodes(recorder, step_of(whole, forgetful))
     assert path.read_text() == first and len(first.splitlines()) == 2
 
 

@@ -161,7 +161,7 @@ async def measure(folder: Path, runs: int) -> Clocks:
             schedule=trainer.schedule,
             staleness=0,
             after=clocks.around_after(
-                Recorder(trainer.config, trainer.output_dir, steps, trainer.protocol, trainer.advantage, pair).after
+                Recorder(trainer.config, steps, trainer.protocol, trainer.advantage, pair).after
             ),
             stop=asyncio.Event(),
         )
