@@ -38,7 +38,7 @@ def test_samples_beyond_the_bound_are_dropped_and_counted_and_have_no_gaps(tmp_p
             self.got = samples
             return {"optimizer_steps": 0.0}
 
-        async def call(self, method):
+        async def gaps(self):
             return [[0.01] * sum(sample.mask) for sample in self.got]
 
     def sample(version):

@@ -51,8 +51,11 @@ class Learner:
             raise self.error
         return {"optimizer_steps": self.optimizer_steps}
 
-    async def call(self, method):
-        self.log.append(f"{self.role} {method}")
+    async def ready(self):
+        self.log.append(f"{self.role} ready")
+
+    async def free_cache(self):
+        self.log.append(f"{self.role} frees its cache")
 
     def weights(self):
         return "reference"
@@ -93,10 +96,10 @@ def test_both_engines_sleep_until_the_slower_learner_is_done():
     _, log = played(LONG, SHORT, short={"steps": 9})
     assert sorted(log[:4]) == ["long learns", "long sleeps 2", "short learns", "short sleeps 2"]
     assert log.index("long sleeps 2") < log.index("short sleeps 2") < log.index("long learns")
-    assert log.index("long rest") < log.index("short rest") < log.index("long wakes weights")
+    assert log.index("long frees its cache") < log.index("short frees its cache") < log.index("long wakes weights")
     for role in (LONG, SHORT):
         mine = [line.removeprefix(f"{role} ") for line in log if line.startswith(role)]
-        assert mine == ["sleeps 2", "learns", "rest", "ready", "wakes weights", "receives", "wakes kv_cache", "proven"]
+        assert mine == ["sleeps 2", "learns", "frees its cache", "ready", "wakes weights", "receives", "wakes kv_cache", "proven"]
 
 
 def test_the_engine_of_a_frozen_partner_keeps_its_weights():
@@ -105,7 +108,7 @@ def test_the_engine_of_a_frozen_partner_keeps_its_weights():
         "long sleeps 1",
         "short sleeps 2",
         "short learns",
-        "short rest",
+        "short frees its cache",
         "long wakes weights+kv_cache",
         "short ready",
         "short wakes weights",

@@ -129,8 +129,8 @@ class Actors:
             self.parcels = [{"names": ["a"]}, {"names": ["b"]}, {}]
         return self._do("learner", step, *arguments)
 
-    def call(self, method):
-        return self._do("learner", method)
+    async def ready(self):
+        await self._do("learner", "ready")
 
     def weights(self):
         return "reference"
