@@ -1,17 +1,17 @@
 """The commands. Arguments are parsed before anything heavy is imported, so that `--help` answers at once.
 
-longshort run    recipe.yaml [key.sub=value …]            all stages the recipe configures; continues where it stopped
-longshort coldstart recipe.yaml [--redo STEP]              from long traces to two fine-tuned models; or one step of it:
+longshort run    recipe.yaml [key.sub=value …]        do all stages of the recipe; continue where it stopped
+longshort coldstart recipe.yaml [--redo STEP]         from long traces to two fine-tuned models; or one step of it:
           chunk | rollouts | importance | partition | rewrite | rows | sft
-longshort mixture recipe.yaml                              SFT of one role on short and long traces, re-weighted as it learns
-longshort train  recipe.yaml [key.sub=value …] [--resume]  RL of the pair
-longshort eval   recipe.yaml [--systems A,B]               accuracy and tokens of the pair and of what it is compared with
-longshort serve  team [--port 8000]                        one OpenAI-compatible endpoint in which the pair answers
-longshort chat   team [--once QUESTION]                    the pair's dialogue on your questions, live in the terminal
-longshort report runs/x [runs/y …] [--watch]               one page: curves, tables, every episode
-longshort plan   recipe.yaml [--dry-run]                   what would run where, and whether it fits
-longshort plan   recipe.yaml --gpus 8 [--zero 3]           where engines and learners go on 8 GPUs, memory, time, and why
-longshort doctor                                           what is installed, what would be used, what is missing
+longshort mixture recipe.yaml                         SFT of one role on short and long traces, re-weighted as it learns
+longshort train  recipe.yaml [--resume]               RL of the pair
+longshort eval   recipe.yaml [--systems A,B]          accuracy and tokens of the pair and of its baselines
+longshort serve  team [--port 8000]                   serve the pair as one OpenAI-compatible endpoint
+longshort chat   team [--once QUESTION]               ask the pair, and watch both models answer in the terminal
+longshort report runs/x [runs/y …] [--watch]          one page: curves, tables, every episode
+longshort plan   recipe.yaml [--dry-run]              what would run where, and whether it fits
+longshort plan   recipe.yaml --gpus 8                 whether this recipe fits 8 GPUs, and what helps if it does not
+longshort doctor                                      what is installed, what would be used, what is missing
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longshort.types import LongShortError
 from longshort.version import __version__
+
+if TYPE_CHECKING:
+    from longshort.recipe.schema import LongShortConfig
 
 STEPS = {
     "chunk": "cut traces into thoughts",
@@ -39,12 +43,11 @@ ON_GPUS = ("gpu_memory", "nodes", "zero", "ranks", "offload", "gradient_checkpoi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. A LongShortError is one message on stderr and status 1 (128 + n after signal n)."""
+    """Run one command and return its exit status. A LongShortError prints one message; its status is 1, or 128 + signal."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
-    settings = [
-        text for text in left if "=" in text and not text.startswith("-")
-    ]  # argparse takes them before the options only
+    # argparse takes positional arguments before the options only: settings that come after them are left over.
+    settings = [text for text in left if "=" in text and not text.startswith("-")]
     if settings != left or (settings and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if settings:
@@ -65,143 +68,90 @@ def _parser() -> argparse.ArgumentParser:
         epilog="docs: README.md, docs/",
     )
     parser.add_argument("--version", action="version", version=f"longshort {__version__}")
-    verbs = parser.add_subparsers(
-        required=True, metavar="run | coldstart | mixture | train | eval | serve | chat | report | plan | doctor | STEP"
-    )
+    names = "run | coldstart | mixture | train | eval | serve | chat | report | plan | doctor | STEP"
+    verbs = parser.add_subparsers(required=True, metavar=names)
 
-    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
+    def verb(name: str, function: Command, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
         sub.set_defaults(command=function)
         return sub
 
-    def recipe_verb(name: str, function, text: str) -> argparse.ArgumentParser:
+    def recipe_verb(name: str, function: Command, text: str) -> argparse.ArgumentParser:
         sub = verb(name, function, text)
         sub.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
-        sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+        _overrides(sub, "settings that replace the recipe's")
         return sub
 
     _training(recipe_verb)
     _evaluating(verb, recipe_verb)
     _answering(verb)
     _planning(recipe_verb)
-    verb(
-        "doctor",
-        _doctor,
-        "What is installed, which engine and device would be used, what is missing and how to get it.",
-    )
+    verb("doctor", _doctor, "Show what is installed, which engine and device would be used, what is missing.")
     return parser
 
 
-Verb = Callable[..., argparse.ArgumentParser]
-"""Makes a command's parser: its name, its function, what it does."""
+Command = Callable[[argparse.Namespace], int]
+Verb = Callable[[str, Command, str], argparse.ArgumentParser]
+"""Makes a command's parser from its name, its function and what it does."""
+
+
+def _overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help=text)
 
 
 def _training(recipe_verb: Verb) -> None:
-    recipe_verb("run", _run, "All stages that the recipe configures, continuing where an earlier run stopped.")
-    steps = ", ".join([*STEPS])
-    coldstart = recipe_verb(
-        "coldstart", _coldstart, f"From long traces to two fine-tuned models, continuing where it stopped: {steps}."
-    )
-    coldstart.add_argument(
-        "--redo", choices=[*STEPS], metavar="STEP", help="first set aside what this step and all behind it made"
-    )
+    recipe_verb("run", _run, "Do all stages that the recipe configures; continue where an earlier run stopped.")
+    redo = "first set aside what this step and all later steps made"
+    steps = ", ".join(STEPS)
+    whole = recipe_verb("coldstart", _coldstart, f"Make two fine-tuned models from long traces: {steps}.")
+    whole.add_argument("--redo", choices=[*STEPS], metavar="STEP", help=redo)
+    whole.set_defaults(only=None)
     for step, text in STEPS.items():
         one = recipe_verb(step, _coldstart, f"Step of the cold start: {text}.")
-        one.add_argument(
-            "--redo", action="store_const", const=step, help="first set aside what this step and all behind it made"
-        )
+        one.add_argument("--redo", action="store_const", const=step, help=redo)
         one.set_defaults(only=step)
     recipe_verb("mixture", _mixture, "Fine-tune one role on short and long traces, mixed by dev accuracy and tokens.")
-    train = recipe_verb("train", _train, "Reinforcement learning of both models.")
-    train.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="CHECKPOINT",
-        help="continue from the newest, or this, checkpoint",
-    )
+    train = recipe_verb("train", _train, "Train both models by reinforcement learning.")
+    resume = "continue from the newest checkpoint, or from this one"
+    train.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help=resume)
 
 
 def _evaluating(verb: Verb, recipe_verb: Verb) -> None:
-    evaluate = recipe_verb("eval", _eval, "Accuracy, tokens and cost of eval.systems on eval.benchmarks, side by side.")
-    evaluate.add_argument(
-        "--systems", metavar="A,B", help="these systems instead of eval.systems, e.g. pair,single_long,single_long@3"
-    )
-    evaluate.add_argument(
-        "--checkpoint", metavar="FOLDER", help="the team checkpoint that is evaluated as trained (default: the newest)"
-    )
-    evaluate.add_argument(
-        "--name", default="results", help="of the evaluation's files, eval/<name>.json (default: results)"
-    )
-    evaluate.add_argument("--redo", action="store_true", help="first set aside what this evaluation has already")
-    page = verb(
-        "report",
-        _report,
-        "One page that opens offline: learning curves, accuracy against tokens, tables, every episode.",
-    )
-    page.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart; several are drawn together"
-    )
-    page.add_argument(
-        "--output", metavar="FILE", help="where the page goes (default: report.html in the first run's folder)"
-    )
-    page.add_argument(
-        "--episodes", type=int, default=5000, metavar="N", help="at most so many episodes (default: 5000)"
-    )
-    page.add_argument(
-        "--size", type=float, default=40, metavar="MB", help="of the episodes in the page, at most (default: 40)"
-    )
-    watch = "write it again while the run goes on (default: every 30)"
+    evaluate = recipe_verb("eval", _eval, "Compare eval.systems on eval.benchmarks: accuracy, tokens, cost.")
+    evaluate.add_argument("--systems", metavar="A,B", help="replaces eval.systems: pair,single_long,single_long@3")
+    evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the checkpoint to evaluate (default: the newest)")
+    evaluate.add_argument("--name", default="results", help="name of the result files (default: eval/results.json)")
+    evaluate.add_argument("--redo", action="store_true", help="set older results of this name aside and start over")
+    page = verb("report", _report, "Write one page that opens offline: curves, Pareto plot, tables, every episode.")
+    page.add_argument("runs", nargs="+", metavar="RUN", help="run folders, e.g. runs/quickstart; drawn together")
+    page.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run's folder)")
+    page.add_argument("--episodes", type=int, default=5000, metavar="N", help="at most N episodes (default: 5000)")
+    page.add_argument("--size", type=float, default=40, metavar="MB", help="at most this much of them (default: 40)")
+    watch = "rewrite the page while the run goes on (default: every 30 seconds)"
     page.add_argument("--watch", nargs="?", type=int, const=30, metavar="SECONDS", help=watch)
 
 
 def _answering(verb: Verb) -> None:
-    endpoint = verb(
-        "serve", _serve, "One OpenAI-compatible endpoint in which the pair answers, and a page to chat with it."
-    )
+    endpoint = verb("serve", _serve, "Serve the pair as one OpenAI-compatible endpoint, with a page to chat with it.")
     endpoint.add_argument("team", metavar="TEAM", help="a team folder, a checkpoint, a run's folder or a recipe")
-    endpoint.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key.sub=value",
-        help="settings that replace the team's, e.g. serve.max_queue=64",
-    )
-    endpoint.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)"
-    )
-    endpoint.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
-    endpoint.add_argument("--name", default="", help="what callers name as the model (default: the team's name)")
-    endpoint.add_argument(
-        "--api-key-file",
-        metavar="FILE",
-        help="holds the key that callers must show (default: LONGSHORT_API_KEY, if set)",
-    )
-    talk = verb("chat", _chat, "Ask a team, and watch its two models work on the answer.")
-    where = (
-        "a team folder, a checkpoint, a run's folder, a recipe, or the address of `longshort serve`: http://host:port"
-    )
+    _overrides(endpoint, "settings that replace the team's, e.g. serve.max_queue=64")
+    endpoint.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    endpoint.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
+    endpoint.add_argument("--name", default="", help="the model's name for clients (default: the team's name)")
+    key = "file with the API key that clients must send (default: LONGSHORT_API_KEY, if set)"
+    endpoint.add_argument("--api-key-file", metavar="FILE", help=key)
+    talk = verb("chat", _chat, "Ask a team, and watch both models work on the answer.")
+    where = "a team folder, a checkpoint, a run's folder, a recipe, or the URL of `longshort serve`"
     talk.add_argument("team", metavar="TEAM", help=where)
-    talk.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key.sub=value",
-        help="settings that replace the team's, e.g. long.engine.num_gpus=1",
-    )
-    talk.add_argument("--once", metavar="QUESTION", help="ask this and leave; a question through a pipe does the same")
+    _overrides(talk, "settings that replace the team's, e.g. long.engine.num_gpus=1")
+    talk.add_argument("--once", metavar="QUESTION", help="ask this and exit; a question on stdin does the same")
     talk.add_argument("--answer-only", action="store_true", help="print the answer and nothing else")
-    talk.add_argument(
-        "--mode", choices=["pair", "long", "short"], help="both models, or one of them alone (default: pair)"
-    )
+    talk.add_argument("--mode", choices=["pair", "long", "short"], help="both models, or one alone (default: pair)")
     talk.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the team's)")
-    talk.add_argument("--max-turns", type=int, metavar="N", help="at most so many exchanges (default: the team's)")
-    talk.add_argument(
-        "--max-tokens", type=int, metavar="N", help="of both models together, per question (default: the team's)"
-    )
-    talk.add_argument("--seed", type=int, metavar="N", help="the same for every question (default: a new one each)")
-    talk.add_argument(
-        "--api-key-file", metavar="FILE", help="holds the key of the address (default: LONGSHORT_API_KEY, if set)"
-    )
+    talk.add_argument("--max-turns", type=int, metavar="N", help="at most N exchanges (default: the team's)")
+    talk.add_argument("--max-tokens", type=int, metavar="N", help="tokens of both models per question")
+    talk.add_argument("--seed", type=int, metavar="N", help="one seed for every question (default: a new one each)")
+    talk.add_argument("--api-key-file", metavar="FILE", help="file with the URL's API key")
 
 
 def _planning(recipe_verb: Verb) -> None:
@@ -230,7 +180,7 @@ def _planning(recipe_verb: Verb) -> None:
     )
 
 
-def _load(options: argparse.Namespace):
+def _load(options: argparse.Namespace) -> LongShortConfig:
     from longshort.recipe.schema import load
 
     return load(options.recipe, options.overrides)
@@ -249,7 +199,7 @@ def _coldstart(options: argparse.Namespace) -> int:
     from longshort import interruption
     from longshort.coldstart.command import cold_start
 
-    interruption.run(cold_start(config, only=getattr(options, "only", None), redo=options.redo))
+    interruption.run(cold_start(config, only=options.only, redo=options.redo))
     from longshort.report.thoughts_page import write_page
     from longshort.runs.layout import RunFolder
 
@@ -323,8 +273,8 @@ def _report(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort.planning.plan import render
-    from longshort.preflight.checks import check
     from longshort.preflight.memory import plan
+    from longshort.run import check_run, planned_stages
 
     status = 0
     if options.gpus is None:
@@ -333,14 +283,14 @@ def _plan(options: argparse.Namespace) -> int:
                 f"--{asked[0].replace('_', '-')} plans GPUs that need not be here; say how many with --gpus N"
             )
         planned = plan(config)
-        print(render(planned))
+        print(render(planned, planned_stages(config)))
         status = 1 if planned.too_small else 0
     else:
         from longshort.planning.placement_page import report, setup_of
 
         print(report(setup_of(config, options)))
     if options.dry_run:
-        check(config)
+        check_run(config)
         print("dry run: models, tokenizers, data and output folder are in order")
     return status
 

@@ -1,7 +1,8 @@
 """`longshort run`: the stages that a recipe configures, one after the other; a finished stage is skipped.
 
-A stage is a coroutine plus one line in `STAGES`. What it made is recorded in `runs/<name>/stages/<stage>.json` with a hash of
-the recipe, so that an interrupted run continues where it stopped and a changed recipe never mixes with old results.
+A stage is a coroutine plus one line in `STAGES`. What it made is recorded in `runs/<name>/stages/<stage>.json` with a
+hash of the recipe, so that an interrupted run continues where it stopped and a changed recipe never mixes with old
+results.
 """
 
 from __future__ import annotations
@@ -112,7 +113,9 @@ def stage_names(config: LongShortConfig) -> list[str]:
 
 
 def planned_stages(config: LongShortConfig) -> list[tuple[str, str, int | None]]:
-    """Return (name, title, seconds) of each stage; the times were measured on the miniature and hold for nothing else."""
+    """Return (name, title, seconds) of each stage; the times were measured on the miniature and hold for nothing
+    else.
+    """
     names = stage_names(config)
     return [(name, STAGES[name].title, STAGES[name].seconds if config.miniature else None) for name in names]
 
