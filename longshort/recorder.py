@@ -15,7 +15,7 @@ from longshort import console
 from longshort.dialogue.metrics import group_metrics
 from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.command import measure
-from longshort.evaluation.names import TRAINING
+from longshort.evaluation.records import TRAINING
 from longshort.evaluation.tasks import Prepared, prepare_benchmarks
 from longshort.learning.advantages import zero_variance
 from longshort.learning.loop import AdvantageFunction, Step, spoken

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longshort.runs.episodes import episode_of, episode_row
+from longshort.runs.episodes import EpisodeLine, TrainingLine, episode_row
 from longshort.types import LONG, SHORT, Completion, Episode, Problem, Turn
 
 
@@ -28,7 +28,7 @@ EPISODE = dialogue(
 
 
 def test_an_episode_survives_its_line():
-    assert episode_of(json.loads(json.dumps(episode_row(EPISODE)))) == EPISODE
+    assert EpisodeLine.model_validate_json(json.dumps(episode_row(EPISODE))).episode == EPISODE
 
 
 def test_a_line_says_when_new_weights_arrived_and_old_lines_have_nothing_to_say():
@@ -36,7 +36,9 @@ def test_a_line_says_when_new_weights_arrived_and_old_lines_have_nothing_to_say(
     episode = dialogue(turn(LONG, (1, 2), (31,), "</think>"), Turn(role=SHORT, prompt_ids=(5,), completion=completion))
     line = json.loads(json.dumps(episode_row(episode)))
     assert [written.get("updates") for written in line["turns"]] == [None, [1, 2]]
-    assert episode_of(line) == episode and episode_of(line).turns[1].completion.versions == (7, 8, 9)
+    read_back = EpisodeLine.model_validate(line).episode
+    assert read_back == episode
+    assert read_back.turns[1].completion.versions == (7, 8, 9)
 
 
 def test_a_line_holds_each_id_of_the_dialogue_once():
@@ -44,7 +46,14 @@ def test_a_line_holds_each_id_of_the_dialogue_once():
 
 
 def test_what_else_stands_in_the_line_does_not_matter():
-    assert episode_of({"step": 3, "reward": {"long": 1.0}} | episode_row(EPISODE)) == EPISODE
+    assert EpisodeLine.model_validate({"something": 3} | episode_row(EPISODE)).episode == EPISODE
+
+
+def test_a_line_of_training_says_its_step_and_its_rewards():
+    scores = {"reward": {"long": 1.0}, "terms": {"correct": 1.0}, "advantages": {"long": 0.5}}
+    line = TrainingLine.model_validate_json(json.dumps({"step": 3} | episode_row(EPISODE) | scores))
+    assert line.episode == EPISODE
+    assert (line.step, line.reward, line.gaps) == (3, {"long": 1.0}, {})
 
 
 def test_a_prompt_that_is_not_append_only_is_refused():
@@ -60,4 +69,4 @@ def test_a_prompt_that_is_not_append_only_is_refused():
 def test_log_probs_are_kept_to_four_decimals():
     completion = Completion(token_ids=(1,), logprobs=(-0.123456,), text="", stop="eos", version=0)
     row = episode_row(dialogue(Turn(role=LONG, prompt_ids=(3,), completion=completion)))
-    assert row["turns"][0]["logprobs"] == [-0.1235]
+    assert row["turns"][0]["logprobs"] == (-0.1235,)

@@ -12,7 +12,7 @@ from longshort.dialogue.rollout import Decoding, run_episode
 from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
 from longshort.learning.samples import sample_of
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.runs.episodes import episode_of, episode_row
+from longshort.runs.episodes import EpisodeLine, episode_row
 from longshort.types import LONG, SHORT, Completion, LongShortError, Problem, Turn
 
 TOKENIZERS = {LONG: build_tokenizer(LONG), SHORT: build_tokenizer(SHORT)}
@@ -188,7 +188,7 @@ class Alone:
 
 def play(alone, engine):
     episode = asyncio.run(run_episode(PROBLEM, {alone.role: engine}, alone, Decoding(), seed=1))
-    assert episode_of(json.loads(json.dumps(episode_row(episode)))) == episode  # append-only, and nothing lost on disk
+    assert EpisodeLine.model_validate_json(json.dumps(episode_row(episode))).episode == episode  # nothing is lost on disk
     return episode
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from longshort import console, interruption
 from longshort.dialogue.grading import GradingPool
-from longshort.evaluation.names import ALL, STAGES, TRAINING
+from longshort.evaluation.records import ALL, STAGES, TRAINING
 from longshort.evaluation.results import Results, add_aes, add_overall, compared, measured, with_greedy
 from longshort.evaluation.systems import Model, System, in_order, systems_of
 from longshort.evaluation.tables import results_table, titles

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longshort.evaluation.measures import COMPARED, aes, compare, overall, summarise
-from longshort.evaluation.names import ALL, GREEDY, SAMPLED
+from longshort.evaluation.records import ALL, GREEDY, SAMPLED
 from longshort.evaluation.runner import Evaluation
 from longshort.evaluation.tables import markdown
 from longshort.types import LongShortError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longshort.dialogue.rollout import Decoding, Engine, run_episode, stable_seed
-from longshort.runs.episodes import episode_of, episode_row
+from longshort.runs.episodes import EpisodeLine, episode_row
 from longshort.runs.ledger import Ledger
 from longshort.types import Episode, Problem
 
@@ -87,7 +87,7 @@ def evaluation_of(rows: Mapping[str, Mapping[str, Any]], problems: Sequence[Prob
     """The evaluation that a complete ledger's lines hold."""
     ordered = [rows[attempt_key(problem, sample)] for problem in problems for sample in range(num_samples)]
     return Evaluation(
-        episodes=tuple(map(episode_of, ordered)),
+        episodes=tuple(EpisodeLine.model_validate(row).episode for row in ordered),
         correct=tuple(bool(row["correct"]) for row in ordered),
         num_samples=num_samples,
     )

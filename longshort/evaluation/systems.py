@@ -21,7 +21,7 @@ from typing import Any
 
 from longshort.dialogue.protocols import make_protocol
 from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
-from longshort.evaluation.names import cross_name, last_part
+from longshort.evaluation.records import cross_name, last_part
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.recipe.sections import SystemConfig
 from longshort.runs import checkpoint

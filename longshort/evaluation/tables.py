@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from longshort import console
-from longshort.evaluation.names import ALL, cross_name
+from longshort.evaluation.records import ALL, cross_name
 
 Row = Mapping[str, Any]
 HEAD = (

@@ -18,7 +18,7 @@ from longshort import console
 from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark, check_golds, file_part, load_benchmarks
-from longshort.evaluation.names import GREEDY, SAMPLED
+from longshort.evaluation.records import GREEDY, SAMPLED
 from longshort.evaluation.runner import Evaluation, attempt_key, evaluate, evaluation_of, write_to
 from longshort.evaluation.systems import System
 from longshort.recipe.schema import LongShortConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from longshort.evaluation.names import ALL, SAMPLED, TRAINING, cross_name
+from longshort.evaluation.records import ALL, SAMPLED, TRAINING, cross_name
 from longshort.report.cells import COLUMNS, Cell, plain, signed
 from longshort.report.run_files import Benchmark, CrossPlay, Difference, Results, Row, RunFiles
 

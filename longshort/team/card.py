@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from longshort.dialogue.protocols import make_protocol
 from longshort.dialogue.solo import Solo
-from longshort.evaluation.names import ALL, STAGES, TRAINING
+from longshort.evaluation.records import ALL, STAGES, TRAINING
 from longshort.evaluation.results import read_results
 from longshort.evaluation.tables import table
 from longshort.recipe.schema import LongShortConfig
