@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longshort.coldstart import chunking
-from longshort.coldstart.chunking import OneParagraph, by_rules, check_blocks, cut, split_steps
-from longshort.coldstart.records import Thought
+from longshort.coldstart.chunking import by_rules, check_blocks, cut, split_steps
+from longshort.coldstart.records import Refused, Thought
 from longshort.recipe.coldstart import ChunkConfig
 from tests.test_asking import ScriptedEngine
 
@@ -197,7 +197,7 @@ def test_without_a_model_the_rules_cut():
 
 @pytest.mark.parametrize("text", ["One paragraph.\nTwo lines.", "One.\n\n \n", ""])
 def test_a_single_paragraph_is_refused(text):
-    with pytest.raises(OneParagraph, match="no blank line"):
+    with pytest.raises(Refused, match="no blank line"):
         cut_up(text)
 
 

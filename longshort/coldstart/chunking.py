@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from reprlib import repr as brief
 from typing import Any
 
 from longshort.coldstart.asking import NoUsableAnswer, ask_json
-from longshort.coldstart.records import Chunks, Thought
+from longshort.coldstart.records import Refused, Thought
 from longshort.dialogue.encoding import END_THINK
 from longshort.dialogue.rollout import Engine
 from longshort.recipe.coldstart import ChunkConfig
@@ -49,8 +50,14 @@ but they carry on the thought they stand in."""
 _OPENINGS = tuple((kind, begins, re.compile(rf"[\W\d]*(?:{cue})\b", re.IGNORECASE)) for kind, begins, cue in _CUES)
 
 
-class OneParagraph(ValueError):
-    """A trace without a blank line: nothing can be split off."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """A trace cut into thoughts. `splitter` is "rules" or "instruct", `why` says why that one; `tries` counts the model's answers."""
+
+    thoughts: tuple[Thought, ...]
+    splitter: str
+    why: str
+    tries: int
 
 
 def split_steps(text: str) -> list[str]:
@@ -175,11 +182,14 @@ async def by_instruct(question: str, steps: Sequence[str], engine: Engine, setti
 async def cut(question: str, text: str, engine: Engine | None, settings: ChunkConfig, seed: int) -> Chunks:
     """A trace cut into 2 to `settings.max_thoughts` thoughts, by `engine` or, without one, by the rules.
 
-    Raises OneParagraph where there is nothing to cut.
+    Raises Refused ("one_paragraph") where there is nothing to cut.
     """
     steps = split_steps(text)
     if len(steps) < 2:
-        raise OneParagraph(f"the trace has {len(text)} characters and no blank line between two of them: {text[:80]!r}")
+        raise Refused(
+            "one_paragraph",
+            f"the trace has {len(text)} characters and no blank line between two of them: {text[:80]!r}",
+        )
     if engine is None:
         thoughts = tuple(by_rules(steps, settings.max_thoughts))
         chunks = Chunks(thoughts=thoughts, splitter="rules", why="chunk.splitter is rules", tries=0)

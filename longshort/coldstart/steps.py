@@ -13,11 +13,11 @@ from dataclasses import asdict
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from longshort.coldstart.chunking import OneParagraph, cut, split_steps
+from longshort.coldstart.chunking import cut, split_steps
 from longshort.coldstart.generators import described, engines, instruct_engine, rollout_generator
 from longshort.coldstart.importance import pooled, score, skeleton
 from longshort.coldstart.partition import PARTITIONS, divide, messages
-from longshort.coldstart.records import OK, Thought
+from longshort.coldstart.records import OK, Refused, Thought
 from longshort.coldstart.rewriting import REWRITERS, Context, Draft, DraftMessage, rewrite
 from longshort.coldstart.rollouts import CannotRoll, roll_out
 from longshort.coldstart.rows import Unfit, renderer
@@ -47,8 +47,8 @@ async def chunk(work: Work) -> None:
             return
         try:
             cut_up = await cut(trace.problem.question, trace.response, engine, settings, work.seed(trace_id))
-        except OneParagraph as error:
-            work.done(trace_id, "one_paragraph", detail=str(error), **known)
+        except Refused as error:
+            work.done(trace_id, error.outcome, detail=str(error), **known)
             return
         thoughts, paragraphs = [asdict(thought) for thought in cut_up.thoughts], len(split_steps(trace.response))
         found = {"splitter": cut_up.splitter, "why": cut_up.why, "tries": cut_up.tries, "paragraphs": paragraphs}
