@@ -43,7 +43,7 @@ ON_GPUS = ("gpu_memory", "nodes", "zero", "ranks", "offload", "gradient_checkpoi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. A LongShortError prints one message; its status is 1, or 128 + signal."""
+    """Run one command and return its exit status: 1 for a LongShortError, which prints one message; 128 + a signal."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
     # argparse takes positional arguments before the options only: settings that come after them are left over.

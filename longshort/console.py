@@ -1,12 +1,17 @@
-"""What a person sees: plain lines that read well in a terminal and in a log file, and never a silence longer than ten seconds."""
+"""What a run prints: plain lines for a terminal and for a log file, and never a silence of more than ten seconds."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from longshort.types import LONG, Episode
 
@@ -15,7 +20,7 @@ _last_line = time.monotonic()
 
 
 def say(text: str = "") -> None:
-    """Print now, and remember when."""
+    """Print a line now, and remember when."""
     global _last_line
     _last_line = time.monotonic()
     print(text, flush=True)
@@ -23,14 +28,14 @@ def say(text: str = "") -> None:
 
 @contextlib.asynccontextmanager
 async def heartbeat(status: Callable[[], str]) -> AsyncIterator[None]:
-    """While the block runs, print `status()` whenever nothing else has been printed for a while."""
-    began = time.monotonic()
+    """While the block runs, print `status()` whenever nothing else was printed for SILENCE_S seconds."""
+    started = time.monotonic()
 
     async def beat() -> None:
         while True:
             await asyncio.sleep(1.0)
             if time.monotonic() - _last_line > SILENCE_S:
-                say(f"  … {status()} ({duration(time.monotonic() - began)})")
+                say(f"  … {status()} ({duration(time.monotonic() - started)})")
 
     task = asyncio.create_task(beat())
     try:
@@ -40,7 +45,7 @@ async def heartbeat(status: Callable[[], str]) -> AsyncIterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """`42s`, `3m05s` or `2h07m`."""
+    """Format seconds as `42s`, `3m05s` or `2h07m`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -50,30 +55,42 @@ def duration(seconds: float) -> str:
 
 
 def step_line(index: int, steps: int, metrics: Mapping[str, float], remaining_s: float) -> str:
-    """One line per training step."""
-    return (
-        f"step {index + 1:>{len(str(steps))}}/{steps}  accuracy {metrics['team/accuracy']:.2f}  tokens {metrics['team/tokens']:.1f}  "
-        f"cost {metrics['team/cost']:.1f}  reward {metrics['team/reward']:+.2f}  hand-back {metrics['team/hand_back_rate']:.2f}  "
-        f"format {metrics['team/format']:.2f}  {metrics['perf/step_s']:.1f}s  eta {duration(remaining_s)}"
+    """Format one training step as a line."""
+    figures = {
+        "accuracy": ".2f",
+        "tokens": ".1f",
+        "cost": ".1f",
+        "reward": "+.2f",
+        "hand_back_rate": ".2f",
+        "format": ".2f",
+    }
+    shown = "  ".join(
+        f"{name.removesuffix('_rate').replace('_', '-')} {metrics[f'team/{name}']:{style}}"
+        for name, style in figures.items()
     )
+    number = f"{index + 1:>{len(str(steps))}}/{steps}"
+    return f"step {number}  {shown}  {metrics['perf/step_s']:.1f}s  eta {duration(remaining_s)}"
 
 
 def dialogue(episode: Episode, reward: float, correct: bool) -> str:
-    """An episode as a person reads it."""
-    verdict = "correct" if correct else "wrong"
+    """Format an episode as a dialogue, at most four lines per turn."""
     lines = [f"  ┌ {episode.problem.question}   (answer {episode.problem.answer})"]
     for turn in episode.turns:
         mark = "long  │ " if turn.role == LONG else "short │ "
         text = " ".join(turn.completion.text.split())
         wrapped = textwrap.wrap(f"{text} ⟨{turn.completion.stop}⟩", width=110, max_lines=4, placeholder=" …")
         lines += [f"  │ {mark if i == 0 else '      │ '}{line}" for i, line in enumerate(wrapped)]
-    return "\n".join([*lines, f"  └ {episode.stop}, {verdict}, reward {reward:+.2f}"])
+    return "\n".join([*lines, f"  └ {episode.stop}, {'correct' if correct else 'wrong'}, reward {reward:+.2f}"])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A small aligned table: first column left, the others right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    draw = lambda row: "  ".join(
-        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-    )
-    return "\n".join([draw(head), "  ".join("─" * width for width in widths), *map(draw, rows)])
+    """Format a small table: first column aligned left, the others right."""
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, name in enumerate(head):
+        drawn.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False, color_system=None)
+    with console.capture() as captured:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
