@@ -1,9 +1,9 @@
-"""The records that travel through the system, in the order in which they come into being.
+"""The records that travel through the system, in the order in which they are made.
 
     Problem -> Completion -> Turn -> Episode -> Reward -> Group -> Sample -> Batch
 
 Every record is frozen and complete when it is made: a later stage makes the next type, it never fills in a field.
-This module imports nothing of ours, so every room may import it.
+This module imports nothing else of longshort, so every room may import it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ ROLES = (LONG, SHORT)
 
 
 class LongShortError(Exception):
-    """An error a person can act on: what is wrong, where, both values, the remedy. The CLI prints it without a
-    traceback.
-    """
+    """An error that a person can act on: what is wrong, where, both values, the remedy; printed without a traceback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +37,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one turn is sampled. `temperature` 0 is greedy; `top_k` 0 is off; `stop` holds the role tags, and other
-    strings, that end it.
+    """How one turn is sampled. `temperature` 0 is greedy; `top_k` 0 is off; `stop` holds the strings that end the turn.
 
-    With `stop_token_ids` the first of them are single tokens, of these ids in the same order; the others are found in
-    the text.
+    The first `len(stop_token_ids)` entries of `stop` are single tokens with these ids; the others are matched in the text.
 
     Sampling(max_tokens=24, stop=("</think>",), temperature=1.0, top_p=1.0, top_k=0, seed=17, stop_token_ids=())
     """
@@ -56,7 +52,7 @@ class Sampling:
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     adapter: str = ""
-    """Whose LoRA adapter writes the turn, in an engine that several roles share."""
+    """The role whose LoRA adapter writes the turn, in an engine that several roles share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +61,8 @@ class Completion:
 
     `token_ids` are exactly the ids sampled, the closing tag's included; `logprobs` has one entry per id, with the
     temperature inside; `text` is the decoded turn cut before the closing tag; `stop` is that tag, or "eos", "length",
-    "abort"; `version` counts the weight updates of the policy that began it; `updates` holds, for each update that
-    came while it was being written, how many of its tokens stood by then.
+    "abort"; `version` is the number of weight updates when the turn began; `updates` holds, for each update that arrived
+    during the turn, how many tokens were written before it.
 
     Completion(token_ids=(31, 9, 4), logprobs=(-0.1, -0.7, -0.0), text="9 ok.", stop="</think>", version=12,
     updates=(2,)) -> versions (12, 12, 13)
@@ -85,7 +81,7 @@ class Completion:
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """The weights that wrote each token."""
+        """Return the version of the weights that wrote each token."""
         return tuple(
             self.version + sum(position >= update for update in self.updates) for position in range(len(self.token_ids))
         )
@@ -93,7 +89,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One message: who was sampled, from which prompt (in that role's own token ids), and what came out."""
+    """One message: the role that was sampled, its prompt in its own token ids, and the completion."""
 
     role: str
     prompt_ids: tuple[int, ...]
@@ -112,17 +108,17 @@ class Episode:
     stop: str
 
     def tokens(self, role: str) -> int:
-        """Tokens sampled by `role`."""
+        """Count the tokens that `role` sampled."""
         return sum(len(turn.completion.token_ids) for turn in self.turns if turn.role == role)
 
     def cost(self, prices: Mapping[str, float]) -> float:
-        """Price-weighted sampled tokens of the whole episode (METHOD: the length that the reward sees)."""
+        """Return the price-weighted number of sampled tokens: the length that the reward sees."""
         return sum(len(turn.completion.token_ids) * prices[turn.role] for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """What one episode earned: a total per role, and every term it is made of, for the log.
+    """What one episode earned: a total per role, and every term of it, for the log.
 
     Reward(totals={"long": 1.4, "short": 1.9}, terms={"correct": 1.0, "format/long": 0.0, "format/short": 1.0,
     "length": -0.1})
