@@ -1,4 +1,4 @@
-"""A team checkpoint: both models, optimizers, schedulers, RNG and the recipe, committed at once or not at all (longshort/runs/sealed.py).
+"""A team checkpoint: both models, optimizers, schedulers, RNG and the recipe, committed together or not at all (runs/sealed.py).
 
 checkpoint-50/{long/, short/}        two folders that `from_pretrained` loads
 checkpoint-50/state/                 optimizer, schedule position and RNG of each role
@@ -10,18 +10,25 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longshort.runs import sealed
-from longshort.runs.sealed import MANIFEST
+from longshort.runs.sealed import MANIFEST as MANIFEST
 from longshort.types import LongShortError
 
-__all__ = ["MANIFEST", "begin", "commit", "latest", "prune", "steps", "verify"]
+
+@dataclass(frozen=True, slots=True)
+class VerifiedCheckpoint:
+    """A checkpoint whose files were all hashed and are unaltered, and its manifest. Pass it on instead of verifying again."""
+
+    folder: Path
+    facts: dict[str, Any]
 
 
 def begin(output_dir: Path, step: int) -> Path:
-    """An empty hidden folder to write checkpoint `step` into; leftovers of interrupted saves are removed."""
+    """Make an empty hidden folder to write checkpoint `step` into; remove leftovers of interrupted saves."""
     for leftover in output_dir.glob(".checkpoint-*"):
         shutil.rmtree(leftover)
     folder = output_dir / f".checkpoint-{step}"
@@ -30,29 +37,28 @@ def begin(output_dir: Path, step: int) -> Path:
 
 
 def commit(folder: Path, facts: dict[str, Any]) -> Path:
-    """Hash, flush and publish what `begin` returned; `facts` (step, versions, …) go into the manifest. Returns the final folder."""
+    """Hash, flush and publish what `begin` returned, with `facts` (step, versions, …) in the manifest; return the final folder."""
     return sealed.seal(folder, folder.with_name(folder.name.removeprefix(".")), "checkpoint", facts)
 
 
 def verify(folder: Path, parts: Sequence[str] = sealed.EVERYTHING) -> dict[str, Any]:
-    """The manifest of a complete, unaltered checkpoint, or of these parts of it; LongShortError says what is wrong with it."""
+    """Return the manifest of a checkpoint of which these parts are complete and unaltered; LongShortError names the damage."""
     return sealed.verify(folder, "checkpoint", "resume from an older checkpoint", parts)
 
 
 def steps(output_dir: Path) -> list[tuple[int, Path]]:
-    """The visible checkpoints, oldest first."""
-    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    """List the visible checkpoints, oldest first."""
+    matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def latest(output_dir: Path) -> Path:
-    """The newest checkpoint of a run, not yet verified; raises LongShortError if there is none."""
-    found = steps(output_dir)
-    if not found:
+    """Return the newest checkpoint of a run, not yet verified; raise LongShortError if there is none."""
+    if not (saved := steps(output_dir)):
         raise LongShortError(
             f"nothing to resume: {output_dir} holds no checkpoint-<step> folder; start without --resume"
         )
-    return found[-1][1]
+    return saved[-1][1]
 
 
 def prune(output_dir: Path, keep: int) -> None:

@@ -37,6 +37,12 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def text_digest(texts: Iterable[str]) -> str:
     """Return the SHA-256 of a sequence of texts, boundaries included."""
     total = hashlib.sha256()

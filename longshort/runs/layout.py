@@ -41,6 +41,10 @@ class RunFolder:
         return self.root / "summary.json"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

@@ -3,22 +3,22 @@
     thoughts/chunk.jsonl             {"id": "math-7", "outcome": "ok", …}     in the order of the traces once the step is complete
     thoughts/chunk.manifest.json     settings, hashes of the inputs, counts of outcomes and notes, seconds, complete or not
 
-The items are the traces of a cold start's step, or the episodes of an evaluation. Work that was interrupted continues with the items that
-have no line yet; a line cut in half by a kill or a full disk is made again. Work begun with other settings or from other inputs is never
-continued: LongShortError names what differs.
+The items are the traces of a cold-start step, or the episodes of an evaluation. Interrupted work continues with the items that have no
+line yet; a line cut in half by a kill or a full disk is made again. Work begun with other settings or from other inputs is never continued.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from longshort.runs.files import file_digest as digest
+from longshort.runs.files import open_whole, refuse_changes, write_json
 from longshort.types import LongShortError
 from longshort.version import __version__
 
@@ -28,7 +28,8 @@ Row = dict[str, Any]
 class Ledger:
     """The lines of one step; `rows` holds those written so far, by item id.
 
-    `items` names them, `outcome` is the key of what became of one, `redo` is the option that starts over.
+    `items` says what the items are called, `outcome` is the key of an item's outcome, `redo` the option that starts over. `about` goes
+    into the manifest unchecked: it tells readers what the lines are.
     """
 
     def __init__(
@@ -41,26 +42,26 @@ class Ledger:
         items: str = "traces",
         outcome: str = "outcome",
         redo: str = "",
+        about: Mapping[str, str] | None = None,
     ):
         self.items, self.outcome, self.redo = items, outcome, redo or f"--redo {step}"
         self.step, self.path, self.manifest_path = step, folder / f"{step}.jsonl", folder / f"{step}.manifest.json"
         self.made_from = json.loads(json.dumps({"settings": settings, "inputs": inputs}))
+        self.about = {"about": dict(about)} if about else {}
         self.rows: dict[str, Row] = {}
         self.seconds, self.complete = 0.0, False
-        folder.mkdir(parents=True, exist_ok=True)
-        written = self.path.is_file() and self.path.stat().st_size > 0
-        if written and not self.manifest_path.is_file():
-            raise LongShortError(
-                f"{self.path} has lines but {self.manifest_path.name} is missing, so nobody knows what made them; put it back, or "
-                f"make the step again with {self.redo}"
-            )
-        if written:
-            self._continue(json.loads(self.manifest_path.read_text()))
-        else:
+        if not self.path.is_file() or not self.path.stat().st_size:
             self._write_manifest({})
+        elif self.manifest_path.is_file():
+            self._continue(json.loads(self.manifest_path.read_text(encoding="utf-8")))
+        else:
+            raise LongShortError(
+                f"{self.path} has lines but {self.manifest_path.name}, which says what made them, is missing; put it back, "
+                f"or make the step again with {self.redo}"
+            )
 
     def append(self, row: Row) -> None:
-        """Write one item's line. What has been written stays, whatever happens next to this process; half a line is taken back."""
+        """Write one item's line. Written lines survive whatever happens to this process; half a line is taken back."""
         line = encode(row)
         with _writing(self.path), self.path.open("ab") as file:
             size = file.tell()
@@ -73,34 +74,27 @@ class Ledger:
         self.rows[row["id"]] = row
 
     def finish(self, order: Sequence[str], counts: Mapping[str, Any]) -> None:
-        """Every item has its line: put them in order and complete the manifest."""
+        """Put the lines of all items in order and complete the manifest, with `counts` beside its own."""
         self.rows = {item: self.rows[item] for item in order}
-        partial = self.path.with_suffix(".tmp")
-        with _writing(self.path):
-            with partial.open("wb") as file:
-                file.writelines(map(encode, self.rows.values()))
-            partial.replace(self.path)
+        _rewrite(self.path, self.rows.values())
         self.complete = True
         self._write_manifest(counts)
 
     def pause(self, seconds: float) -> None:
-        """Add to the time spent, and write down how far the step has come."""
+        """Add to the time spent, and record how far the step has come."""
         self.seconds += seconds
         self._write_manifest({})
 
     def _continue(self, manifest: Mapping[str, Any]) -> None:
-        before = {key: manifest[key] for key in self.made_from}
-        if before != self.made_from:
-            raise LongShortError(
-                f"{self.manifest_path}: this step was made {_difference(before, self.made_from)}; "
-                f"make it and what follows again with {self.redo}, or choose another output_dir"
-            )
+        remedy = f"make it and what follows again with {self.redo}, or choose another output_dir"
+        for section in ("settings", "inputs"):
+            refuse_changes(self.manifest_path, manifest[section], self.made_from[section], remedy)
         self.seconds, self.complete = manifest["seconds"], manifest["complete"]
         self.rows = {row["id"]: row for row in (read(self.path) if self.complete else _repaired(self.path))}
         if self.complete and len(self.rows) != manifest["counts"][self.items]:
             raise LongShortError(
-                f"{self.path} has {len(self.rows)} lines, its manifest says {manifest['counts'][self.items]}; make it again with "
-                f"{self.redo}"
+                f"{self.path} has {len(self.rows)} lines, its manifest says {manifest['counts'][self.items]}; "
+                f"make it again with {self.redo}"
             )
 
     def _write_manifest(self, more: Mapping[str, Any]) -> None:
@@ -110,23 +104,17 @@ class Ledger:
             "outcomes": dict(Counter(row[self.outcome] for row in rows)),
             "notes": dict(Counter(note for row in rows for note in row.get("notes", ()))),
         }
-        manifest = {
-            "step": self.step,
-            "complete": self.complete,
-            "seconds": round(self.seconds, 2),
-            "counts": counts | dict(more),
-        }
-        partial = self.manifest_path.with_suffix(".tmp")
+        state = {"step": self.step, "complete": self.complete, "seconds": round(self.seconds, 2)}
         with _writing(self.manifest_path):
-            partial.write_text(
-                json.dumps(manifest | self.made_from | {"longshort": __version__}, indent=1, ensure_ascii=False)
+            write_json(
+                self.manifest_path,
+                state | {"counts": counts | dict(more)} | self.about | self.made_from | {"longshort": __version__},
             )
-            os.replace(partial, self.manifest_path)
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """A disk that is full is told as such, wherever it is met."""
+    """Turn a failure to write, such as a full disk, into a LongShortError with the remedy."""
     try:
         yield
     except OSError as error:
@@ -136,11 +124,12 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def encode(row: Row) -> bytes:
+    """Return the line of a row."""
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The lines of a finished ledger, one at a time; LongShortError for a damaged one."""
+    """Yield the lines of a finished ledger; raise LongShortError at a damaged one."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -152,7 +141,7 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def _repaired(path: Path) -> list[Row]:
-    """The whole lines of an unfinished ledger; a damaged one is left out, so that its item is done again."""
+    """Return the whole lines of an unfinished ledger and remove damaged ones, so that their items are done again."""
     rows, damaged = [], False
     for line in path.read_bytes().splitlines(keepends=True):
         try:
@@ -161,39 +150,22 @@ def _repaired(path: Path) -> list[Row]:
         except ValueError:
             damaged = True
     if damaged:
-        partial = path.with_suffix(".tmp")
-        partial.write_bytes(b"".join(map(encode, rows)))
-        partial.replace(path)
+        _rewrite(path, rows)
     return rows
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _rewrite(path: Path, rows: Iterable[Row]) -> None:
+    with _writing(path), open_whole(path) as stream:
+        stream.writelines(encode(row).decode() for row in rows)
 
 
 def set_aside(folder: Path, steps: Sequence[str]) -> Path | None:
-    """Move what these steps made into `replaced-<n>`; returns that folder, None where there was nothing."""
-    found = [path for step in steps for path in folder.glob(f"{step}.*")]
-    if not found:
+    """Move the files of these steps into `replaced-<n>`; return that folder, or None if there were no files."""
+    files = [path for step in steps for path in folder.glob(f"{step}.*")]
+    if not files:
         return None
-    number = 1 + sum(1 for _ in folder.glob("replaced-*"))
-    target = folder / f"replaced-{number}"
+    target = folder / f"replaced-{1 + sum(1 for _ in folder.glob('replaced-*'))}"
     target.mkdir()
-    for path in found:
+    for path in files:
         path.rename(target / path.name)
     return target
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which settings and inputs are not what they were, each with both values."""
-    told = []
-    for section in before:
-        for key in sorted({*before[section], *now[section]}):
-            old, new = before[section].get(key), now[section].get(key)
-            if old != new and section == "inputs":
-                told.append(f"from another {key}")
-            elif old != new:
-                told.append(f"with {key} = {old!r}, now {new!r}")
-    return ", ".join(told)

@@ -1,11 +1,10 @@
-"""A sealed folder: written in hiding, listed file by file with its hash in `manifest.json`, made visible by one rename. Never unpickled.
+"""A sealed folder: written under a hidden name, listed file by file in `manifest.json`, published by one rename. Nothing is unpickled.
 
-Checkpoints and team folders are such folders. A crash at any point leaves what was there before, whole.
+Checkpoints and team folders are sealed. A crash at any point leaves what was there before, whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from longshort.runs.files import file_digest
 from longshort.types import LongShortError
 
 MANIFEST = "manifest.json"
@@ -28,12 +28,12 @@ def seal(partial: Path, final: Path, kind: str, facts: Mapping[str, Any], parts:
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
         _flush(path)
         if (name := path.relative_to(partial).as_posix()).startswith(tuple(parts)):
-            files[name] = {"sha256": _hash(path), "bytes": path.stat().st_size}
+            files[name] = {"sha256": file_digest(path), "bytes": path.stat().st_size}
     manifest = partial / MANIFEST
-    manifest.write_text(json.dumps({"format": format_of(kind), **facts, "files": files}, indent=1))
+    manifest.write_text(json.dumps({"format": _format_of(kind), **facts, "files": files}, indent=1))
     _flush(manifest)
     old = final.with_name(f".{final.name}-old")
-    if final.exists():  # it stays whole until the new one is in its place
+    if final.exists():  # it stays whole until the new one replaces it
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     partial.rename(final)
@@ -43,9 +43,9 @@ def seal(partial: Path, final: Path, kind: str, facts: Mapping[str, Any], parts:
 
 
 def verify(folder: Path, kind: str, remedy: str, parts: Sequence[str] = EVERYTHING) -> dict[str, Any]:
-    """The manifest of a complete, unaltered folder; LongShortError naming the folder, the file and what is wrong with it.
+    """Return the manifest of a complete, unaltered folder; raise LongShortError naming the folder, the file and the damage.
 
-    Only files whose path begins with one of `parts` are looked at: ("long/", "short/") leaves out what only training needs.
+    Only files whose path begins with one of `parts` are checked: ("long/", "short/") leaves out what only training needs.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -54,33 +54,26 @@ def verify(folder: Path, kind: str, remedy: str, parts: Sequence[str] = EVERYTHI
         facts = json.loads(manifest.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LongShortError(f"{kind} {folder}: {MANIFEST} is damaged ({error}); {remedy}") from error
-    found = facts.get("format") if isinstance(facts, dict) else facts
-    if found != format_of(kind):
-        raise LongShortError(f"{folder} is a foreign {kind}: format {found!r}, expected {format_of(kind)!r}")
+    form = facts.get("format") if isinstance(facts, dict) else facts
+    if form != _format_of(kind):
+        raise LongShortError(f"{folder} is a foreign {kind}: format {form!r}, expected {_format_of(kind)!r}")
     for name, entry in facts["files"].items():
-        if name.startswith(tuple(parts)):
-            _check(folder / name, entry, f"{kind} {folder}: {name}", remedy)
+        if name.startswith(tuple(parts)) and (damage := _damage(folder / name, entry)):
+            raise LongShortError(f"{kind} {folder}: {name} is {damage}; {remedy}")
     return facts
 
 
-def format_of(kind: str) -> str:
+def _format_of(kind: str) -> str:
     return f"longshort-{kind}-1"
 
 
-def _check(path: Path, entry: Mapping[str, Any], where: str, remedy: str) -> None:
+def _damage(path: Path, entry: Mapping[str, Any]) -> str:
+    """Return how a file differs from its manifest entry; empty if it does not."""
     if not path.is_file():
-        raise LongShortError(f"{where} is missing; {remedy}")
+        return "missing"
     if path.stat().st_size != entry["bytes"]:
-        raise LongShortError(
-            f"{where} is truncated: {path.stat().st_size} bytes, {entry['bytes']} were written; {remedy}"
-        )
-    if _hash(path) != entry["sha256"]:
-        raise LongShortError(f"{where} is altered (its sha256 differs); {remedy}")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return f"truncated: {path.stat().st_size} bytes, {entry['bytes']} were written"
+    return "" if file_digest(path) == entry["sha256"] else "altered (its sha256 differs)"
 
 
 def _flush(path: Path) -> None:

@@ -1,22 +1,21 @@
-"""Where metrics go: `metrics.jsonl` always; tensorboard, wandb or trackio when the recipe asks for them, under the same names."""
+"""Where metrics go: always to `metrics.jsonl`; also to tensorboard, wandb or trackio, under the same names, if the recipe asks for it."""
 
 from __future__ import annotations
 
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from longshort.recipe.schema import LongShortConfig
+from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.runs.layout import RunFolder
 from longshort.types import LongShortError
 
 Tracker = Callable[[int, Mapping[str, float]], None]
+"""Logs the metrics of a step."""
 
 
 def _tensorboard(config: LongShortConfig) -> Tracker:
-    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
-        str(Path(config.output_dir) / "tensorboard")
-    )
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(RunFolder.of(config).tensorboard))
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -28,15 +27,15 @@ def _tensorboard(config: LongShortConfig) -> Tracker:
 
 def _wandb(config: LongShortConfig) -> Tracker:
     run = importlib.import_module("wandb").init(
-        project="longshort", name=Path(config.output_dir).name, config=config.model_dump(), resume="allow"
+        project="longshort", name=RunFolder.of(config).root.name, config=config.model_dump(), resume="allow"
     )
     return lambda step, metrics: run.log(dict(metrics), step=step)
 
 
 def _trackio(config: LongShortConfig) -> Tracker:
-    module = importlib.import_module("trackio")
-    module.init(project="longshort", name=Path(config.output_dir).name, config=config.model_dump())
-    return lambda step, metrics: module.log(dict(metrics), step=step)
+    trackio = importlib.import_module("trackio")
+    trackio.init(project="longshort", name=RunFolder.of(config).root.name, config=config.model_dump())
+    return lambda step, metrics: trackio.log(dict(metrics), step=step)
 
 
 TRACKERS: dict[str, Callable[[LongShortConfig], Tracker]] = {
@@ -44,19 +43,20 @@ TRACKERS: dict[str, Callable[[LongShortConfig], Tracker]] = {
     "wandb": _wandb,
     "trackio": _trackio,
 }
+"""By the name that `report_to` uses: add your own here."""
 
 
 def open_trackers(config: LongShortConfig) -> Tracker:
-    """One function that logs a step everywhere. Raises LongShortError when a requested tracker is not installed."""
+    """Return one function that logs a step everywhere; LongShortError if a requested tracker is unknown or not installed."""
     trackers = []
     for name in config.report_to:
         try:
-            trackers.append(TRACKERS[name](config))
+            trackers.append(lookup(TRACKERS, name, "report_to")(config))
         except ImportError as error:
             raise LongShortError(
                 f"report_to asks for {name!r}, which is not installed ({error}): pip install 'longshort[tracking]'"
             ) from error
-    path = Path(config.output_dir) / "metrics.jsonl"
+    path = RunFolder.of(config).metrics
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         with path.open("a", encoding="utf-8") as stream:
