@@ -19,7 +19,7 @@ from typing import Any
 from longshort import console, interruption
 from longshort.data import load_problems, normalise
 from longshort.dialogue.protocols import make_protocol
-from longshort.dialogue.rewards import SynergyReward
+from longshort.dialogue.rewards import make_reward
 from longshort.dialogue.rollout import Admission, Decoding, RewardFunction, live_episodes
 from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.benchmarks import evaluation_problems
@@ -198,7 +198,7 @@ class LongShortTrainer:
             dull=lambda step, group: all(zero_variance(group, role, config.advantage) for role in self.schedule(step)),
             policies=pair.policies,
             protocol=self.protocol,
-            reward=self.reward or SynergyReward(config.reward, config.prices, self.protocol, pair.pool),
+            reward=self.reward or make_reward(config, self.protocol, pair.pool),
             group_size=config.num_generations,
             decoding=Decoding(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k),
             seed=config.seed,

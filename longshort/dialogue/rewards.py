@@ -11,6 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
+from longshort.dialogue.grading import GradingPool
+from longshort.dialogue.rollout import RewardFunction
+from longshort.dialogue.turns import TurnProtocol
+from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.recipe.sections import RewardConfig
 from longshort.types import Episode, Problem, Reward
 
@@ -94,3 +98,14 @@ class SynergyReward:
             totals={role: shared + self.config.format_weight * form for role, form in well_formed.items()},
             terms=terms | {f"format/{role}": form for role, form in well_formed.items()},
         )
+
+
+REWARDS: dict[str, Callable[[RewardConfig, Mapping[str, float], TurnProtocol, GradingPool], RewardFunction]] = {
+    "synergy": SynergyReward
+}
+"""What makes the reward function of a run, from (settings, price of a token per role, protocol, grading pool)."""
+
+
+def make_reward(config: LongShortConfig, protocol: TurnProtocol, pool: GradingPool) -> RewardFunction:
+    """Make the recipe's reward function; LongShortError for an unknown name."""
+    return lookup(REWARDS, config.reward.name, "reward.name")(config.reward, config.prices, protocol, pool)

@@ -11,11 +11,14 @@ from longshort.backends.weights import adapters
 from longshort.dialogue.encoding import ROLE_TAGS, special_ids
 from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.protocols import PROTOCOLS, make_protocol
+from longshort.dialogue.rewards import LENGTH_TERMS, REWARDS
 from longshort.dialogue.turns import TurnProtocol
 from longshort.learning import losses
 from longshort.learning.advantages import ADVANTAGES
-from longshort.preflight.memory import Plan, model_facts, plan
+from longshort.learning.optim import DECAYS
+from longshort.preflight.memory import check_memory, plan
 from longshort.preflight.memory_formulas import BYTES, GIB, adapter_parameters
+from longshort.preflight.processes import model_facts
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.runs.model_files import ModelFacts, expected_weights, find_folder
 from longshort.types import ROLES, LongShortError, Problem
@@ -51,7 +54,7 @@ def check(
     protocol = protocol or make_protocol(config)
     tokenizers = {role: load_tokenizer(config, role, facts[role].vocabulary) for role in protocol.roles}
     check_prompts(config, [*training, *held_out], protocol, tokenizers)
-    if graded:
+    if graded and config.reward.name == "synergy":
         check_golds(config, [*training, *held_out])
 
 
@@ -60,6 +63,10 @@ def check_names(config: LongShortConfig) -> None:
     lookup(PROTOCOLS, config.protocol.name, "protocol.name")
     lookup(ADVANTAGES, config.advantage, "advantage")
     lookup(losses.LOSSES, config.loss.name, "loss.name")
+    lookup(losses.IMPORTANCE_CORRECTIONS, config.loss.importance_correction, "loss.importance_correction")
+    lookup(DECAYS, config.lr_scheduler_type, "lr_scheduler_type")
+    lookup(REWARDS, config.reward.name, "reward.name")
+    lookup(LENGTH_TERMS, config.reward.length.kind, "reward.length.kind")
     losses.check(config.loss)
     roles = make_protocol(config).roles
     if config.schedule != "joint" and (not config.schedule or not set(config.schedule) <= set(roles)):
@@ -114,22 +121,6 @@ def check_adapters(config: LongShortConfig) -> None:
                 adapters.check_adapter(
                     adapters.read(Path(lora.adapter), role, lora), shapes, held=adapters.names(chosen)
                 )
-
-
-def check_memory(planned: Plan) -> None:
-    """All processes together fit into what is free."""
-    for device in planned.too_small:
-        there = [
-            (actor, planned.places[actor.name].count(device))
-            for actor in planned.actors
-            if device in planned.places[actor.name]
-        ]
-        there.sort(key=lambda item: -item[0].gib * item[1])
-        listed = ", ".join(f"{actor.name} {actor.gib * count:.1f}" for actor, count in there)
-        raise LongShortError(
-            f"this recipe needs {planned.needed(device):.1f} GiB of {device} memory but {planned.free[device]:.1f} GiB are free "
-            f"({listed}); lower engine.kv_cache_gib or batch_tokens, take smaller models, or free memory"
-        )
 
 
 def check_disk(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> None:
