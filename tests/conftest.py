@@ -1,4 +1,4 @@
-"""What every test stands on: no hub, no telemetry, one thread, and the data folder where there is one."""
+"""Settings of every test: no hub, no telemetry, one thread; and the folder of benchmark files, where one is named."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,13 @@ import pytest
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of benchmark files beside the repository; skips where it is absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"no benchmark files at {SHARED_DATA}")
-    return SHARED_DATA
+    """The folder of benchmark files, graded responses and traces that LONGSHORT_TEST_DATA names; skips without it."""
+    folder = os.environ.get("LONGSHORT_TEST_DATA")
+    if not folder:
+        pytest.skip("LONGSHORT_TEST_DATA names no folder of benchmark files")
+    if not Path(folder).is_dir():
+        pytest.fail(f"LONGSHORT_TEST_DATA is {folder!r}, which is not a folder")
+    return Path(folder)

@@ -21,9 +21,7 @@ from longshort.dialogue.grading import GradingPool, Verdict, check_gold, last_bo
 from longshort.types import LongShortError, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
 POISON = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "grading.py"))["POISON"]
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
 NEEDS_ALGEBRA = ("x+y", r"\boxed{y+x}")
 
 EVIL_WORKER = r"""
@@ -71,8 +69,8 @@ def evil_pool(tmp_path):
         yield pool
 
 
-def rows(name: str) -> list[dict]:
-    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+def rows(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
 
 
 def runs(pid: int) -> bool:
@@ -411,9 +409,8 @@ def test_check_gold_and_the_list_of_bad_rows_is_cut(pool):
         pool.check_golds([Problem(id=f"row-{i}", question="", answer="") for i in range(8)])
 
 
-@needs_data
-def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool):
-    recorded = rows("graded_responses_math500.jsonl")
+def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool, shared_data):
+    recorded = rows(shared_data, "graded_responses_math500.jsonl")
     verdicts = pool.grade_all([(row["answer"], row["response"]) for row in recorded])
     disagreements = [
         i for i, (row, verdict) in enumerate(zip(recorded, verdicts, strict=True)) if row["correct"] != verdict.correct
@@ -425,10 +422,9 @@ def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool):
 
 
 @pytest.mark.engine
-@needs_data
 @pytest.mark.parametrize(("name", "count"), [("math500.jsonl", 500), ("amc23.jsonl", 40), ("aime24.jsonl", 30)])
-def test_every_gold_verifies_against_itself(pool, name, count):
-    golds = [row["answer"] for row in rows(name)]
+def test_every_gold_verifies_against_itself(pool, shared_data, name, count):
+    golds = [row["answer"] for row in rows(shared_data, name)]
     pool.check_golds([Problem(id=str(i), question="", answer=gold) for i, gold in enumerate(golds)])
     reasons = Counter(grading_worker.compare(gold, gold) for gold in map(answers.canonical, golds))
     assert reasons == {"match": count}

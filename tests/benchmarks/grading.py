@@ -2,8 +2,8 @@ r"""How fast are answers graded, and what do poison answers mixed in at 1 % cost
 
     python tests/benchmarks/grading.py [--runs 9] [--workers 1]
 
-Two loads, each timed clean and poisoned in turn, on warm processes and with the cache of verdicts off:
-`responses`: the 500 recorded MATH500 responses (needs ../shared/data); `algebra`: fractions that only math-verify can decide.
+Two loads, each timed clean and poisoned in turn, on warm processes and with the cache of verdicts off: `responses`:
+the 500 recorded MATH500 responses (in the folder that LONGSHORT_TEST_DATA names); `algebra`: fractions that only math-verify can decide.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RESPONSES = ROOT.parent / "shared" / "data" / "graded_responses_math500.jsonl"
+RESPONSES = Path(os.environ.get("LONGSHORT_TEST_DATA", ".")) / "graded_responses_math500.jsonl"
 
 POISON = {
     "power tower": "9^{9^{9^9}}",
@@ -63,7 +63,9 @@ def loads() -> dict[str, list[tuple[str, str]]]:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """Processor time so far of this process and of `pids`: unlike the clock it does not see what else the machine does."""
+    """Processor time so far of this process and of `pids`: unlike the clock it does not see what else the machine
+    does.
+    """
     fields = [Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split() for pid in pids]
     return time.process_time() + sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
