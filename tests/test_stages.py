@@ -1,4 +1,6 @@
-"""`longshort run` end to end on a world too small to learn anything: every stage does its part, is recorded, and is not done twice."""
+"""`longshort run` end to end on a world too small to learn anything: every stage does its part, is recorded, and is
+not done twice.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""The trainer on tiny models: bit-equal resumption, signals, refusals, and two of the three ways in (the Ray job: tests/test_launch.py)."""
+"""The trainer on tiny models: bit-equal resumption, signals, refusals, and two of the three ways in (the Ray job:
+tests/test_launch.py).
+"""
 
 import asyncio
 import json
@@ -130,7 +132,9 @@ def write_episodes(recorder, step):
 
 
 def test_gaps_stand_on_the_lines_of_the_episodes_that_a_role_was_trained_on(tmp_path, untrained):
-    """The short model says nothing in the first episode; the second taught neither role (None); the third taught both."""
+    """The short model says nothing in the first episode; the second taught neither role (None); the third taught
+    both.
+    """
     step = step_of(
         (turn(LONG, (1,), (7,)), turn(SHORT, (2,), ())),
         (turn(LONG, (1,), (7,)), turn(SHORT, (2,), (9,))),

@@ -1,4 +1,6 @@
-"""Two tiny random models with two different vocabularies; weights large enough that their distributions are far from uniform."""
+"""Two tiny random models with two different vocabularies; weights large enough that their distributions are far from
+uniform.
+"""
 
 import json
 import random
@@ -14,7 +16,7 @@ ENGINE = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
 
 
 def make_speaking(folder: Path) -> dict[str, str]:
-    """Both models after a few supervised steps on dialogues: they close most turns with a tag, and know nothing else."""
+    """Make both models and train them a few steps on dialogues: they close most turns with a tag, and know nothing else."""
     from longshort.dialogue.protocols import demonstration, make_protocol
     from longshort.learning.samples import sample_of
     from longshort.learning.supervised import fit

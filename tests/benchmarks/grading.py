@@ -3,7 +3,8 @@ r"""How fast are answers graded, and what do poison answers mixed in at 1 % cost
     python tests/benchmarks/grading.py [--runs 9] [--workers 1]
 
 Two loads, each timed clean and poisoned in turn, on warm processes and with the cache of verdicts off: `responses`:
-the 500 recorded MATH500 responses (in the folder that LONGSHORT_TEST_DATA names); `algebra`: fractions that only math-verify can decide.
+the 500 recorded MATH500 responses (in the folder that LONGSHORT_TEST_DATA names);
+`algebra`: fractions that only math-verify can decide.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def main() -> None:
             rate = len(clean) / statistics.median(times["clean"])
             print(
                 f"{name}: {len(clean)} answers, {rate:.0f}/s (best {len(clean) / min(times['clean']):.0f}/s); with "
-                f"{len(poisoned) - len(clean)} poison answers x {median_ratio(times):.3f} of the time, x {median_ratio(work):.3f} of "
+                f"{len(poisoned) - len(clean)} poison answers x {median_ratio(times):.3f} of the time, x "
+                f"{median_ratio(work):.3f} of "
                 f"the processor time (median of {options.runs} neighbouring pairs; {ranges})"
             )
         start = time.perf_counter()

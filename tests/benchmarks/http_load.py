@@ -1,9 +1,13 @@
-"""Many clients of one endpoint, in a process of their own and as light as HTTP allows, so that it is the server that is measured.
+"""Many clients of one endpoint, in a process of their own and as light as HTTP allows, so that it is the server that
+is measured.
 
-    python -m tests.benchmarks.http_load HOST PORT     reads JSON lines {"clients", "bodies"} from stdin, writes one line of JSON for each
+    python -m tests.benchmarks.http_load HOST PORT
 
-The bodies are shared among the clients; each client has one connection and sends its next body when the last one is answered. Told per
-body: the status, and the seconds from sending to the first text of the answer (streams), and to its end.
+Reads JSON lines {"clients", "bodies"} from stdin and writes one line of JSON for each.
+
+The bodies are shared among the clients; each client has one connection and sends its next body when the last one is
+answered. Told per body: the status, and the seconds from sending to the first text of the answer (streams), and to
+its end.
 """
 
 import asyncio

@@ -1,16 +1,18 @@
 """How fast is the learner beside TRL's GRPOTrainer on the same ids, rewards and masks?
 
-Both train the same model from the same weights: float32, one thread, AdamW, loss `dapo`, beta 0, no importance correction, one optimizer
-step per batch. The log-probs of the old policy are the forward pass's own on both sides (TRL: generation and update are aligned), so each
-makes one forward and one backward pass over every token, and counts the entropy beside it. TRL gets prompts, completions, `env_mask` (the
-partner's text) and rewards through its `rollout_func`. It makes advantages, pads every sequence of the step to the longest prompt and the
-longest completion, and cuts micro-batches. We make advantages and samples from the same episodes and lay them out as `pack` does. Neither
-recomputes layers. A step of TRL and a step of ours take turns in one process; each is timed from the episodes to the new weights (TRL
-without its log line). Seconds are the processor's: neither side waits for anything, and the clock would also count what else the machine
-does. The gradients of the first step are compared, in float32, before either optimizer has moved.
+Both train the same model from the same weights: float32, one thread, AdamW, loss `dapo`, beta 0, no importance
+correction, one optimizer step per batch. The log-probs of the old policy are the forward pass's own on both sides
+(TRL: generation and update are aligned), so each makes one forward and one backward pass over every token, and counts
+the entropy beside it. TRL gets prompts, completions, `env_mask` (the partner's text) and rewards through its
+`rollout_func`. It makes advantages, pads every sequence of the step to the longest prompt and the longest completion,
+and cuts micro-batches. We make advantages and samples from the same episodes and lay them out as `pack` does. Neither
+recomputes layers. A step of TRL and a step of ours take turns in one process; each is timed from the episodes to the
+new weights (TRL without its log line). Seconds are the processor's: neither side waits for anything, and the clock
+would also count what else the machine does. The gradients of the first step are compared, in float32, before either
+optimizer has moved.
 
-The padding bound is TRL's padded tokens over the real ones: what there is to gain if every token costs the same wherever it lies. It is no
-bound on attention, which costs less in narrower rows.
+The padding bound is TRL's padded tokens over the real ones: what there is to gain if every token costs the same
+wherever it lies. It is no bound on attention, which costs less in narrower rows.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ SHAPE = ModelShape(
     base_steps=1,
     base_learning_rate=1e-3,
 )
-"""4.8M parameters, nearly all of them in layers: the head over the miniature's few hundred words is cheap on both sides."""
+"""4.8M parameters, nearly all of them in layers: the head over the miniature's few hundred words is cheap on both
+sides.
+"""
 PROBLEMS, GENERATIONS = 5, 8
 LEARNING_RATE = 1e-4
 MICRO_BATCH = 5
@@ -55,7 +59,9 @@ def turn(role: str, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> 
 
 
 def make_groups(vocabulary: int, seed: int = 0) -> list[Group]:
-    """Episodes of one to three thoughts of the long model with the partner's words in between; turn lengths are log-normal."""
+    """Episodes of one to three thoughts of the long model with the partner's words in between; turn lengths are
+    log-normal.
+    """
     rng = random.Random(seed)
 
     def ids(count: int) -> tuple[int, ...]:
@@ -144,7 +150,9 @@ def make_trainer(folder: Path, rollouts: dict[str, list], steps: int, callback):
 
 
 class Duel:
-    """Our learner and TRL's trainer, one step each in turn: processor seconds and clock seconds by side, and the first gradients."""
+    """Our learner and TRL's trainer, one step each in turn: processor seconds and clock seconds by side, and the
+    first gradients.
+    """
 
     def __init__(self, folder: Path, groups: list[Group], steps: int):
         from longshort.backends.learners.torch_learner import TorchLearner
@@ -191,7 +199,8 @@ class Duel:
         self.cpu[side].append(time.process_time() - self.began[0])
         self.clock[side].append(time.perf_counter() - self.began[1])
         say(
-            f"  step {len(self.cpu[side])}, {side}: {self.cpu[side][-1]:.2f} s of the processor, {self.clock[side][-1]:.2f} s"
+            f"  step {len(self.cpu[side])}, {side}: {self.cpu[side][-1]:.2f} s of the processor, "
+            f"{self.clock[side][-1]:.2f} s"
         )
 
     def keep_first(self, side: str, model) -> None:

@@ -1,12 +1,13 @@
 """Peak memory of an update with and without chunked log-probs, at the vocabulary of Qwen2.5 (151,936).
 
-`token_statistics` computes the logits of LOGITS_HELD / vocabulary tokens at once and again in the backward pass. Each run updates the
-same small model (two layers of width 64, so that the head is nearly all there is) once on the same 1,024 tokens with the learner's own
-`policy_gradient_step`, each in a fresh process: once as it is, once with a LOGITS_HELD that holds all logits. What counts is the
-process's high-water mark of resident memory less what was resident before the step (the model is then loaded). Both must give the same
-log-probs and the same gradient.
+`token_statistics` computes the logits of LOGITS_HELD / vocabulary tokens at once and again in the backward pass. Each
+run updates the same small model (two layers of width 64, so that the head is nearly all there is) once on the same
+1,024 tokens with the learner's own `policy_gradient_step`, each in a fresh process: once as it is, once with a
+LOGITS_HELD that holds all logits. What counts is the process's high-water mark of resident memory less what was
+resident before the step (the model is then loaded). Both must give the same log-probs and the same gradient.
 
-The ideal limit holds, in the chunks' place, one chunk's logits and their gradient beside the model's own gradients; each buffer once.
+The ideal limit holds, in the chunks' place, one chunk's logits and their gradient beside the model's own gradients;
+each buffer once.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def main() -> None:
             )
     if max(differences) > SAME:
         raise SystemExit(
-            f"chunked and whole log-probs or gradients differ by {max(differences):.1e}, more than {SAME:g}: not the same work"
+            f"chunked and whole log-probs or gradients differ by {max(differences):.1e}, more than {SAME:g}: not the "
+            "same work"
         )
     growth = {way: [row["peak"] - row["before"] for row in rows[way]] for way in WAYS}
     figures = [

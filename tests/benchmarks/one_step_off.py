@@ -1,12 +1,13 @@
 """Rollouts beside updates (staleness 1) against rollouts and updates in turn, of the ideal (R + L) / max(R, L).
 
-R and L are the medians of rollout and update when they take turns, in the same run. A share may be above 1: the next step's rollout also
-takes the places that the last long turns of this one leave empty, which R has to wait for.
+R and L are the medians of rollout and update when they take turns, in the same run. A share may be above 1: the next
+step's rollout also takes the places that the last long turns of this one leave empty, which R has to wait for.
 
-- vLLM and the torch learner, real training steps, publishing and its proof included: one model that works alone (protocol `solo`), since
-  two cores hold one engine and one learner at work, one thread each. The update's part of the work is set so that R and L are alike.
-- the pair, with engines and learners of both roles in the same processes as always, whose work is a sleep: the framework's part, which
-  two cores do not limit.
+- vLLM and the torch learner, real training steps, publishing and its proof included: one model that works alone
+  (protocol `solo`), since two cores hold one engine and one learner at work, one thread each. The update's part of
+  the work is set so that R and L are alike.
+- the pair, with engines and learners of both roles in the same processes as always, whose work is a sleep: the
+  framework's part, which two cores do not limit.
 """
 
 import asyncio
@@ -48,7 +49,9 @@ def alternate(problem, episodes, progress):
 
 
 async def steps_of(policies, protocol, staleness, seed):
-    """The Step records of `STEPS` steps, but for the first, which has no update before it, and the last, which has no rollout beside it."""
+    """The Step records of `STEPS` steps, but for the first, which has no update before it, and the last, which has no
+    rollout beside it.
+    """
     seen = []
 
     async def after(step):
@@ -143,7 +146,8 @@ def figures(name, rows):
             ideal=(1.0,),
             limit="(R + L) / max(R, L)",
             at_least=0.9,
-            cause=f"A step takes {medians['beside']:.2f} s where {longer} alone takes {medians[longer]:.2f} s; publishing takes "
+            cause=f"A step takes {medians['beside']:.2f} s where {longer} alone takes {medians[longer]:.2f} s; "
+            "publishing takes "
             f"{medians['sync beside']:.2f} s beside a rollout and {medians['sync']:.2f} s without one.",
         ),
     ]
@@ -157,7 +161,8 @@ async def main(runs, results):
     for name, rows in found.items():
         seconds = {part: spread([row[part] for row in rows]) for part in rows[0]}
         notes.append(
-            f"{name}: R {seconds['R']} s, L {seconds['L']} s; a step takes {seconds['in turn']} s in turn and {seconds['beside']} s one "
+            f"{name}: R {seconds['R']} s, L {seconds['L']} s; a step takes {seconds['in turn']} s in turn and "
+            f"{seconds['beside']} s one "
             f"step off; publishing in it {seconds['sync']} s and {seconds['sync beside']} s."
         )
     notes.append(f"{PROBLEMS * GROUP} episodes a step, {STEPS - 2} steps of {STEPS} counted.")

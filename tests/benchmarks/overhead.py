@@ -1,11 +1,14 @@
-"""The framework's share of a rollout: one less the share of the time in which the engine that must be working is working.
+"""The framework's share of a rollout: one less the share of the time in which the engine that must be working is
+working.
 
-- one dialogue at a time: always one of the two engines must be working, nothing hides the way of a turn from one to the other (the
-  driver, two messages, two processes that wake up). Turns are as short as the target allows: an engine is busy for 100 ms with each.
-- an engine with all its places taken: its own share of time at work, when each episode's next turn is asked for as soon as the last one
-  has come.
+- one dialogue at a time: always one of the two engines must be working, nothing hides the way of a turn from one to
+  the other (the driver, two messages, two processes that wake up). Turns are as short as the target allows: an engine
+  is busy for 100 ms with each.
+- an engine with all its places taken: its own share of time at work, when each episode's next turn is asked for as
+  soon as the last one has come.
 
-Both with vLLM on this machine's cores, which the driver needs too, and with engines in the same processes whose work is a sleep.
+Both with vLLM on this machine's cores, which the driver needs too, and with engines in the same processes whose work
+is a sleep.
 """
 
 import asyncio
@@ -40,7 +43,7 @@ async def one_at_a_time(policies, tokens, seed):
 
 
 async def places_taken(policies, tokens, seed):
-    """The framework's share of the long engine's time with as many episodes as it has places, all of the same length."""
+    """The framework's share of the long engine's time with one episode per place, all of one length."""
     policy = policies[LONG]
     prompts = [Scripted([tokens]).render(problem, (), LONG, policy.tokenizer) for problem in problems(SLOTS)]
 
@@ -91,8 +94,10 @@ async def main(runs, results):
                 found["sleeping engines"] = await measure(policies, runs, "sleeping engines")
     figures = []
     for name, (alone, taken, way, _) in found.items():
-        one = f"The way of a turn takes {way:.1f} ms: a message to the engine's process, its thread waking up, a message back."
-        full = "What an engine's process does between its steps, taking requests in and handing turns out, and its wait for a core."
+        one = (
+            f"A turn travels for {way:.1f} ms: a message to the engine's process, its thread waking up, a message back."
+        )
+        full = "Between its steps the engine's process takes requests in, hands turns out and waits for a core."
         shared = {"form": "{:.1%}", "at_most": 0.05, "ideal": (0.0,), "limit": "always at work"}
         figures += [
             Figure(what=f"framework's share of the time, one dialogue, {name}", values=alone, cause=one, **shared),

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.performance [--measure] [--only NAME …] [--results FOLDER] [--page docs/performance.md]
 
-Writes the page from the figures that the benchmarks left in FOLDER; with `--measure` it runs them first, each in a process of its own.
-A benchmark that fails leaves no figures: it is named on the page and on the way out.
+Writes the page from the figures that the benchmarks left in FOLDER; with `--measure` it runs them first, each in a
+process of its own. A benchmark that fails leaves no figures: it is named on the page and on the way out.
 """
 
 import argparse
@@ -31,9 +31,9 @@ BENCHMARKS = (
 
 HEAD = """# Performance
 
-Every figure is a ratio to an ideal limit that was measured or computed in the same run, so that it says something about this program and
-not about the machine. `make bench` measures all of them and writes this page; each command below measures its own alone. Models are made
-on the spot, with random weights. Median (lowest to highest) over the runs; the load says how busy the machine was, on one that others
+Every figure is a ratio to an ideal limit that was measured or computed in the same run, so it describes this program and not the
+machine. `make bench` measures all of them and writes this page; each command below measures its own part. Models are made on the
+spot, with random weights. Median (lowest to highest) over the runs; the load says how busy the machine was, on one that others
 share the figures are worse and their spread wide. A missed target stands with its cause.
 """
 

@@ -1,9 +1,9 @@
 """Prefix-cache hits against the ideal, and time against the number of turns.
 
-A role's prompt is its last prompt, what it wrote, and its partner's words since; an engine that keeps blocks of keys and values need
-compute the new part alone. The ideal is counted from the prompts: whole blocks whose tokens, and all before them, were in a prompt asked
-before or in a turn finished before, wherever memory might have ended. Without a cache the tokens to compute grow with the square of the
-turns, with it the time should grow as the sampled tokens do.
+A role's prompt is its last prompt, what it wrote, and its partner's words since; an engine that keeps blocks of keys
+and values need compute the new part alone. The ideal is counted from the prompts: whole blocks whose tokens, and all
+before them, were in a prompt asked before or in a turn finished before, wherever memory might have ended. Without a
+cache the tokens to compute grow with the square of the turns, with it the time should grow as the sampled tokens do.
 """
 
 import asyncio
@@ -116,7 +116,8 @@ def figures(rows):
             limit="every whole block seen before",
             at_least=0.85,
             form="{:.1%}",
-            cause="The engine did not keep, or gave up, blocks that the ideal has; more engine.kv_cache_gib tells which.",
+            cause="The engine did not keep, or gave up, blocks that the ideal has; more engine.kv_cache_gib tells "
+            "which.",
         ),
         Figure(
             what=f"prompt tokens found in the cache at {CHECKED} exchanges",
@@ -131,7 +132,8 @@ def figures(rows):
             ideal=sampled,
             limit="sampled tokens against turns",
             at_most=1.1,
-            cause=f"The prompt tokens that are computed grow with exponent {median(growth(rows, 1)):.2f} (blocks that are not full are "
+            cause=f"The prompt tokens that are computed grow with exponent {median(growth(rows, 1)):.2f} (blocks "
+            "that are not full are "
             "computed again); the rest is attention, which reads the whole dialogue for every token, and the machine.",
         ),
     ]
@@ -145,10 +147,12 @@ def growth(rows, cached):
 def notes(rows, block):
     seconds = ", ".join(f"{n}: {median(row[n][0] for row in rows):.2f} s" for n in EXCHANGES)
     return [
-        f"{PROBLEMS} problems, {GROUP} episodes of each, turns of {SHORTEST} to {LONGEST} tokens, blocks of {block}; {SLOTS} episodes "
+        f"{PROBLEMS} problems, {GROUP} episodes of each, turns of {SHORTEST} to {LONGEST} tokens, blocks of {block}; "
+        f"{SLOTS} episodes "
         "decode at once in an engine.",
         f"Median time by exchanges: {seconds}.",
-        f"Exponent of the prompt tokens to compute: {spread(growth(rows, 0))} without a cache, {spread(growth(rows, 1))} with this one.",
+        f"Exponent of the prompt tokens to compute: {spread(growth(rows, 0))} without a cache, "
+        f"{spread(growth(rows, 1))} with this one.",
     ]
 
 

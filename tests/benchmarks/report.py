@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.report [EPISODES] [TOKENS]
 
-EPISODES (default 5000) synthetic dialogues of four messages with about TOKENS (default 40) sampled tokens, in groups of 8 over 40 steps,
-with context ids, log-probs and gaps, as training writes them. Printed: the page's size and the seconds to write it; in Chromium the
-seconds until the first dialogue stands; while the list scrolls from top to bottom in 300 frames, the time between frames and the
-page's own work in it; and the seconds until the first search through all messages and the first token view are done.
+EPISODES (default 5000) synthetic dialogues of four messages with about TOKENS (default 40) sampled tokens, in groups
+of 8 over 40 steps, with context ids, log-probs and gaps, as training writes them. Printed: the page's size and the
+seconds to write it; in Chromium the seconds until the first dialogue stands; while the list scrolls from top to
+bottom in 300 frames, the time between frames and the page's own work in it; and the seconds until the first search
+through all messages and the first token view are done.
 """
 
 import json
@@ -30,7 +31,10 @@ FRAMES = """new Promise(done => { const list = document.getElementById('episode-
     if (times.length <= 300) requestAnimationFrame(frame); else done(times.slice(1).sort((a, b) => a - b)); };
   requestAnimationFrame(frame); })"""
 WAIT = "new Promise(done => { const look = () => %s ? done(performance.now()) : setTimeout(look, 4); look(); })"
-SEARCH = "(q => { q.value = 'said by nobody'; q.dispatchEvent(new Event('input', {bubbles: true})) })(document.querySelector('[name=q]'))"
+SEARCH = (
+    "(q => { q.value = 'said by nobody'; q.dispatchEvent(new Event('input', {bubbles: true})) })"
+    "(document.querySelector('[name=q]'))"
+)
 FIRSTS = (
     ("search", SEARCH, "document.getElementById('episode-count').textContent.startsWith('0 of')"),
     (
@@ -83,7 +87,8 @@ def measure(folder: Path, browser: Browser) -> None:
     work = lambda: {one["name"]: one["value"] for one in browser("Performance.getMetrics")["metrics"]}["TaskDuration"]  # noqa: E731
     worked, times = work(), browser.js(FRAMES)
     print(
-        f"frames while scrolling: {times[150]:.1f} ms (99 %: {times[297]:.1f}), {1000 * (work() - worked) / 300:.1f} ms of work in each"
+        f"frames while scrolling: {times[150]:.1f} ms (99 %: {times[297]:.1f}), {1000 * (work() - worked) / 300:.1f} "
+        "ms of work in each"
     )
     for name, act, done in FIRSTS:
         began = browser.js(f"{{ const began = performance.now(); {act}; began }}")

@@ -1,10 +1,13 @@
 """Importance rollouts per second through the pipeline against the engine alone on the same tokens.
 
-    python -m tests.benchmarks.rollouts [MODEL] [TRACES]      MODEL: a finished quickstart's runs/quickstart/models/base-short
+    python -m tests.benchmarks.rollouts [MODEL] [TRACES]
 
-The pipeline: all prefixes of TRACES miniature traces (default 100), 8 rollouts each: prompts made, sent to an engine in a process of
-its own, graded and counted. Alone: the very same prompts, seeds and limits handed to the same kind of engine in one go, nothing graded.
-One warm-up, then 5 runs of each in turn; the ratio of the medians is what the pipeline keeps of the engine's speed.
+MODEL: a finished quickstart's runs/quickstart/models/base-short
+
+The pipeline: all prefixes of TRACES miniature traces (default 100), 8 rollouts each: prompts made, sent to an engine
+in a process of its own, graded and counted. Alone: the very same prompts, seeds and limits handed to the same kind of
+engine in one go, nothing graded. One warm-up, then 5 runs of each in turn; the ratio of the medians is what the
+pipeline keeps of the engine's speed.
 """
 
 import asyncio
@@ -90,5 +93,6 @@ if __name__ == "__main__":
         asyncio.run(main(folder, int(sys.argv[2]) if len(sys.argv) > 2 else 100))
     else:
         print(
-            f"skipped: {folder} is not there; run `make quickstart` first, or name a base model of the miniature's short role"
+            f"skipped: {folder} is not there; run `make quickstart` first, or name a base model of the miniature's "
+            "short role"
         )

@@ -1,10 +1,11 @@
-"""How a step's time grows with its problems, the generations of each, and the exchanges: exponents of straight lines in log-log.
+"""How a step's time grows with its problems, the generations of each, and the exchanges: exponents of straight lines
+in log-log.
 
-- rollout: the loop's `roll_out` with both vLLM engines and graded rewards, seconds from the first prompt to the last reward. All sizes
-  are more than the engines' places, else more episodes would cost nothing.
-- the framework alone: processor time of this process for everything of a step but engines, learners and grading (prompts, delivery,
-  rewards, advantages, training samples, metrics, lines of the log), with engines that answer at once, up to sizes of real runs. What
-  grows with the square of a step shows here and nowhere else.
+- rollout: the loop's `roll_out` with both vLLM engines and graded rewards, seconds from the first prompt to the last
+  reward. All sizes are more than the engines' places, else more episodes would cost nothing.
+- the framework alone: processor time of this process for everything of a step but engines, learners and grading
+  (prompts, delivery, rewards, advantages, training samples, metrics, lines of the log), with engines that answer at
+  once, up to sizes of real runs. What grows with the square of a step shows here and nowhere else.
 
 The ideal is the exponent of the sampled tokens of the same steps.
 """

@@ -1,6 +1,7 @@
 """Work of a known size for rollouts: models that never end a turn, and a protocol that ends each where the script says.
 
-Everything else is the product's own: `run_episode`, the prompts of the long-short protocol, engines in processes of their own.
+Everything else is the product's own: `run_episode`, the prompts of the long-short protocol, engines in processes of
+their own.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
     from longshort.pair import Pair
 
 SHAPE = LongShape(hidden_size=256, num_layers=4, intermediate_size=704)
-"""3.3M parameters: an engine's step takes some ten milliseconds on one core, so that sending a turn to it and back counts for little."""
+"""3.3M parameters: an engine's step takes some ten milliseconds on one core, so that sending a turn to it and back
+counts for little.
+"""
 
 
 def make_models(folder: Path, shape: ModelShape = SHAPE, context: int = 2048) -> dict[str, str]:
     """Two models with random weights and the miniature's two vocabularies, by role. All they ever say is digits.
 
-    So nothing ends a turn but its length, and each word is one token for the partner too. What bars the other tokens is a number that
-    every position carries in its first channel, and that their rows of the head turn into some -150.
+    So nothing ends a turn but its length, and each word is one token for the partner too. What bars the other tokens
+    is a number that every position carries in its first channel, and that their rows of the head turn into some -150.
     """
     import torch
 
@@ -96,7 +99,9 @@ def problems(count: int) -> list[Problem]:
 
 @contextlib.asynccontextmanager
 async def engines(settings: LongShortConfig) -> AsyncIterator[tuple[Pair, Callable[[], Awaitable[None]]]]:
-    """The pair's engines, warm, and a coroutine that empties their prefix caches (by giving them the weights that they have)."""
+    """The pair's engines, warm, and a coroutine that empties their prefix caches (by giving them the weights that
+    they have).
+    """
     import ray
     from transformers import AutoModelForCausalLM
 

@@ -1,15 +1,18 @@
 """Requests per second through the endpoint, against the two engines alone on the same tokens.
 
-    python -m tests.benchmarks.serving [TEAM]      TEAM: as `longshort serve` takes it; without one a pair of tiny models is trained first
+    python -m tests.benchmarks.serving [TEAM]
 
-The server as `longshort serve` runs it, in this process; 128 clients on loopback in another one (tests/benchmarks/http_load.py), each
-sending its next question when the last is answered. Each engine decodes 32 messages at once, and 96 episodes go on; the others wait. The
-bound: every message that the engines were asked for in a run, handed to the same kind of engine in one go, with nobody waiting for an
-answer and nothing around it; both engines at the same time, as in serving; the later one to finish counts. One warm-up, then the runs, each
-with new questions, whole and streamed. At the end a burst of more clients than there are places.
+TEAM: as `longshort serve` takes it; without one, a pair of tiny models is trained first
 
-First with vLLM on this machine's cores, which server and clients need too, then with engines in the same processes whose work is a sleep of
-15 ms a step: what serving costs where engines have devices of their own.
+The server as `longshort serve` runs it, in this process; 128 clients on loopback in another one
+(tests/benchmarks/http_load.py), each sending its next question when the last is answered. Each engine decodes 32
+messages at once, and 96 episodes go on; the others wait. The bound: every message that the engines were asked for in
+a run, handed to the same kind of engine in one go, with nobody waiting for an answer and nothing around it; both
+engines at the same time, as in serving; the later one to finish counts. One warm-up, then the runs, each with new
+questions, whole and streamed. At the end a burst of more clients than there are places.
+
+First with vLLM on this machine's cores, which server and clients need too, then with engines in the same processes
+whose work is a sleep of 15 ms a step: what serving costs where engines have devices of their own.
 """
 
 import argparse
@@ -87,7 +90,9 @@ def bodies(run, count, stream):
 
 
 async def measured(clients, engines, alone, run, stream):
-    """One run: what the clients saw, the seconds of the bound, the processor seconds of server and clients per request."""
+    """One run: what the clients saw, the seconds of the bound, the processor seconds of server and clients per
+    request.
+    """
     questions = bodies(run, REQUESTS, stream)
     used = time.process_time()
     seen = await clients.load(CLIENTS, questions)
@@ -105,7 +110,8 @@ async def measured(clients, engines, alone, run, stream):
     cpu = [1000 * seconds / REQUESTS for seconds in (server_s, seen["cpu_s"])]
     each = ", ".join(f"{seconds:.2f}" for seconds, _ in bare)
     say(
-        f"run {run} {'streamed' if stream else 'whole'}: {REQUESTS} requests, {tokens} tokens in {seen['seconds']:.2f} s, "
+        f"run {run} {'streamed' if stream else 'whole'}: {REQUESTS} requests, {tokens} tokens in "
+        f"{seen['seconds']:.2f} s, "
         f"engines alone {each} s; processor time per request: server {cpu[0]:.1f} ms, clients {cpu[1]:.1f} ms"
     )
     return {
@@ -127,7 +133,10 @@ def figures(name, runs, stream):
     server, client = (median(run[key] for run in runs) for key in ("server_ms", "clients_ms"))
     cause = f"Server and clients take {server:.1f} and {client:.1f} ms of processor time per request"
     if name == "vLLM":
-        cause += "; the engines decode on the same cores, where the less busy one takes many small steps, each nearly as long as a full one"
+        cause += (
+            "; the engines decode on the same cores, where the less busy one takes many small steps, "
+            "each nearly as long as a full one"
+        )
     rows = [
         Figure(
             what=f"requests per second, {kind}, of the engines' alone",
@@ -159,8 +168,10 @@ async def burst(clients, gate):
     refusals = [end for status, _, end in seen["answers"] if status == 429]
     taken, others = statuses.count(200), BURST - statuses.count(200) - len(refusals)
     return (
-        f"burst of {BURST} clients on {gate.capacity + gate.max_queue} places: {taken} answered within {seen['seconds']:.1f} s, "
-        f"{len(refusals)} refused with 429 (95 % of them within {percentile(refusals, 0.95):.2f} s), {others} failed otherwise"
+        f"burst of {BURST} clients on {gate.capacity + gate.max_queue} places: {taken} answered within "
+        f"{seen['seconds']:.1f} s, "
+        f"{len(refusals)} refused with 429 (95 % of them within {percentile(refusals, 0.95):.2f} s), {others} failed "
+        "otherwise"
     )
 
 

@@ -1,6 +1,8 @@
-"""Engines and learners whose work is a sleep, in the product's own processes: what is left of the clock is the framework's.
+"""Engines and learners whose work is a sleep, in the product's own processes: what is left of the clock is the
+framework's.
 
-Around them is everything real: the engine's loop and its Ray actor, batching, delivery, publishing and the canary, one learner each.
+Around them is everything real: the engine's loop and its Ray actor, batching, delivery, publishing and the canary,
+one learner each.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ LOGPROB = -1.0
 
 
 class SleepingCore:
-    """An engine of `slots` places whose step takes `seconds` for each turn that it is writing: a device that is always busy.
+    """An engine of `slots` places whose step takes `seconds` for each turn that it is writing: a device that is
+    always busy.
 
     `seconds` of (0.002,) makes a lone turn take 2 ms per token. Its words are all the same digit.
     """
@@ -87,9 +90,11 @@ class SleepingCore:
 
 
 class TalkingCore(SleepingCore):
-    """One whose turns end with a tag after a few tokens, drawn from the request's seed; the short model hands back every third time.
+    """One whose turns end with a tag after a few tokens, drawn from the request's seed; the short model hands back
+    every third time.
 
-    A step takes `seconds` however many turns it is writing, as a GPU's nearly does: a place left empty is a loss. Its words are `word`.
+    A step takes `seconds` however many turns it is writing, as a GPU's nearly does: a place left empty is a loss. Its
+    words are `word`.
     """
 
     def __init__(self, slots: int, seconds: float, word: int):

@@ -1,14 +1,16 @@
 """Where the time of one RL step goes: rollout, reward, samples, forward and backward, optimizer, publish, logging.
 
-The loop, the pair, the learners and what surrounds a step are the product's own, on the miniature's two models after a few supervised steps
-(they close their turns and know nothing else): 16 problems times 8 episodes, both roles learn from all of them, nothing is saved or
-evaluated. Clocks stand around the calls, in the driver and in the learners' processes. The parts follow one another, so that they can add
-up to the step; what goes on beside them is in none:
+The loop, the pair, the learners and what surrounds a step are the product's own, on the miniature's two models after
+a few supervised steps (they close their turns and know nothing else): 16 problems times 8 episodes, both roles learn
+from all of them, nothing is saved or evaluated. Clocks stand around the calls, in the driver and in the learners'
+processes. The parts follow one another, so that they can add up to the step; what goes on beside them is in none:
 
-- rollout: until the last turn of the step has come; rewards: what is left of grading then (the rest is hidden behind the sampling)
+- rollout: until the last turn of the step has come; rewards: what is left of grading then (the rest is hidden behind
+  the sampling)
 - samples: advantages, sequences and, in the learner, their packing
-- forward and backward, optimizer, publish (verified): of the role whose update ended last, the other one's ends beside it. The clipping
-  of the gradient counts as backward; what packing and learning leave of the learner's own time counts as samples
+- forward and backward, optimizer, publish (verified): of the role whose update ended last, the other one's ends
+  beside it. The clipping of the gradient counts as backward; what packing and learning leave of the learner's own
+  time counts as samples
 - logging: metrics, the gaps asked of the learners, the episodes' file
 - remainder: the way of the samples to the learner's process and of its report back, and the loop itself
 """
@@ -160,9 +162,7 @@ async def measure(folder: Path, runs: int) -> Clocks:
             advantage=trainer.advantage,
             schedule=trainer.schedule,
             staleness=0,
-            after=clocks.around_after(
-                Recorder(trainer.config, steps, trainer.protocol, trainer.advantage, pair).after
-            ),
+            after=clocks.around_after(Recorder(trainer.config, steps, trainer.protocol, trainer.advantage, pair).after),
             stop=asyncio.Event(),
         )
     del clocks.steps[:2]
@@ -186,7 +186,8 @@ def main() -> None:
             limit="the parts add up to the step",
             at_most=MOST_REMAINDER,
             form="{:.2%}",
-            cause="Samples and reports travel between processes, which wait for a core while both engines and both learners want two.",
+            cause="Samples and reports travel between processes, which wait for a core while both engines and both "
+            "learners want two.",
         )
     )
     notes = [

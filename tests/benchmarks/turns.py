@@ -1,16 +1,17 @@
-"""Turns per second with one coroutine per episode, against lock-step and against engines that never wait for one another.
+"""Turns per second with one coroutine per episode, against lock-step and against engines that never wait for one
+another.
 
-Two engines in processes of their own, one thread each, and longshort's own `run_episode`. The lengths of all turns are drawn before, so
-that each of these does the same work, token by token:
+Two engines in processes of their own, one thread each, and longshort's own `run_episode`. The lengths of all turns
+are drawn before, so that each of these does the same work, token by token:
 
 - ours: as the trainer rolls out, at most half as many episodes again at once as both engines decode together;
 - lock-step: all episodes take their first turn, then all take their second, and so on: a barrier after each turn;
-- an engine alone: the turns of one role with the very same prompts, as if its partner answered at once. The longer of the two is the
-  bound: no order of the turns can beat it;
+- an engine alone: the turns of one role with the very same prompts, as if its partner answered at once. The longer of
+  the two is the bound: no order of the turns can beat it;
 - both alone at once: what this machine makes of the bound when both engines compute at the same time.
 
-First with vLLM on this machine's cores, then with engines in the same processes whose work is a sleep: the framework's part, which two
-cores do not limit.
+First with vLLM on this machine's cores, then with engines in the same processes whose work is a sleep: the
+framework's part, which two cores do not limit.
 """
 
 import asyncio
@@ -70,7 +71,9 @@ async def lock_step(policies, asked, lengths, seed):
 
 
 async def alone(policy, episodes, seed):
-    """One role's turns of all episodes, as many at once as its engine decodes; an episode's next turn follows its last at once."""
+    """One role's turns of all episodes, as many at once as its engine decodes; an episode's next turn follows its
+    last at once.
+    """
 
     async def one(number):
         for position, turn in enumerate(episodes[number].turns):
@@ -132,9 +135,12 @@ def figures(name, rows):
     over = lambda above, below: tuple(a / b for a, b in zip(above, below, strict=True))  # noqa: E731
     reached, there = over(bound, ours), over(bound, both)
     cause = (
-        f"Two engines at once that wait for nobody reach {median(there):.2f} of what the busier one does alone: they share cores with each "
-        f"other, with the driver and with whoever else is on the machine. Of what they reach, ours is {median(over(both, ours)):.2f}; the "
-        "rest is the beginning, when one engine has no turn yet, the end, when few episodes are left, and in between an engine with fewer "
+        f"Two engines at once that wait for nobody reach {median(there):.2f} of what the busier one does alone: they "
+        "share cores with each "
+        "other, with the driver and with whoever else is on the machine. Of what they reach, ours is "
+        f"{median(over(both, ours)):.2f}; the "
+        "rest is the beginning, when one engine has no turn yet, the end, when few episodes are left, and in between "
+        "an engine with fewer "
         "turns than places."
     )
     return [
@@ -161,7 +167,8 @@ def notes(name, rows, driver):
     turns = EPISODES * 2 * EXCHANGES
     ours, lock = ([turns / row[way] for row in rows] for way in ("ours", "lock-step"))
     return (
-        f"{name}: {spread(ours, '{:.1f}')} turns a second, lock-step {spread(lock, '{:.1f}')}; the driver's processor time per turn "
+        f"{name}: {spread(ours, '{:.1f}')} turns a second, lock-step {spread(lock, '{:.1f}')}; the driver's "
+        "processor time per turn "
         f"{spread([1000 * used / turns for used in driver], '{:.1f}')} ms."
     )
 
@@ -183,7 +190,9 @@ async def main(runs, results):
             with sleeping.policies(settings, seconds=SLEEP_S) as policies:
                 await sleeping.start(policies)
                 found["work a sleep"] = await compare(policies, nothing, runs, "work a sleep")
-    sizes = f"{EPISODES} episodes of {2 * EXCHANGES} turns, {SHORTEST} to {LONGEST} tokens each; {SLOTS} decode at once in an engine."
+    sizes = (
+        f"{EPISODES} episodes of {2 * EXCHANGES} turns, {SHORTEST} to {LONGEST} tokens each; {SLOTS} slots an engine."
+    )
     listed = [figure for name, (rows, _) in found.items() for figure in figures(name, rows)]
     leave("turns", __doc__, listed, results, [sizes, *(notes(name, *of_name) for name, of_name in found.items())])
 

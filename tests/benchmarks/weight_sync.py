@@ -1,15 +1,17 @@
 """New weights in a vLLM engine: the product's verified sync beside a reload from disk and a restart of the engine.
 
-Engine and learner are the product's actors on a Ray cluster of this machine; the ways are measured in turn, after an update of the learner
-each, for the miniature's long model and for one eighty times as large.
+Engine and learner are the product's actors on a Ray cluster of this machine; the ways are measured in turn, after an
+update of the learner each, for the miniature's long model and for one eighty times as large.
 
-- sync, verified: `publish` as training runs it. The learner copies its weights, they travel through the object store, the engine checks
-  every tensor's name, shape and finiteness, takes them over and empties its prefix cache; then it samples the canary, and the learner
-  scores it.
+- sync, verified: `publish` as training runs it. The learner copies its weights, they travel through the object store,
+  the engine checks every tensor's name, shape and finiteness, takes them over and empties its prefix cache; then it
+  samples the canary, and the learner scores it.
 - sync, bare: the same without the check of the tensors and without the canary.
-- reload from disk: the learner saves the model as a checkpoint does, vLLM reads the folder into the same engine (`reload_weights`) and
-  empties its prefix cache. Nothing is checked. The files are fresh in the page cache: no disk is slower than this one.
-- restart: `RemoteEngine.restart`, which kills the process, starts another, loads the model and gives it the current weights.
+- reload from disk: the learner saves the model as a checkpoint does, vLLM reads the folder into the same engine
+  (`reload_weights`) and empties its prefix cache. Nothing is checked. The files are fresh in the page cache: no disk
+  is slower than this one.
+- restart: `RemoteEngine.restart`, which kills the process, starts another, loads the model and gives it the current
+  weights.
 
 The ideal limit puts one copy of the weights in memory in the place of the sync.
 """
@@ -48,7 +50,9 @@ WAYS = ("verified", "restart", "bare", "disk")
 
 
 def take_over(actor, weights, version: int) -> float:
-    """In the engine's process, while nothing is decoded: the sync without its checks; returns the seconds of vLLM's own loading."""
+    """In the engine's process, while nothing is decoded: the sync without its checks; returns the seconds of vLLM's
+    own loading.
+    """
     began = time.perf_counter()
     actor.core._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
     spent = time.perf_counter() - began
@@ -168,8 +172,10 @@ class Swaps:
                 limit=limit,
                 at_least=5,
                 form="{:.1f} x",
-                cause=f"Both ways end in the same call of vLLM, which hands the layers their tensors one by one and packs them anew "
-                f"({loading:.3f} s); the canary costs the sync {canary:.3f} s of its {verified:.3f} s, a proof that the reload does not "
+                cause="Both ways end in the same call of vLLM, which hands the layers their tensors one by one and "
+                "packs them anew "
+                f"({loading:.3f} s); the canary costs the sync {canary:.3f} s of its {verified:.3f} s, a proof that "
+                "the reload does not "
                 "give; and files that were just written are read from memory.",
             ),
             Figure(
@@ -184,7 +190,8 @@ class Swaps:
                 limit=limit,
                 at_least=100,
                 form="{:.0f} x",
-                cause="The sync's time grows with the weights; most of a restart's is the start of a process, which does not. vLLM's own "
+                cause="The sync's time grows with the weights; most of a restart's is the start of a process, which "
+                "does not. vLLM's own "
                 f"loading of weights that are already in memory takes {loading:.3f} s.",
             ),
             Figure(

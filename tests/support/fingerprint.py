@@ -3,9 +3,10 @@
     python -m tests.support.fingerprint before.json    # on the old code
     python -m tests.support.fingerprint after.json     # on the new code: both files must be equal
 
-It runs the command line only (coldstart's steps up to its rows, train with the torch and the DeepSpeed learner, eval), with plain
-transformers engines, and digests what lies on disk afterwards: cold-start lines, metrics, episodes, the checkpoints' tensors and state,
-evaluation results. Timings and counters of processes are left out; everything else is compared to the last bit.
+It runs the command line only (coldstart's steps up to its rows, train with the torch and the DeepSpeed learner,
+eval), with plain transformers engines, and digests what lies on disk afterwards: cold-start lines, metrics, episodes,
+the checkpoints' tensors and state, evaluation results. Timings and counters of processes are left out; everything
+else is compared to the last bit.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def longshort(*arguments: object) -> None:
     )
     if done.returncode:
         sys.exit(
-            f"longshort {' '.join(map(str, arguments))} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+            f"longshort {' '.join(map(str, arguments))} exited with "
+            f"{done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         )
 
 

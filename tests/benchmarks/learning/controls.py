@@ -2,12 +2,12 @@
 
     python tests/benchmarks/learning/controls.py runs/quickstart [solo_rl compressed alone equal_prices]
 
-Each starts from the run's own models and is measured on the same held-out problems, at temperature 1 and greedy. One row per control is
-printed and kept in `<run>/controls/<name>.json`; what is there already is not run again.
+Each starts from the run's own models and is measured on the same held-out problems, at temperature 1 and greedy. One
+row per control is printed and kept in `<run>/controls/<name>.json`; what is there already is not run again.
 
     solo_rl       the single long model, trained by the same RL on as many sampled tokens as the pair's RL used
     compressed    the single long model fine-tuned on the cold start's content without redundancy, then evaluated
-    alone         each model alone: the trained long model in both roles, the trained short model in both roles, the untrained short model
+    alone         each model alone: the trained long or short model in both roles, the untrained short model
     equal_prices  the pair's RL again with a short token costing as much as a long one
 """
 

@@ -1,4 +1,6 @@
-"""The Markdown tables of docs/results.md, from finished runs: python tests/benchmarks/learning/table.py runs/seed0 runs/seed1 runs/seed2"""
+"""The Markdown tables of docs/results.md, from finished runs: python tests/benchmarks/learning/table.py runs/seed0
+runs/seed1 runs/seed2
+"""
 
 import json
 import sys
@@ -39,13 +41,15 @@ def main(runs: list[Path]) -> None:
             ratios.append((block["accuracy"], block["accuracy_greedy"], block["cost"] / found["long_baseline"]["cost"]))
             low, high = block["interval"]
             cells.append(
-                f"{block['accuracy']:.3f} [{low:.2f}, {high:.2f}] / {block['accuracy_greedy']:.3f} / {block['cost']:.1f}"
+                f"{block['accuracy']:.3f} [{low:.2f}, {high:.2f}] / {block['accuracy_greedy']:.3f} / "
+                f"{block['cost']:.1f}"
             )
         if ratios:
             sampled, greedy, cost = (fmean(column) for column in zip(*ratios, strict=True))
             print(f"| {title} | {' | '.join(cells)} | {sampled:.3f} / {greedy:.3f} | {cost:.2f} |")
     print(
-        "\n| run | hand-back, problems of ≥ 2 products (cold start → trained) | format (cold start → trained) | seconds per stage |"
+        "\n| run | hand-back, problems of ≥ 2 products (cold start → trained) | format (cold start → trained) | "
+        "seconds per stage |"
     )
     print("|---|---|---|---|")
     for run, found in zip(runs, everything, strict=True):

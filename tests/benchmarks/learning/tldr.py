@@ -2,9 +2,10 @@
 
     python tests/benchmarks/learning/tldr.py runs/tldr-benchmark BASE_LONG [BASE_LONG …] [--only constant dynamic]
 
-Each base model (`<run>/models/base-long`; the first is seed 0) is trained by recipes/tldr.yaml once per variant. The starting model, the
-short bound, and each variant's chosen and last checkpoint are then measured on 400 test problems at temperature 1. What is there already
-is not made again. Prints the table of docs/results.md: accuracy with its 95 % Wilson interval, and tokens.
+Each base model (`<run>/models/base-long`; the first is seed 0) is trained by recipes/tldr.yaml once per variant. The
+starting model, the short bound, and each variant's chosen and last checkpoint are then measured on 400 test problems
+at temperature 1. What is there already is not made again. Prints the table of docs/results.md: accuracy with its 95 %
+Wilson interval, and tokens.
 
     constant        both sources at 1:1
     dynamic         the recipe's settings
@@ -44,7 +45,9 @@ def settings(output, seed, base, variant="dynamic"):
 
 
 async def train(output, seed, base, names):
-    """All variants on one base model; the bounds are measured by the first of them. Returns model folders by row title."""
+    """All variants on one base model; the bounds are measured by the first of them. Returns model folders by row
+    title.
+    """
     models, bounds = {"starting model (long bound)": str(base)}, None
     for name in names:
         config = settings(output, seed, base, name)
