@@ -16,7 +16,7 @@ ENGINE = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.125}
 
 
 def make_speaking(folder: Path) -> dict[str, str]:
-    """Make both models, trained for a few steps on dialogues: they close most turns with a tag, and know nothing else."""
+    """Make both models, trained for a few steps on dialogues: they close most turns with a tag, no more."""
     from longshort.dialogue.protocols import demonstration, make_protocol
     from longshort.learning.samples import sample_of
     from longshort.learning.supervised import fit

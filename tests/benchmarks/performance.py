@@ -31,10 +31,11 @@ BENCHMARKS = (
 
 HEAD = """# Performance
 
-Every figure is a ratio to an ideal limit that was measured or computed in the same run, so it describes this program and
-not the machine. `make bench` measures all of them and writes this page; each command below measures its own part. Models
-are made on the spot, with random weights. Each figure is the median (lowest to highest) over the runs. The load says how
-busy the machine was: on a shared one the figures are worse and their spread wide. A missed target stands with its cause.
+Every figure is a ratio to an ideal limit that was measured or computed in the same run, so it describes this program
+and not the machine. `make bench` measures all of them and writes this page; each command below measures its own part.
+Models are made on the spot, with random weights. Each figure is the median (lowest to highest) over the runs. The load
+says how busy the machine was: on a shared one the figures are worse and their spread wide. A missed target stands with
+its cause.
 """
 
 
