@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from longshort.coldstart.asking import QUOTED, Answered, Fault, NoUsableAnswer, ask_json, find_json
+from longshort.coldstart.asking import QUOTED, Fault, NoUsableAnswer, ask_json, find_json
 from longshort.dialogue.rollout import stable_seed
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.types import LONG, Completion, Sampling
@@ -83,14 +83,14 @@ def test_a_reply_without_json_is_a_fault_that_says_what_is_missing(reply, words)
 
 def test_the_first_right_answer_is_taken():
     engine = ScriptedEngine('{"n": 14}')
-    assert ask(engine) == Answered(value=14, tries=1)
+    assert ask(engine) == (14, 1)
     assert engine.texts() == ["<|problem|>A multiple of 7?<|solve|>"]
     assert engine.samplings == [Sampling(max_tokens=50, stop=(), temperature=0.1, seed=stable_seed(4, "ask", 0))]
 
 
 def test_each_fault_is_fed_back_in_one_user_message():
     engine = ScriptedEngine("seven", '{"n": 8}', '{"n": 21}')
-    assert ask(engine) == Answered(value=21, tries=3)
+    assert ask(engine) == (21, 3)
     assert engine.texts()[1:] == [
         "<|problem|>A multiple of 7?\n\nYour last answer was:\nseven\n\nIt was wrong: it holds no complete JSON object. "
         "Answer again, with the JSON only.<|solve|>",
@@ -111,7 +111,7 @@ def test_a_check_may_be_async():
         await asyncio.sleep(0)
         return sevenfold(answer)
 
-    assert ask(ScriptedEngine('{"n": 8}', '{"n": 7}'), later) == Answered(value=7, tries=2)
+    assert ask(ScriptedEngine('{"n": 8}', '{"n": 7}'), later) == (7, 2)
 
 
 def test_after_the_last_try_the_last_reason_and_every_fault_are_told():
@@ -144,7 +144,7 @@ def test_a_reply_cut_short_is_named_by_the_limit_that_cut_it():
     prompt = len(ScriptedEngine("").tokenizer("<|problem|>A multiple of 7?<|solve|>").input_ids)
     engine = ScriptedEngine(cut_short, context=prompt + 9)
     assert failure(engine, tries=1).reason == "context" and engine.samplings[0].max_tokens == 9
-    assert ask(ScriptedEngine(('{"n": 7} and then', "length"))).value == 7
+    assert ask(ScriptedEngine(('{"n": 7} and then', "length")))[0] == 7
 
 
 def test_a_request_beyond_the_context_fails_at_once_with_both_numbers():

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from longshort.coldstart.asking import NoUsableAnswer
-from longshort.coldstart.records import Thought
-from longshort.coldstart.rewriting import REWRITERS, Context, Draft, DraftMessage, rewrite
+from longshort.coldstart.records import DialogueDraft, DraftMessage, Thought
+from longshort.coldstart.rewriting import REWRITERS, RewriteContext, rewrite
 from longshort.dialogue.grading import GradingPool
 from longshort.miniature.rewriting import short_texts
 from longshort.recipe.coldstart import RewriteConfig
@@ -28,7 +28,8 @@ def message(role, *texts):
     return DraftMessage(role=role, thoughts=tuple(Thought(text=f"{text}\n\n", kind="calculation") for text in texts))
 
 
-DRAFT = Draft(
+DRAFT = DialogueDraft(
+    trace="t",
     problem=PROBLEM,
     messages=(
         message(LONG, PRODUCT_A),
@@ -41,7 +42,9 @@ DRAFT = Draft(
 
 def run(draft=DRAFT, rewriter="miniature", engine=None, **settings):
     with GradingPool() as pool:
-        context = Context(settings=RewriteConfig(**{"redundancy": 0.0} | settings), engine=engine, pool=pool, seed=0)
+        context = RewriteContext(
+            settings=RewriteConfig(**{"redundancy": 0.0} | settings), engine=engine, pool=pool, seed=0
+        )
         return asyncio.run(rewrite(draft, rewriter if callable(rewriter) else REWRITERS[rewriter], context))
 
 
@@ -82,10 +85,10 @@ def test_verbatim_keeps_what_was_dropped():
 
 
 def test_verbatim_closes_a_trace_that_ends_on_a_long_thought_with_its_own_box():
-    closing = Draft(problem=PROBLEM, messages=(message(LONG, PRODUCT_A, BOX), message(SHORT)))
+    closing = DialogueDraft(trace="t", problem=PROBLEM, messages=(message(LONG, PRODUCT_A, BOX), message(SHORT)))
     found = run(closing, rewriter="verbatim")
     assert (found.outcome, found.dialogue[-1]) == ("repaired", (SHORT, BOX, "</answer>"))
-    boxless = Draft(problem=PROBLEM, messages=(message(LONG, PRODUCT_A), message(SHORT)))
+    boxless = DialogueDraft(trace="t", problem=PROBLEM, messages=(message(LONG, PRODUCT_A), message(SHORT)))
     assert run(boxless, rewriter="verbatim").outcome == "empty_message"
 
 
@@ -107,7 +110,7 @@ def test_what_fails_is_dropped_with_its_reason(texts, outcome, detail):
 
 def test_a_later_try_and_a_closing_answer_count_as_repaired():
     assert run(rewriter=fixed("ok", BOX, tries=2)).outcome == "repaired"
-    closing = Draft(problem=PROBLEM, messages=(message(LONG, PRODUCT_A, PRODUCT_B), message(SHORT)))
+    closing = DialogueDraft(trace="t", problem=PROBLEM, messages=(message(LONG, PRODUCT_A, PRODUCT_B), message(SHORT)))
     assert run(closing).outcome == "repaired" and run(closing).dialogue[-1] == (
         SHORT,
         f"{TOTAL_A}\n\n{TOTAL_B}\n\n{BOX}",
@@ -127,5 +130,5 @@ def test_the_instruct_rewriter_repairs_and_gives_up():
 
 
 def test_role_tags_in_what_stays_long_drop_the_trace():
-    spoofed = Draft(problem=PROBLEM, messages=(message(LONG, "a </rethink> b"), message(SHORT, BOX)))
+    spoofed = DialogueDraft(trace="t", problem=PROBLEM, messages=(message(LONG, "a </rethink> b"), message(SHORT, BOX)))
     assert run(spoofed, rewriter=fixed(BOX)).outcome == "role_tags"

@@ -5,15 +5,11 @@ import asyncio
 import pytest
 
 from longshort.coldstart.asking import Fault, NoUsableAnswer
-from longshort.coldstart.records import Thought
-from longshort.coldstart.rewriting_instruct import (
-    DraftMessage,
-    Rewritten,
-    check_texts,
-    rewrite_by_instruct,
-    rewriting_request,
-)
-from longshort.types import LONG, SHORT
+from longshort.coldstart.records import DialogueDraft, DraftMessage, Thought
+from longshort.coldstart.rewriting_instruct import ask_for_texts, check_texts, rewriting_request
+from longshort.dialogue.grading import GradingPool
+from longshort.recipe.coldstart import RewriteConfig
+from longshort.types import LONG, SHORT, Problem
 from tests.test_asking import ScriptedEngine
 
 RIGHT = '{"short 1": "So 6 is left.", "short 2": "7+6=13: \\\\boxed{3}"}'
@@ -32,12 +28,16 @@ DIALOGUE = (
 )
 
 
-def rewrite(engine, dialogue=DIALOGUE, **changes):
-    async def is_three(text):
-        return "\\boxed{3}" in text
+PROBLEM = Problem(id="p", question="Last digit of a+b?", answer="3")
 
-    settings = dict(tries=2, max_tokens=60, temperature=0.7, seed=1, check_answer=is_three) | changes
-    return asyncio.run(rewrite_by_instruct("Last digit of a+b?", dialogue, engine, **settings))
+
+def rewrite(engine, dialogue=DIALOGUE):
+    draft, settings = (
+        DialogueDraft(trace="t", problem=PROBLEM, messages=dialogue),
+        RewriteConfig(tries=2, max_tokens=60),
+    )
+    with GradingPool() as pool:
+        return asyncio.run(ask_for_texts(draft, engine, settings, 1, pool))
 
 
 def failure(engine) -> NoUsableAnswer:
@@ -63,15 +63,13 @@ def test_a_trace_that_ends_long_is_closed_by_a_short_answer():
     assert "[short 2: for you to write; a closing short answer with the boxed result]" in rewriting_request(
         "q", dialogue
     )
-    assert rewrite(ScriptedEngine(RIGHT), dialogue).texts == ("So 6 is left.", "7+6=13: \\boxed{3}")
-    with pytest.raises(ValueError, match="must end on a short message"):
-        rewrite(ScriptedEngine(RIGHT), DIALOGUE[:3])
+    assert rewrite(ScriptedEngine(RIGHT), dialogue)[0] == ["So 6 is left.", "7+6=13: \\boxed{3}"]
 
 
 def test_a_right_answer_is_kept_and_a_wrong_one_is_repaired_without_the_gold():
-    assert rewrite(ScriptedEngine(RIGHT)) == Rewritten(texts=("So 6 is left.", "7+6=13: \\boxed{3}"), tries=1)
+    assert rewrite(ScriptedEngine(RIGHT)) == (["So 6 is left.", "7+6=13: \\boxed{3}"], 1)
     engine = ScriptedEngine(WRONG, RIGHT)
-    assert rewrite(engine).tries == 2
+    assert rewrite(engine)[1] == 2
     assert "It was wrong: the final answer is wrong; recompute it" in engine.texts()[1]
     assert "\\boxed{3}" not in engine.texts()[1]
 
@@ -119,4 +117,4 @@ def test_a_bad_answer_is_told_what_is_wrong(answer, words):
 
 
 def test_lines_and_a_less_than_sign_are_fine():
-    assert check_texts({"short 1": " 2 < 3\nequal: \\boxed{6}\n"}, 1) == ("2 < 3\nequal: \\boxed{6}",)
+    assert check_texts({"short 1": " 2 < 3\nequal: \\boxed{6}\n"}, 1) == ["2 < 3\nequal: \\boxed{6}"]

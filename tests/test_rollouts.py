@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from longshort.coldstart.rollouts import CannotRoll, encode_prefixes, roll_out
+from longshort.coldstart.records import ChunkLine, Refused, Thought
+from longshort.coldstart.rollouts import encode_prefixes, roll_out
 from longshort.dialogue.encoding import THINK, encode_plain, encode_problem
 from longshort.dialogue.grading import GradingPool, Verdict
 from longshort.miniature.tokenizer import build_tokenizer
@@ -42,10 +43,15 @@ class Quick:
         )
 
 
+def chunks(thoughts):
+    cut = tuple(Thought(text=text, kind="calculation") for text in thoughts)
+    return ChunkLine(id="t", outcome="ok", problem=PROBLEM, thoughts=cut)
+
+
 def run(engine, thoughts=THOUGHTS, seed=5, **settings):
     settings = ImportanceConfig(**{"num_rollouts": 40, "instructions": "", "max_tokens": 50} | settings)
     with GradingPool() as pool:
-        return asyncio.run(roll_out(PROBLEM, thoughts, engine, pool, settings, tags="special", seed=seed))
+        return asyncio.run(roll_out(chunks(thoughts), engine, pool, settings, tags="special", seed=seed))
 
 
 def test_counts_lengths_and_tokens_of_every_prefix():
@@ -89,13 +95,13 @@ def test_role_tags_inside_a_trace_are_characters_and_not_control():
 
 def test_a_trace_that_leaves_no_room_for_a_whole_rollout_is_refused_with_the_numbers():
     assert len(run(Quick(context=84)).correct) == 4
-    with pytest.raises(CannotRoll, match=r"take 34 tokens and a rollout 50 .*context is 83") as caught:
+    with pytest.raises(Refused, match=r"take 34 tokens and a rollout 50 .*context is 83") as caught:
         run(Quick(context=83))
     assert caught.value.outcome == "context"
 
 
 def test_a_thought_without_a_token_is_named():
-    with pytest.raises(CannotRoll, match="thought 2 has no token") as caught:
+    with pytest.raises(Refused, match="thought 2 has no token") as caught:
         run(Quick(), ["a\n\n", "", "b"])
     assert caught.value.outcome == "empty_thought"
 
@@ -111,7 +117,7 @@ def test_what_the_grader_could_not_decide_is_counted():
 
     with Stuck() as pool:
         settings = ImportanceConfig(num_rollouts=2, instructions="", max_tokens=50)
-        found = asyncio.run(roll_out(PROBLEM, THOUGHTS, Quick(), pool, settings, tags="special", seed=0))
+        found = asyncio.run(roll_out(chunks(THOUGHTS), Quick(), pool, settings, tags="special", seed=0))
     assert found.ungraded == {"timeout": 8} and found.correct == (0, 0, 0, 0)
 
 

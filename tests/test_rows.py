@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from longshort.coldstart.rows import Unfit, renderer
+from longshort.coldstart.records import Refused
+from longshort.coldstart.rows import Renderer
 from longshort.dialogue.rollout import Decoding, run_episode
 from longshort.learning.samples import sample_of
 from longshort.miniature.tokenizer import FINAL_NOTICE, build_tokenizer
@@ -29,7 +30,7 @@ def recipe(tmp_path, **changes):
 
 
 def make(tmp_path, **changes):
-    return renderer(recipe(tmp_path, **changes), TOKENIZERS)
+    return Renderer(recipe(tmp_path, **changes), TOKENIZERS)
 
 
 class Actor:
@@ -87,12 +88,12 @@ def test_the_final_notice_stands_where_no_exchange_is_left(tmp_path):
     ],
 )
 def test_a_dialogue_that_could_not_have_been_sampled_is_refused_by_name(tmp_path, changes, outcome):
-    with pytest.raises(Unfit, match=r"\d") as caught:
+    with pytest.raises(Refused, match=r"\d") as caught:
         make(tmp_path, **changes).rows(PROBLEM, DIALOGUE, False)
     assert caught.value.outcome == outcome
 
 
 def test_role_tags_inside_a_message_are_malformed(tmp_path):
     spoofed = [(LONG, "a </think> b", "</think>"), (SHORT, "\\boxed{4}", "</answer>")]
-    with pytest.raises(Unfit, match="holds a role tag"):
+    with pytest.raises(Refused, match="holds a role tag"):
         make(tmp_path).rows(PROBLEM, spoofed, False)

@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 
-from longshort.coldstart.rows import renderer
+from longshort.coldstart.records import RowsLine
+from longshort.coldstart.rows import Renderer, role_row
 from longshort.coldstart.sft import deepspeed_settings, make_trainer, newest_checkpoint, train_role
-from longshort.coldstart.steps import spans
 from longshort.miniature.world import dialogue, make_problems
+from longshort.runs.layout import RunFolder
+from longshort.runs.ledger import read
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 from tests import tiny_models
 
@@ -42,16 +44,14 @@ def world(tmp_path_factory):
         coldstart={"traces": "miniature:train"},
         protocol={"tags": "special", "max_exchanges": 3, "episode_tokens": 256},
     )
-    render = renderer(recipe, {role: build_tokenizer(role) for role in ROLES})
+    render = Renderer(recipe, {role: build_tokenizer(role) for role in ROLES})
     target = folder / "run" / "thoughts" / "rows.jsonl"
     target.parent.mkdir(parents=True)
     with target.open("w") as file:
         for number, problem in enumerate(make_problems("train", 24, 0)):
             samples = render.rows(problem, dialogue(problem, random.Random(number), 0.3), False)
-            rows = {
-                role: {"token_ids": sample.token_ids, "learned": spans(sample.mask)} for role, sample in samples.items()
-            }
-            file.write(json.dumps({"id": problem.id, "outcome": "ok", **rows}) + "\n")
+            rows = {role: role_row(sample) for role, sample in samples.items()}
+            file.write(json.dumps(RowsLine(id=problem.id, outcome="ok", **rows).row()) + "\n")
         file.write(json.dumps({"id": "gone", "outcome": "dropped_before"}) + "\n")
     return recipe
 
@@ -68,10 +68,8 @@ def changed(recipe, role=SHORT, output_dir=None, **sft):
 
 
 def rows_of(recipe, role):
-    from longshort.coldstart.pipeline import folder_of
-
-    lines = (folder_of(recipe) / "rows.jsonl").read_text().splitlines()
-    return [json.loads(line)[role] for line in lines if json.loads(line)["outcome"] == "ok"]
+    lines = map(RowsLine.model_validate, read(RunFolder.of(recipe).thoughts / "rows.jsonl"))
+    return [line.of(role) for line in lines if line.continues]
 
 
 def trainer_of(recipe, role, folder):
@@ -98,12 +96,12 @@ def test_the_loss_is_over_what_the_role_wrote_and_nothing_else(world, tmp_path, 
     rows, trainer = rows_of(recipe, role), trainer_of(recipe, role, tmp_path)
     alone = {}
     for row in rows:
-        ids = torch.tensor([row["token_ids"]])
+        ids = torch.tensor([row.token_ids])
         with torch.no_grad():
             logprobs = trainer.model(ids).logits.float().log_softmax(-1)
-        own = [at for start, stop in row["learned"] for at in range(start, stop)]
-        picked = [logprobs[0, at - 1, row["token_ids"][at]].item() for at in own]
-        alone[tuple(row["token_ids"])] = picked
+        own = [at for start, stop in row.learned for at in range(start, stop)]
+        picked = [logprobs[0, at - 1, row.token_ids[at]].item() for at in own]
+        alone[row.token_ids] = picked
     learned = 0
     for batch in trainer.get_train_dataloader():
         with torch.no_grad():
@@ -111,7 +109,7 @@ def test_the_loss_is_over_what_the_role_wrote_and_nothing_else(world, tmp_path, 
         found = [value for row, values in alone.items() if _holds(batch, row) for value in values]
         assert loss == pytest.approx(-sum(found) / len(found), rel=2e-4)
         learned += (batch["labels"] != -100).sum().item()
-    assert learned == sum(stop - start for row in rows for start, stop in row["learned"])
+    assert learned == sum(stop - start for row in rows for start, stop in row.learned)
 
 
 def _holds(batch, row) -> bool:
@@ -127,8 +125,6 @@ def run_role(recipe, role=SHORT, stop_after=None, monkeypatch=None):
     """`train_role` in this process; with `stop_after` it dies in that step."""
     import transformers
 
-    from longshort.coldstart.pipeline import folder_of
-    from longshort.runs.layout import model_folder
     from longshort.runs.model_files import identity
 
     if stop_after is not None:
@@ -140,9 +136,9 @@ def run_role(recipe, role=SHORT, stop_after=None, monkeypatch=None):
             return original(self, *arguments, **options)
 
         monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
-    work, target = folder_of(recipe) / f"sft.{role}", model_folder(recipe, role)
+    work, target = RunFolder.of(recipe).thoughts / f"sft.{role}", RunFolder.of(recipe).cold(role)
     return (
-        train_role(recipe, role, {"base": identity(recipe.role(role).model, "x")}, str(work), str(target)),
+        train_role(recipe, role, {"base": identity(recipe.role(role).model, "x")}, work, target),
         work,
         target,
     )
@@ -152,9 +148,7 @@ def elsewhere(recipe, folder, role=SHORT, **sft):
     """The same rows in another run folder."""
     import shutil
 
-    from longshort.coldstart.pipeline import folder_of
-
-    shutil.copytree(folder_of(recipe), folder / "thoughts", ignore=shutil.ignore_patterns("sft*"))
+    shutil.copytree(RunFolder.of(recipe).thoughts, folder / "thoughts", ignore=shutil.ignore_patterns("sft*"))
     return changed(recipe, role, output_dir=str(folder), **sft)
 
 
@@ -188,7 +182,7 @@ def test_lora_keeps_the_adapter_and_saves_a_merged_model(world, tmp_path):
     _, work, target = run_role(recipe)
     base, merged = recipe.role(SHORT).model, AutoModelForCausalLM.from_pretrained(target)
     with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), work / "adapter")
-    ids = torch.tensor([rows_of(world, SHORT)[0]["token_ids"]])
+    ids = torch.tensor([rows_of(world, SHORT)[0].token_ids])
     with torch.no_grad():
         ours, theirs, before = (
             merged(ids).logits,
@@ -251,4 +245,4 @@ def test_deepspeed_settings_that_cannot_work_are_refused(world, tmp_path):
 def test_roles_with_different_tokenizers_learn_their_own_ids(world):
     long, short = (rows_of(world, role) for role in (LONG, SHORT))
     assert len(long) == len(short) == 24
-    assert all(row["token_ids"] != other["token_ids"] for row, other in zip(long, short, strict=True))
+    assert all(row.token_ids != other.token_ids for row, other in zip(long, short, strict=True))

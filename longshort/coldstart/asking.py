@@ -10,8 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from longshort.dialogue.encoding import encode_problem
 from longshort.dialogue.rollout import Engine, stable_seed
@@ -50,17 +49,6 @@ class NoUsableAnswer(LongShortError):
         return f"no usable answer after {_times(self.tries)} ({self.reason}): {told}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered(Generic[T]):
-    """What the check made of the answer, and how often the model was asked.
-
-    Answered(value=[(1, 3, "problem understanding"), (4, 9, "calculation")], tries=2)
-    """
-
-    value: T
-    tries: int
-
-
 async def ask_json(
     engine: Engine,
     request: str,
@@ -70,7 +58,7 @@ async def ask_json(
     max_tokens: int,
     temperature: float,
     seed: int,
-) -> Answered[T]:
+) -> tuple[T, int]:
     """The first answer that `check` (plain or async) accepts; it raises ValueError, best a Fault, with a text that is fed back.
 
     Raises NoUsableAnswer after `tries` faults, and at once when the request leaves no room in the engine's context.
@@ -93,7 +81,7 @@ async def ask_json(
         completion = await engine.generate(prompt, sampling)
         try:
             value = check(_parsed(completion, sampling.max_tokens, "length" if max_tokens <= room else "context"))
-            return Answered(value=await value if inspect.isawaitable(value) else value, tries=len(faults) + 1)
+            return (await value if inspect.isawaitable(value) else value), len(faults) + 1
         except ValueError as error:
             faults.append(error if isinstance(error, Fault) else Fault(str(error)))
         prompt = encode_problem(engine.tokenizer, "", _again(request, completion.text, faults[-1]))

@@ -161,7 +161,7 @@ def splitting_request(question: str, steps: Sequence[str], max_thoughts: int) ->
 async def by_instruct(question: str, steps: Sequence[str], engine: Engine, settings: ChunkConfig, seed: int) -> Chunks:
     """The model's split, or the rules' with the reason why the model's could not be used."""
     try:
-        answered = await ask_json(
+        blocks, tries = await ask_json(
             engine,
             splitting_request(question, steps, settings.max_thoughts),
             lambda answer: check_blocks(answer, len(steps), settings.max_thoughts),
@@ -175,8 +175,8 @@ async def by_instruct(question: str, steps: Sequence[str], engine: Engine, setti
         return Chunks(
             thoughts=tuple(by_rules(steps, settings.max_thoughts)), splitter="rules", why=why, tries=failure.tries
         )
-    thoughts = tuple(Thought(text="".join(steps[start - 1 : end]), kind=kind) for start, end, kind in answered.value)
-    return Chunks(thoughts=thoughts, splitter="instruct", why="chunk.splitter is instruct", tries=answered.tries)
+    thoughts = tuple(Thought(text="".join(steps[start - 1 : end]), kind=kind) for start, end, kind in blocks)
+    return Chunks(thoughts=thoughts, splitter="instruct", why="chunk.splitter is instruct", tries=tries)
 
 
 async def cut(question: str, text: str, engine: Engine | None, settings: ChunkConfig, seed: int) -> Chunks:

@@ -1,4 +1,4 @@
-"""The models that make cold-start data, each behind an engine of ours: the instruct model and the rollout model."""
+"""The models that help to make cold-start data, each on engines of its own: the instruct model and the rollout model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from longshort import console
 from longshort.backends import ray_cluster
 from longshort.backends.engines.remote_engine import RemoteEngine
+from longshort.coldstart.work import section_of
 from longshort.recipe.coldstart import GeneratorConfig
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.layout import base_model
@@ -18,12 +19,13 @@ from longshort.types import SHORT, LongShortError
 
 
 def rollout_generator(config: LongShortConfig) -> GeneratorConfig:
-    """Who continues prefixes: `coldstart.rollout`, else the short role's model before its cold start."""
-    return config.coldstart.rollout or GeneratorConfig(model=base_model(config, SHORT), engine=config.short.engine)
+    """Return the model that continues prefixes: `coldstart.rollout`, else the short role's before its cold start."""
+    named = section_of(config).rollout
+    return named or GeneratorConfig(model=base_model(config, SHORT), engine=config.short.engine)
 
 
 def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
-    """What the generator's answers depend on: the model, not where it lies; the engine's arithmetic and context, not its memory."""
+    """Return what the model's answers depend on: its files but not their place, the engine's arithmetic but not its memory."""
     engine = generator.engine.model_dump(include={"backend", "dtype", "max_model_len"})
     return {"model": identity(generator.model, f"{key}.model"), **engine}
 
@@ -32,7 +34,7 @@ def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
 async def engines(
     config: LongShortConfig, name: str, generator: GeneratorConfig, count: int = 1
 ) -> AsyncIterator[list[RemoteEngine]]:
-    """`count` engines with the same model, started side by side; `name` is the recipe's key, for errors."""
+    """Start `count` engines with the same model side by side; `name` is the recipe's key, for errors."""
     from transformers import AutoTokenizer
 
     if not generator.model:
@@ -51,10 +53,10 @@ async def engines(
 
 
 @asynccontextmanager
-async def instruct_engine(config: LongShortConfig, wanted: bool) -> AsyncIterator[RemoteEngine | None]:
-    """The instruct model's engine, or None where the recipe does not need it."""
-    if not wanted:
+async def instruct_engine(config: LongShortConfig, needed: bool) -> AsyncIterator[RemoteEngine | None]:
+    """Start the instruct model's engine; yield None where it is not needed."""
+    if not needed:
         yield None
         return
-    async with engines(config, "coldstart.instruct", config.coldstart.instruct) as (engine,):
+    async with engines(config, "coldstart.instruct", section_of(config).instruct) as (engine,):
         yield engine

@@ -15,33 +15,16 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from statistics import NormalDist
 
+from longshort.coldstart.records import Score
 from longshort.evaluation.measures import wilson
 
 PENALTY = 0.25
 """delta of a thought that did not raise the share of right answers."""
 Count = tuple[int, int]
 """(right continuations, continuations) of one prefix."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """One thought's importance.
-
-    `p` is P_i with its Wilson interval [`low`, `high`]; `bound` is T1 T2 epsilon / ln 2, how far `m + delta` may be from the value at the
-    true P_i at the confidence asked for; `loose_bound` is the paper's epsilon / ln 2. With N = 8 both are wide: read them.
-    """
-
-    m: float
-    delta: float
-    p: float
-    low: float
-    high: float
-    bound: float
-    loose_bound: float
 
 
 def score(tokens: Sequence[int], counts: Sequence[Count], confidence: float = 0.95) -> list[Score]:

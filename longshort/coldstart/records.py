@@ -79,6 +79,31 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftMessage:
+    """One message of a dialogue to be: neighbouring thoughts of one role. A short one without thoughts is the closing answer.
+
+    DraftMessage(role="short", thoughts=(Thought(text="So 7*6=42.\n\n", kind="calculation"),))
+    """
+
+    role: str
+    thoughts: tuple[Thought, ...]
+
+    @property
+    def text(self) -> str:
+        """The thoughts joined, without white space around them."""
+        return "".join(thought.text for thought in self.thoughts).strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogueDraft:
+    """A partitioned trace: its messages in order, the last one short, the short ones not written yet."""
+
+    trace: str
+    problem: Problem
+    messages: tuple[DraftMessage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoleRow:
     """One role's training row: the dialogue in its tokens, and the spans [start, stop) that the role wrote."""
 

@@ -4,105 +4,91 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+from longshort.coldstart.records import OK, ChunkLine, Refused, RolloutLine
+from longshort.coldstart.traces import unwrapped
 from longshort.dialogue.answers import last_boxed
 from longshort.dialogue.encoding import THINK, encode_plain, encode_problem, encode_tag
 from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Engine, stable_seed
 from longshort.recipe.coldstart import ImportanceConfig
-from longshort.types import Problem, Sampling
+from longshort.types import Sampling
 
 JUDGED = ("match", "mismatch", "no_answer")
-"""Verdicts that say something about the answer; any other says something about the grading and is counted."""
-
-
-class CannotRoll(ValueError):
-    """Nothing can be rolled out from this trace. `outcome` names why, the message has the numbers."""
-
-    def __init__(self, outcome: str, message: str):
-        super().__init__(message)
-        self.outcome = outcome
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollouts:
-    """What the rollouts of one trace found. One entry per prefix, the empty one (P_0) first.
-
-    `correct[i]` of `settings.num_rollouts` continuations of prefix i were right; `length[i]` is their mean number of generated tokens, the
-    prefix not counted; `cut_off[i]` of them reached `max_tokens`; `tokens` has d_1..d_n, the thoughts' lengths in the rollout model's
-    tokens; `ungraded` counts verdicts that came of the grading and not of the answer (timeout, memory, …), all taken as wrong.
-    """
-
-    tokens: tuple[int, ...]
-    correct: tuple[int, ...]
-    length: tuple[float, ...]
-    cut_off: tuple[int, ...]
-    ungraded: Mapping[str, int]
+"""Verdicts about the answer; all others are about the grading and are counted."""
 
 
 async def roll_out(
-    problem: Problem,
-    thoughts: Sequence[str],
-    engine: Engine,
-    pool: GradingPool,
-    settings: ImportanceConfig,
-    *,
-    tags: str,
-    seed: int,
-) -> Rollouts:
-    """All rollouts of one trace at once: the engine batches them with those of other traces and caches what the prefixes share.
+    chunks: ChunkLine, engine: Engine, pool: GradingPool, settings: ImportanceConfig, *, tags: str, seed: int
+) -> RolloutLine:
+    """Make all rollouts of one trace at once: the engine batches them with those of other traces and caches shared prefixes.
 
-    The prompt is the chat template's, then an open `<think>` and the prefix, which the model continues. Raises CannotRoll when the
-    longest prefix and `max_tokens` exceed the context (a cut continuation would count as a wrong one), or a thought has no token.
+    The prompt is the chat template's, then an open `<think>` and the prefix, which the model continues. Raises Refused when the longest
+    prefix and `max_tokens` exceed the context (a cut continuation would count as a wrong one), or a thought has no token.
     """
-    opening = encode_problem(engine.tokenizer, settings.instructions, problem.question) + encode_tag(
-        engine.tokenizer, THINK, tags
-    )
-    prefixes = encode_prefixes(engine.tokenizer, thoughts)
+    problem, tokenizer = chunks.problem, engine.tokenizer
+    thoughts = unwrapped([thought.text for thought in chunks.thoughts])
+    opening = encode_problem(tokenizer, settings.instructions, problem.question) + encode_tag(tokenizer, THINK, tags)
+    prefixes = encode_prefixes(tokenizer, thoughts)
     tokens = tuple(len(after) - len(before) for before, after in pairwise(prefixes))
-    longest = len(opening) + len(prefixes[-1])
-    if longest + settings.max_tokens > engine.context:
-        raise CannotRoll(
-            "context",
-            f"problem and trace take {longest:,} tokens and a rollout {settings.max_tokens:,} (importance.max_tokens), the rollout model's "
-            f"context is {engine.context:,}",
-        )
-    if min(tokens) < 1:
-        raise CannotRoll("empty_thought", f"thought {tokens.index(min(tokens)) + 1} has no token for the rollout model")
+    _check_room(len(opening) + len(prefixes[-1]), tokens, settings, engine.context)
     boxed = [last_boxed("".join(thoughts[:index])) for index in range(len(prefixes))]
     ungraded: Counter[str] = Counter()
 
     async def one(index: int, number: int) -> tuple[bool, int, bool]:
-        prompt, seeded = opening + prefixes[index], stable_seed(seed, index, number)
-        completion = await engine.generate(prompt, _sampling(settings, seeded))
-        written = (
-            completion.text
-            if last_boxed(completion.text) is not None or boxed[index] is None
-            else f"\\boxed{{{boxed[index]}}}"
+        sampling = Sampling(
+            max_tokens=settings.max_tokens,
+            stop=(),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=stable_seed(seed, index, number),
         )
-        verdict = await pool.grade(problem.answer, written)
+        completion = await engine.generate(opening + prefixes[index], sampling)
+        answer = completion.text
+        if last_boxed(answer) is None and boxed[index] is not None:
+            answer = f"\\boxed{{{boxed[index]}}}"  # the prefix has answered already
+        verdict = await pool.grade(problem.answer, answer)
         if verdict.reason not in JUDGED:
             ungraded[verdict.reason] += 1
         return verdict.correct, len(completion.token_ids), completion.stop == "length"
 
     async def prefix(index: int) -> tuple[int, float, int]:
-        right, lengths, cut = zip(
-            *await asyncio.gather(*(one(index, n) for n in range(settings.num_rollouts))), strict=True
-        )
+        made = await asyncio.gather(*(one(index, number) for number in range(settings.num_rollouts)))
+        right, lengths, cut = zip(*made, strict=True)
         return sum(right), sum(lengths) / len(lengths), sum(cut)
 
     correct, length, cut_off = zip(*await asyncio.gather(*map(prefix, range(len(prefixes)))), strict=True)
-    return Rollouts(tokens=tokens, correct=correct, length=length, cut_off=cut_off, ungraded=dict(ungraded))
+    return RolloutLine(
+        id=chunks.id,
+        outcome=OK,
+        n=settings.num_rollouts,
+        tokens=tokens,
+        correct=correct,
+        length=length,
+        cut_off=cut_off,
+        ungraded=dict(ungraded),
+    )
 
 
-def encode_prefixes(tokenizer, thoughts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The ids of every prefix, the empty one first.
+def _check_room(longest: int, tokens: Sequence[int], settings: ImportanceConfig, context: int) -> None:
+    if longest + settings.max_tokens > context:
+        raise Refused(
+            "context",
+            f"problem and trace take {longest:,} tokens and a rollout {settings.max_tokens:,} (importance.max_tokens), "
+            f"the rollout model's context is {context:,}",
+        )
+    if min(tokens) < 1:
+        raise Refused("empty_thought", f"thought {tokens.index(min(tokens)) + 1} has no token for the rollout model")
+
+
+def encode_prefixes(tokenizer: Any, thoughts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the ids of every prefix, the empty one first.
 
     Thoughts are encoded one by one, so that each prefix's ids begin with those of the one before and the engine's cache hits. A tokenizer
-    that changes text at such seams (a space put before each piece) gets every prefix whole instead.
+    that changes text at such seams (puts a space before each piece) gets every prefix whole instead.
     """
     prefixes: list[tuple[int, ...]] = [()]
     for thought in thoughts:
@@ -111,9 +97,3 @@ def encode_prefixes(tokenizer, thoughts: Sequence[str]) -> list[tuple[int, ...]]
     if tokenizer.decode(prefixes[-1]) == tokenizer.decode(encode_plain(tokenizer, text)):
         return prefixes
     return [encode_plain(tokenizer, "".join(thoughts[:index])) for index in range(len(thoughts) + 1)]
-
-
-def _sampling(settings: ImportanceConfig, seed: int) -> Sampling:
-    return Sampling(
-        max_tokens=settings.max_tokens, stop=(), temperature=settings.temperature, top_p=settings.top_p, seed=seed
-    )

@@ -13,89 +13,81 @@ from typing import Any
 
 from longshort import console
 from longshort.backends.jobs import side_by_side
-from longshort.coldstart.pipeline import folder_of
-from longshort.coldstart.records import OK
+from longshort.coldstart.pipeline import check_complete
+from longshort.coldstart.records import RoleRow, RowsLine
 from longshort.recipe.roles import SftConfig
 from longshort.recipe.schema import LongShortConfig
+from longshort.runs.files import file_digest, refuse_changes, replace_folder, write_json
 from longshort.runs.job_progress import JobProgress
-from longshort.runs.layout import base_model
-from longshort.runs.ledger import Row, digest, read
+from longshort.runs.layout import RunFolder, base_model
+from longshort.runs.ledger import read
 from longshort.runs.model_files import find_folder, identity
 from longshort.types import ROLES, LongShortError
 
 IGNORED = -100
-"""The label of a token that is no part of the loss."""
-
-
-def model_folder(config: LongShortConfig, role: str) -> Path:
-    """Where the fine-tuned model of a role goes."""
-    return Path(config.output_dir) / "models" / f"cold-{role}"
+"""The label of a token outside the loss."""
 
 
 async def fine_tune(config: LongShortConfig) -> dict[str, str]:
-    """Train both roles side by side, each in a process of its own; returns their model folders. A role that is done is skipped."""
-    folder = folder_of(config)
-    manifest = folder / "rows.manifest.json"
-    if not manifest.is_file() or not json.loads(manifest.read_text())["complete"]:
-        raise LongShortError(
-            f"{folder}/rows.jsonl is not complete; run `longshort coldstart` (or its steps, up to `longshort rows`) first"
-        )
+    """Train both roles side by side, each in its own process; skip a role that is done. Returns the model folders."""
+    run = RunFolder.of(config)
+    check_complete(run.thoughts, RowsLine.step)
     jobs, folders = {}, {}
     for role in ROLES:
-        made_from = {
-            "base": identity(base_model(config, role), f"{role}.model"),
-            "rows": digest(folder / "rows.jsonl"),
-            "sft": config.role(role).sft.model_dump(
-                mode="json", exclude={"save_steps", "micro_batch_size", "gradient_checkpointing"}
-            ),
-            "deepspeed": deepspeed_settings(config.role(role).sft, f"{role}.sft.deepspeed"),
-            "seed": config.seed,
-            "dtype": config.dtype,
-        }
-        if _is_done(folder / f"sft.{role}", made_from) and model_folder(config, role).is_dir():
+        folder, made_from = run.thoughts / f"sft.{role}", _made_from(config, role)
+        if _is_done(folder / "manifest.json", made_from) and run.cold(role).is_dir():
             console.say(f"  sft        {role}: done before, skipped")
             continue
-        folders[role] = folder / f"sft.{role}"
-        jobs[role] = (train_role, config, role, made_from, str(folders[role]), str(model_folder(config, role)))
+        folders[role] = folder
+        jobs[role] = (train_role, config, role, made_from, folder, run.cold(role))
     if jobs:
-        console.say(f"  sft        fine-tune {' and '.join(jobs)} on {folder}/rows.jsonl")
+        console.say(f"  sft        fine-tune {' and '.join(jobs)} on {run.thoughts}/rows.jsonl")
         for result in await side_by_side(jobs, folders, gpus=config.learner_gpus):
             console.say(
-                f"  sft        {result['role']}: {result['steps']} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
-                f"{console.duration(result['seconds'])}"
+                f"  sft        {result['role']}: {result['steps']} steps, loss {result['first_loss']:.3f} -> "
+                f"{result['last_loss']:.3f}, {console.duration(result['seconds'])}"
             )
-    return {role: str(model_folder(config, role)) for role in ROLES}
+    return {role: str(run.cold(role)) for role in ROLES}
 
 
-def _is_done(work: Path, made_from: dict[str, Any]) -> bool:
-    """Whether this very training is complete; LongShortError when what stands there was made from something else."""
-    manifest = work / "manifest.json"
+def _made_from(config: LongShortConfig, role: str) -> dict[str, Any]:
+    """Return everything that the trained weights depend on."""
+    settings = config.role(role).sft
+    return {
+        "base": identity(base_model(config, role), f"{role}.model"),
+        "rows": file_digest(RunFolder.of(config).thoughts / "rows.jsonl"),
+        "sft": settings.model_dump(mode="json", exclude={"save_steps", "micro_batch_size", "gradient_checkpointing"}),
+        "deepspeed": deepspeed_settings(settings, f"{role}.sft.deepspeed"),
+        "seed": config.seed,
+        "dtype": config.dtype,
+    }
+
+
+def _is_done(manifest: Path, made_from: dict[str, Any]) -> bool:
+    """Whether this training is complete; LongShortError when it was begun with other settings, rows or models."""
     if not manifest.is_file():
         return False
     known = json.loads(manifest.read_text())
-    changed = [
-        f"{key} was {known.get(key)!r}, now {value!r}" for key, value in made_from.items() if known.get(key) != value
-    ]
-    if changed:
-        raise LongShortError(
-            f"{manifest}: trained on something else ({'; '.join(changed)}); train again with --redo sft"
-        )
+    before = {key: known.get(key) for key in made_from}
+    refuse_changes(manifest, before, made_from, "train again with --redo sft")
     return known["complete"]
 
 
-def train_role(config: LongShortConfig, role: str, made_from: dict[str, Any], work: str, target: str) -> dict[str, Any]:
-    """Train one role in this process, continuing from the newest whole checkpoint in `work`; save the model with tokenizer in `target`.
+def train_role(
+    config: LongShortConfig, role: str, made_from: dict[str, Any], folder: Path, target: Path
+) -> dict[str, Any]:
+    """Train one role in this process from the newest whole checkpoint in `folder`; save model and tokenizer in `target`.
 
-    With LoRA the adapter stays in `work`/adapter and the merged model goes to `target`: what follows needs a whole model.
+    With LoRA the adapter stays in `folder`/adapter and the merged model goes to `target`: what follows needs a whole model.
     """
     from transformers import AutoTokenizer
 
     from longshort.backends.learners.learner_model import load_model
 
-    folder, settings = Path(work), config.role(role).sft
-    folder.mkdir(parents=True, exist_ok=True)
-    _record(folder, made_from | {"complete": False})
-    rows = [row[role] for row in read(folder_of(config) / "rows.jsonl") if row["outcome"] == OK]
+    settings = config.role(role).sft
+    write_json(folder / "manifest.json", made_from | {"complete": False})
+    lines = map(RowsLine.model_validate, read(RunFolder.of(config).thoughts / "rows.jsonl"))
+    rows = [line.of(role) for line in lines if line.continues]
     base = str(find_folder(base_model(config, role), f"{role}.model"))
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     trainer = make_trainer(load_model(base), tokenizer, rows, settings, config, folder)
@@ -106,42 +98,55 @@ def train_role(config: LongShortConfig, role: str, made_from: dict[str, Any], wo
     if settings.lora:
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
-    _save(model, tokenizer, Path(target))
-    seconds = sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    replace_folder(partial, target)
     result = {
         "role": role,
         "steps": trainer.state.global_step,
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "seconds": seconds,
+        "seconds": sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history),
     }
-    _record(folder, made_from | result | {"complete": True, "losses": losses})
+    write_json(folder / "manifest.json", made_from | result | {"complete": True, "losses": losses})
     return result
 
 
-def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, config: LongShortConfig, folder: Path):
-    """TRL's SFTTrainer over rows of `token_ids` and `learned` spans, which it takes as they are: nothing is tokenised again."""
+def make_trainer(
+    model: Any, tokenizer: Any, rows: Sequence[RoleRow], settings: SftConfig, config: LongShortConfig, folder: Path
+) -> Any:
+    """Return TRL's SFTTrainer over tokenized rows, which it takes as they are."""
     import datasets
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
-    class Report(TrainerCallback):
-        """Keeps the progress file up to date, and stops at the first loss or gradient that is no number."""
-
-        def on_log(self, arguments, state, control, logs=None, **_: Any) -> None:
-            if not logs or "loss" not in logs:
-                return
-            if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
-                raise LongShortError(
-                    f"fine-tuning step {state.global_step}: loss {logs['loss']}, gradient norm {logs.get('grad_norm')} at learning rate "
-                    f"{logs['learning_rate']:g}; lower sft.learning_rate ({settings.learning_rate:g}) or look for broken rows"
-                )
-            progress(state.global_step, state.max_steps, logs["loss"])
+    from longshort.backends.learners.lora_learner import lora_config
 
     if settings.deepspeed:
-        _alone_in_its_world(config, folder)
+        _prepare_single_rank(config, folder)
     datasets.disable_progress_bars()
-    arguments = SFTConfig(
+    columns = {"input_ids": [row.token_ids for row in rows], "labels": [labels_of(row) for row in rows]}
+    trainer = SFTTrainer(
+        model,
+        args=_arguments(settings, config, folder),
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings.lora) if settings.lora else None,
+        callbacks=[_watcher(settings, JobProgress(folder))],
+    )
+    if settings.deepspeed and not trainer.is_deepspeed_enabled:
+        raise LongShortError(
+            "sft.deepspeed is set but the trainer does not use it; check the deepspeed installation (longshort doctor)"
+        )
+    return trainer
+
+
+def _arguments(settings: SftConfig, config: LongShortConfig, folder: Path) -> Any:
+    from trl.trainer.sft_config import SFTConfig
+
+    on_cpu = not config.learner_gpus
+    return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps,
@@ -155,72 +160,66 @@ def make_trainer(model, tokenizer, rows: Sequence[Row], settings: SftConfig, con
         gradient_checkpointing=settings.gradient_checkpointing,
         deepspeed=settings.deepspeed,
         bf16=config.dtype == "bfloat16",
-        use_cpu=not config.learner_gpus
-        and not settings.deepspeed,  # with use_cpu accelerate leaves DeepSpeed out and says nothing
-        ddp_backend="gloo" if settings.deepspeed and not config.learner_gpus else None,
+        use_cpu=on_cpu and not settings.deepspeed,  # with use_cpu, accelerate silently leaves DeepSpeed out
+        ddp_backend="gloo" if settings.deepspeed and on_cpu else None,
         seed=config.seed,
         shuffle_dataset=True,
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 1,
         save_total_limit=2,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # would show a loss that is no number as 0
+        logging_nan_inf_filter=False,  # the filter would show a loss of NaN as 0
         report_to="none",
         disable_tqdm=True,
     )
-    progress = JobProgress(folder)
-    data = datasets.Dataset.from_dict(
-        {"input_ids": [row["token_ids"] for row in rows], "labels": list(map(labels_of, rows))}
-    )
-    trainer = SFTTrainer(
-        model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=tokenizer,
-        peft_config=_lora(settings),
-        callbacks=[Report()],
-    )
-    if settings.deepspeed and not trainer.is_deepspeed_enabled:
-        raise LongShortError(
-            "sft.deepspeed is set but the trainer does not use it; check the deepspeed installation (longshort doctor)"
-        )
-    return trainer
 
 
-def _lora(settings: SftConfig):
-    """peft's configuration of the recipe's adapters; None for full fine-tuning."""
-    from longshort.backends.learners.lora_learner import lora_config
+def _watcher(settings: SftConfig, progress: JobProgress) -> Any:
+    """Return a callback that keeps the progress file up to date and stops at the first loss or gradient that is not finite."""
+    from transformers import TrainerCallback
 
-    return lora_config(settings.lora) if settings.lora else None
+    class Watcher(TrainerCallback):
+        def on_log(self, arguments, state, control, logs=None, **_: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
+                raise LongShortError(
+                    f"fine-tuning step {state.global_step}: loss {logs['loss']}, gradient norm {logs.get('grad_norm')} "
+                    f"at learning rate {logs['learning_rate']:g}; lower sft.learning_rate "
+                    f"({settings.learning_rate:g}) or look for broken rows"
+                )
+            progress(state.global_step, state.max_steps, logs["loss"])
+
+    return Watcher()
 
 
-def labels_of(row: Row) -> list[int]:
-    """The row's token ids where the role wrote them, IGNORED elsewhere."""
-    labels = [IGNORED] * len(row["token_ids"])
-    for start, stop in row["learned"]:
-        labels[start:stop] = row["token_ids"][start:stop]
+def labels_of(row: RoleRow) -> list[int]:
+    """Return the row's token ids where the role wrote them, IGNORED elsewhere."""
+    labels = [IGNORED] * len(row.token_ids)
+    for start, stop in row.learned:
+        labels[start:stop] = row.token_ids[start:stop]
     return labels
 
 
 def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
-    """The DeepSpeed configuration that `sft.deepspeed` holds or names; LongShortError when it cannot be read, or asks for ZeRO-3."""
-    found = settings.deepspeed
-    if isinstance(found, str):
+    """Return the DeepSpeed configuration that `sft.deepspeed` holds or names; LongShortError if it is unreadable or ZeRO-3."""
+    value = settings.deepspeed
+    if isinstance(value, str):
         try:
-            found = json.loads(Path(found).read_text(encoding="utf-8"))
+            value = json.loads(Path(value).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise LongShortError(
                 f"{key}: {settings.deepspeed!r} is no readable JSON file ({error}); correct the path"
             ) from error
-    if found and found.get("zero_optimization", {}).get("stage", 0) == 3:
+    if value and value.get("zero_optimization", {}).get("stage", 0) == 3:
         raise LongShortError(
             f"{key}: ZeRO-3 has nothing to share out in the one process per role of `sft`; use stage 2 or lower, or LoRA"
         )
-    return found
+    return value
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (the trainer's state is its last file); others are deleted."""
+    """Return the newest checkpoint that was written to its end (the trainer's state is its last file); delete unfinished ones."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / "trainer_state.json").is_file():
@@ -230,34 +229,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _alone_in_its_world(config: LongShortConfig, folder: Path) -> None:
-    """DeepSpeed wants to be told that it is the only rank; on a CPU also that this is a CPU, where it compiles a part of itself first.
+def _prepare_single_rank(config: LongShortConfig, folder: Path) -> None:
+    """Set DeepSpeed's environment for one rank, on a CPU where the learners have no GPU.
 
-    What it compiles goes into the run's own folder: in the shared one, the lock of a run that was killed meanwhile blocks all others.
+    On a CPU it first compiles a part of itself, into the run's own folder: in the shared one, the lock of a killed run blocks all others.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if not config.learner_gpus:
-        os.environ |= {
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-            "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
-        }
-
-
-def _save(model, tokenizer, target: Path) -> None:
-    """Write a model folder that is either whole or not there."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
-
-
-def _record(folder: Path, manifest: dict[str, Any]) -> None:
-    partial = folder / "manifest.tmp"
-    partial.write_text(json.dumps(manifest, indent=1))
-    partial.replace(folder / "manifest.json")
+        extensions = str(folder / "extensions")
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCH_EXTENSIONS_DIR": extensions}

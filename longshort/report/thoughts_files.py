@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longshort.coldstart.pipeline import CONTINUE, DROPPED_BEFORE, STEPS
+from longshort.coldstart.records import CONTINUE, DROPPED_BEFORE
+from longshort.coldstart.steps import STEPS
 from longshort.report.reading import reason
 from longshort.runs.ledger import read
 from longshort.types import ROLES, LongShortError

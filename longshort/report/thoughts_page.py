@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from longshort.coldstart.pipeline import CONTINUE, DROPPED_BEFORE
+from longshort.coldstart.records import CONTINUE, DROPPED_BEFORE
 from longshort.report import curves, page
 from longshort.report.page import told
 from longshort.report.thoughts_files import Chunk, Files, Importance, Partition, Rollouts, load

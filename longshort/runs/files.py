@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,3 +60,10 @@ def refuse_changes(
     for key in sorted(before.keys() | now.keys()):
         if key not in ignored and before.get(key) != now.get(key):
             raise LongShortError(f"{what} was made with {key} = {before.get(key)!r}, now {now.get(key)!r}; {remedy}")
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Move a finished folder to its place; an older one there is removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)

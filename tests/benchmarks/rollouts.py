@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from longshort.backends import ray_cluster
 from longshort.backends.engines.vllm_engine import environment
+from longshort.coldstart.records import OK, ChunkLine, Thought
 from longshort.coldstart.rollouts import roll_out
 from longshort.coldstart.traces import load_traces
 from longshort.dialogue.grading import GradingPool
@@ -50,7 +51,9 @@ async def pipeline(engine, traces, seed):
     async def one(trace):
         async with free:
             thoughts = [part + "\n\n" for part in trace.response.split("\n\n")]
-            await roll_out(trace.problem, thoughts, engine, pool, settings, tags="special", seed=seed)
+            cut = tuple(Thought(text=text, kind="") for text in thoughts)
+            chunks = ChunkLine(id=trace.id, outcome=OK, problem=trace.problem, thoughts=cut)
+            await roll_out(chunks, engine, pool, settings, tags="special", seed=seed)
 
     began = time.perf_counter()
     with GradingPool() as pool:
