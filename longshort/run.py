@@ -24,9 +24,10 @@ from longshort.dialogue.solo import Solo
 from longshort.evaluation.benchmarks import evaluation_problems
 from longshort.evaluation.command import measure, measured_before
 from longshort.evaluation.tables import results_table
+from longshort.mixture.reweighting import WEIGHTINGS
 from longshort.pair import Pair
 from longshort.preflight.checks import check
-from longshort.recipe.schema import LongShortConfig, with_models
+from longshort.recipe.schema import LongShortConfig, lookup, with_models
 from longshort.recipe.strict_yaml import leaves
 from longshort.runs import checkpoint
 from longshort.runs.files import write_json
@@ -83,6 +84,8 @@ async def _run(config: LongShortConfig) -> dict[str, Any]:
 
 def check_run(config: LongShortConfig) -> None:
     """Refuse, before anything starts, what cannot work; LongShortError with what, where, both values and the remedy."""
+    if config.mixture:
+        lookup(WEIGHTINGS, config.mixture.weighting, "mixture.weighting")
     training = load_problems(config.dataset) if config.dataset else []
     check(config, training=training, held_out=evaluation_problems(config))
 

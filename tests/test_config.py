@@ -2,6 +2,8 @@
 
 import pytest
 
+from longshort.mixture.inputs import prepare
+from longshort.preflight.checks import check_names
 from longshort.recipe.schema import LongShortConfig, dump, load, lookup, parse
 from longshort.types import LongShortError
 
@@ -106,7 +108,7 @@ def test_an_unknown_override_is_refused_the_same_way(recipe):
             "{learner: {backend: deepspeed, ranks: 4}, learner_gpus: 0.5}",
             "learner_gpus is 0.5 but each of 4 learner.ranks takes one GPU",
         ),
-        ("max_steps: 0", "x.yaml: max_steps: Input should be greater than or equal to 1 (got 0)"),
+        ("max_steps: 0", "x.yaml: max_steps: Input should be greater than 0 (got 0)"),
         ("num_generations: 1", "x.yaml: num_generations: Input should be greater than or equal to 2 (got 1)"),
         ("learning_rate: .nan", "x.yaml: learning_rate: Input should be a finite number (got nan)"),
         ("learning_rate: 1e400", "x.yaml: learning_rate: Input should be a finite number (got inf)"),
@@ -124,7 +126,7 @@ def test_a_wrong_value_is_refused_with_its_path_and_itself(recipe, text, says):
     assert says in refusal(recipe(text))
 
 
-def test_all_mistakes_are_told_at_once(recipe):
+def test_all_mistakes_are_reported_at_once(recipe):
     assert refusal(recipe("seed: x\nmax_stpes: 1\n")).count("\n") == 1
 
 
@@ -205,3 +207,27 @@ def test_lookup_lists_the_known_names():
         LongShortError, match=r"^loss\.name: 'grppo' is not known; did you mean 'grpo'\? known: grpo, dr_grpo$"
     ):
         lookup(table, "grppo", "loss.name")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"loss": {"name": "grppo"}}, r"loss\.name: 'grppo' is not known; did you mean 'grpo'\?"),
+        (
+            {"loss": {"importance_correction": "token_trunc"}},
+            r"loss\.importance_correction: 'token_trunc' is not known; did you mean 'token_truncate'\? known: .*none",
+        ),
+        ({"reward": {"length": {"kind": "kimmi"}}}, r"reward\.length\.kind: 'kimmi' .* did you mean 'kimi'\?"),
+        ({"lr_scheduler_type": "cosin"}, r"lr_scheduler_type: 'cosin' .* known: cosine, linear, constant"),
+        ({"report_to": ["wandb", "tensorbord"]}, r"report_to: 'tensorbord' .* did you mean 'tensorboard'\?"),
+    ],
+)
+def test_a_misspelled_name_is_refused_before_anything_starts(settings, says):
+    with pytest.raises(LongShortError, match=says):
+        check_names(parse(settings))
+
+
+def test_a_misspelled_weighting_is_refused_before_the_mixture_reads_anything():
+    mixture = {"short_data": "none", "long_data": "none", "dev_dataset": "none", "weighting": "dynamc"}
+    with pytest.raises(LongShortError, match=r"mixture\.weighting: 'dynamc' is not known; did you mean 'dynamic'\?"):
+        prepare(parse({"mixture": mixture}))

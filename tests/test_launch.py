@@ -138,7 +138,7 @@ def test_every_served_command_is_one_with_settings_that_exist():
 
 
 def test_whoever_ends_the_server_waits_for_its_answers():
-    from longshort.recipe.serving import ServeConfig
+    from longshort.recipe.sections import ServeConfig
 
     unit = dict(line.split("=", 1) for line in SERVICE.read_text().splitlines() if re.match("[A-Z][A-Za-z]+=", line))
     services = yaml.safe_load(COMPOSE.read_text())["services"]

@@ -300,7 +300,7 @@ def test_target_modules_that_match_nothing_are_told_before_anything_starts(folde
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"long": {"lora": {"r": 0}}}, "long.lora.r: Input should be greater than or equal to 1 (got 0)"),
+        ({"long": {"lora": {"r": 0}}}, "long.lora.r: Input should be greater than 0 (got 0)"),
         ({"long": {"lora": {"dropout": 0.1}}}, "long.lora.dropout: RL has no dropout: the learner's log-probs must be"),
         (
             {"long": {"lora": {}}, "learner": {"backend": "deepspeed"}},

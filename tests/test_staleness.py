@@ -21,7 +21,7 @@ def untrained(tmp_path_factory):
     ("settings", "says"),
     [
         ({"staleness": -1}, r"staleness: Input should be greater than or equal to 0 \(got -1\)"),
-        ({"staleness": 1, "deterministic": True}, r"staleness: deterministic needs staleness 0: how much .* \(got 1\)"),
+        ({"staleness": 1, "deterministic": True}, r"deterministic needs staleness 0 \(got 1\): how much"),
         ({"refill": -2}, r"refill: Input should be greater than or equal to 0 \(got -2\)"),
     ],
 )

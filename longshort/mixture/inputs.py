@@ -15,9 +15,10 @@ from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.protocols import demonstration
 from longshort.dialogue.solo import Solo
 from longshort.learning.samples import sample_of
+from longshort.mixture.reweighting import WEIGHTINGS
 from longshort.preflight.checks import check_contexts, check_output, check_prompts, load_tokenizer
 from longshort.recipe.coldstart import MixtureConfig
-from longshort.recipe.schema import LongShortConfig
+from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.recipe.strict_yaml import leaves
 from longshort.runs.model_files import read_facts
 from longshort.types import LongShortError, Problem, Sample
@@ -57,6 +58,7 @@ def prepare(config: LongShortConfig) -> Job:
     settings = config.mixture
     if settings is None:
         raise LongShortError("this recipe has no section `mixture:`; recipes/tldr.yaml shows one")
+    lookup(WEIGHTINGS, settings.weighting, "mixture.weighting")
     if not settings.dev_dataset:
         raise LongShortError("mixture.dev_dataset is empty: name a file, a hub dataset, or miniature:dev")
     placed = _for_learner(config, settings.role)

@@ -21,6 +21,7 @@ from longshort.preflight.memory_formulas import BYTES, GIB, adapter_parameters
 from longshort.preflight.processes import model_facts
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.runs.model_files import ModelFacts, expected_weights, find_folder
+from longshort.runs.tracking import TRACKERS
 from longshort.types import ROLES, LongShortError, Problem
 
 WEIGHT_BYTES, MOMENTS_BYTES = 4, 8
@@ -65,6 +66,8 @@ def check_names(config: LongShortConfig) -> None:
     lookup(losses.LOSSES, config.loss.name, "loss.name")
     lookup(losses.IMPORTANCE_CORRECTIONS, config.loss.importance_correction, "loss.importance_correction")
     lookup(DECAYS, config.lr_scheduler_type, "lr_scheduler_type")
+    for name in config.report_to:
+        lookup(TRACKERS, name, "report_to")
     lookup(REWARDS, config.reward.name, "reward.name")
     lookup(LENGTH_TERMS, config.reward.length.kind, "reward.length.kind")
     losses.check(config.loss)

@@ -1,4 +1,4 @@
-"""Strict YAML and errors a person can act on: what lies under `longshort.recipe.schema`, knowing nothing of its settings."""
+"""Strict YAML, and errors that a person can act on. Knows nothing of the settings in `longshort.recipe.schema`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longshort.types import LongShortError
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-6` is a number, as everyone expects and YAML 1.1 denies, and in which a key stands once."""
+    """Safe YAML that reads `1e-6` as a number (YAML 1.1 does not) and refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -29,23 +29,25 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
-    fault = f"the tag {node.tag!r} is refused: a recipe holds plain values only"
+def _refuse_tag(loader: _Loader, tag: str, node: yaml.Node) -> None:
+    fault = f"the tag {tag!r} is refused: a recipe holds plain values only"
     raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark)
 
 
-_Loader.add_constructor(None, _refuse_tag)
+_Loader.add_multi_constructor("", _refuse_tag)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9_]+([eE][-+]?[0-9]+)?$|^[-+]?[0-9][0-9_]*\.[0-9_]*$"
+        r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$"
+        r"|^[-+]?\.[0-9_]+([eE][-+]?[0-9]+)?$"
+        r"|^[-+]?[0-9][0-9_]*\.[0-9_]*$"
     ),
     list("-+0123456789."),
 )
 
 
 def read_yaml(text: str | bytes, source: str) -> Any:
-    """The plain values in `text`; LongShortError with the line for bad YAML, a tag such as `!!python/object`, a key that stands twice."""
+    """Return the plain values in `text`. LongShortError, with the line, for bad YAML, a tag or a repeated key."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -56,7 +58,7 @@ def read_yaml(text: str | bytes, source: str) -> Any:
 
 
 def override(tree: dict[str, Any], text: str) -> None:
-    """Write the value of `key.sub=value` into the tree, making the sections on its way."""
+    """Set the value of `key.sub=value` in the tree, adding sections that are missing."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise LongShortError(f"override {text!r} must look like key.sub=value")
@@ -71,29 +73,26 @@ def override(tree: dict[str, Any], text: str) -> None:
 
 
 def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str:
-    """The mistakes of a recipe, a line each: where, what, the value, and for an unknown key the nearest known one."""
+    """Describe the mistakes of a recipe, one line each: where, what, the value; for an unknown key the nearest one."""
     lines = [line for item in error.errors() for line in _explain_one(item, list(_keys(schema)), source)]
     return "\n".join(dict.fromkeys(lines))
 
 
 def _explain_one(item: Mapping[str, Any], known: Sequence[str], source: str) -> Iterator[str]:
-    # Pydantic's location holds the names of union branches too ("list[str]"), which mean nothing to a reader.
+    # Pydantic's location also names union branches ("list[str]"), which mean nothing to a reader.
     path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
     if item["type"] != "extra_forbidden":
-        # What is wrong between two settings names both values itself; the whole section behind it would bury the sentence.
-        got = (
-            ""
-            if isinstance(item["input"], dict) and item["type"] == "value_error"
-            else f" (got {reprlib.repr(item['input'])})"
-        )
-        yield ": ".join(filter(None, (source, path, item["msg"].removeprefix("Value error, ")))) + got
+        message = ": ".join(filter(None, (source, path, item["msg"].removeprefix("Value error, "))))
+        # An error between two settings names both values already; the whole section would bury it.
+        between_settings = isinstance(item["input"], dict) and item["type"] == "value_error"
+        yield message if between_settings else f"{message} (got {reprlib.repr(item['input'])})"
         return
     for unknown in _expand(path, item["input"]):
         yield f"{source}: unknown key {unknown!r}; {_suggest(unknown, known)}"
 
 
 def _suggest(unknown: str, known: Sequence[str]) -> str:
-    """The same setting elsewhere in the recipe, else the path that looks alike, else what the section holds."""
+    """Suggest the same setting elsewhere in the recipe, else a similar path, else list the section's keys."""
     leaf, section = unknown.rsplit(".", 1)[-1], unknown.rpartition(".")[0]
     siblings = [path.removeprefix(f"{section}.") for path in known if path.rpartition(".")[0] == section]
     near = sorted((path for path in known if path.rsplit(".", 1)[-1] == leaf), key=lambda path: path.count("."))
@@ -105,7 +104,7 @@ def _suggest(unknown: str, known: Sequence[str]) -> str:
 
 
 def _expand(path: str, value: Any) -> Iterator[str]:
-    """`train: {max_steps: 3}` -> "train.max_steps"."""
+    """Yield the dotted keys under an unknown one: `train: {max_steps: 3}` -> "train.max_steps"."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _expand(f"{path}.{key}", inner)
@@ -114,7 +113,7 @@ def _expand(path: str, value: Any) -> Iterator[str]:
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the schema."""
+    """Yield every dotted key of the schema."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
         for kind in (field.annotation, *get_args(field.annotation)):
@@ -123,7 +122,7 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting in a nested dict."""
+    """Yield (dotted key, value) of every setting in a nested dict."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
