@@ -151,10 +151,7 @@ class Pair:
 
     async def _start(self) -> None:
         self._undo.callback(ray_cluster.start(self.config))
-        grading = self.config.grading
-        self.pool = self._undo.enter_context(
-            GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb)
-        )
+        self.pool = self._undo.enter_context(GradingPool.of(self.config.grading))
         self._make_policies()
         backends = ", ".join(f"{role}: {policy.engine.backend}" for role, policy in self.policies.items())
         async with console.heartbeat(lambda: f"starting engines ({backends})"):

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from longshort.dialogue import answers, grading_worker
-from longshort.dialogue.grading import GradingPool, Verdict, check_gold, last_boxed
+from longshort.dialogue.answers import last_boxed
+from longshort.dialogue.grading import GradingPool, Verdict
 from longshort.types import LongShortError, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,7 +312,7 @@ def test_equal_questions_are_graded_once_and_a_cancelled_waiter_takes_nobody_wit
 
     first, *others = asyncio.run(scenario())
     assert isinstance(first, asyncio.CancelledError)
-    assert {verdict.reason for verdict in others} == {"error:KeyError"} and len(evil_pool._asked) == 2
+    assert {verdict.reason for verdict in others} == {"error:KeyError"} and len(evil_pool._reasons) == 2
 
 
 def test_close_leaves_no_process_and_refuses_more_work():
@@ -332,8 +333,8 @@ class EvilPool(GradingPool):
     command = (sys.executable, sys.argv[1])
 pool = EvilPool(workers=2, timeout_s=600)
 pool.grade_all([("x", r"\boxed{y}")])
-pool._begin("x", r"\boxed{y_{hang}}")
-pool._begin("x", r"\boxed{z_{hang}}")
+pool._reason("x", r"\boxed{y_{hang}}")
+pool._reason("x", r"\boxed{z_{hang}}")
 while len(pool.pids()) < 2:
     pass
 print(*pool.pids(), flush=True)
@@ -403,8 +404,8 @@ def test_a_gold_that_cannot_be_graded_is_refused_with_its_row(pool, answer, reas
         pool.check_golds(problems)
 
 
-def test_check_gold_and_the_list_of_bad_rows_is_cut(pool):
-    check_gold(r"(-\infty, 2) \cup (3, \infty)")
+def test_the_list_of_bad_rows_is_cut(pool):
+    pool.check_golds([Problem(id="fine", question="", answer=r"(-\infty, 2) \cup (3, \infty)")])
     with pytest.raises(LongShortError, match=r"^8 of 8 .*'row-4'.*; …\. Correct"):
         pool.check_golds([Problem(id=f"row-{i}", question="", answer="") for i in range(8)])
 

@@ -28,8 +28,7 @@ from longshort.types import LongShortError
 
 async def run_steps(config: LongShortConfig, names: Sequence[str]) -> None:
     """Do the named steps in order; skip what is done."""
-    grading = config.grading
-    with GradingPool(workers=grading.workers, timeout_s=grading.timeout_s, memory_mb=grading.memory_mb) as pool:
+    with GradingPool.of(config.grading) as pool:
         for name in names:
             await _run_step(config, STEPS[name], pool)
 

@@ -1,17 +1,17 @@
-r"""Is the answer right? A pool of grading processes that can hang, crash or eat memory without harm to the run (METHOD 1.5).
+r"""Decide whether an answer is right, in processes that can hang, crash or eat memory without harm to the run.
 
-The last `\boxed{…}` of a text is cleaned and compared as a string; what a string comparison cannot decide goes to math-verify
-(gold first) in one of `workers` processes. Each is limited in memory, killed at the deadline and replaced, so a verdict always comes
-and always has a name:
+The last `\boxed{…}` of a text is cleaned and compared with the reference answer ("gold") as a string. If that does not
+decide, one of `workers` processes asks math-verify. A process has limited memory and is killed and replaced at its
+deadline, so every answer gets a verdict with a reason:
 
     match | mismatch       the answer was graded
     no_answer              no \boxed{} in the text, or an empty one
     too_long | too_costly  refused before algebra (`answers.refusal`)
-    unparsable             math-verify can make nothing of the answer
+    unparsable             math-verify cannot read the answer
     timeout | memory       the process reached its deadline or its memory limit
     error:<name>           the grader raised <name> or died of signal <name>
 
-A policy is paid only for `match`; the rest is counted by name in `GradingPool.counts`.
+Only `match` is correct. `GradingPool.counts` counts the reasons.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from longshort.dialogue import answers
-from longshort.dialogue.answers import last_boxed
+from longshort.recipe.sections import GradingConfig
 from longshort.types import LongShortError, Problem
-
-__all__ = ["GradingPool", "Verdict", "check_gold", "last_boxed"]
 
 START_TIMEOUT_S = 120.0
 """For importing sympy on a busy machine."""
 DYING_TIMEOUT_S = 5.0
-LISTED_ROWS = 5
+LISTED_FAULTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +54,11 @@ class Verdict:
 
 
 class GradingPool:
-    """Grades from any number of coroutines and threads at once; each process works on one answer at a time.
+    """Grades answers for any number of coroutines and threads at once. Each process works on one answer at a time.
 
-    `timeout_s` is the deadline of one answer, `memory_mb` what a process may grow by; verdicts are remembered for the last `cache_size`
-    pairs of gold and answer. Processes start when first needed: a run whose answers are plain numbers never starts one.
+    An answer must be graded within `timeout_s`; a process may grow by `memory_mb`. The verdicts of the last
+    `cache_size` pairs of gold and answer are remembered. Processes start when first needed: answers that are plain
+    numbers need none.
     """
 
     command: Sequence[str] = (sys.executable, "-m", "longshort.dialogue.grading_worker")
@@ -70,47 +69,51 @@ class GradingPool:
         self.timeout_s, self.memory_mb, self.cache_size = timeout_s, memory_mb, cache_size
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grading")
         self._processes: dict[int, _Process] = {}  # by the thread that owns it
-        self._asked: OrderedDict[tuple[str, str], Future[str]] = OrderedDict()
+        self._reasons: OrderedDict[tuple[str, str], Future[str]] = OrderedDict()  # by gold and answer
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._closed = False
 
+    @classmethod
+    def of(cls, settings: GradingConfig) -> GradingPool:
+        """Make the pool that the recipe's section `grading` describes."""
+        return cls(settings.workers, settings.timeout_s, settings.memory_mb)
+
     async def grade(self, gold: str, text: str) -> Verdict:
-        r"""Grade the last `\boxed{…}` of `text` against `gold`. Raises LongShortError when no grading process can be started."""
-        reason = self._begin(gold, text)
+        r"""Grade the last `\boxed{…}` of `text` against `gold`. Raises LongShortError if no process can start."""
+        reason = self._reason(gold, text)
         if isinstance(reason, Future):  # shielded: another coroutine may wait for the same verdict
             reason = await asyncio.shield(asyncio.wrap_future(reason))
         return self._verdict(reason)
 
     def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         """Grade (gold, text) pairs from ordinary code, in order."""
-        begun = [self._begin(gold, text) for gold, text in pairs]
-        return [self._verdict(reason.result() if isinstance(reason, Future) else reason) for reason in begun]
+        reasons = [self._reason(gold, text) for gold, text in pairs]
+        return [self._verdict(_wait(reason)) for reason in reasons]
 
     def check_golds(self, problems: Sequence[Problem]) -> None:
-        """Refuse a data set some of whose reference answers cannot be graded; raises one LongShortError that names the first few."""
+        """Refuse a data set with reference answers that cannot be graded; the LongShortError names the first few."""
         faults = self.gold_faults(problems)
         bad = [f"problem {p.id!r}: {str(p.answer)[:80]!r} ({faults[p.answer]})" for p in problems if p.answer in faults]
         if bad:
-            listed = "; ".join(bad[:LISTED_ROWS]) + ("; …" if len(bad) > LISTED_ROWS else "")
+            listed = "; ".join(bad[:LISTED_FAULTS]) + ("; …" if len(bad) > LISTED_FAULTS else "")
             raise LongShortError(
-                f"{len(bad)} of {len(problems)} reference answers cannot be graded: {listed}. Correct or drop these rows"
+                f"{len(bad)} of {len(problems)} reference answers cannot be graded: {listed}. Correct or drop them"
             )
 
     def gold_faults(self, problems: Sequence[Problem]) -> dict[str, str]:
-        """The reference answers that cannot be graded, each with the reason."""
-        begun = {problem.answer: self._check(problem.answer) for problem in problems}
-        reasons = {gold: reason.result() if isinstance(reason, Future) else reason for gold, reason in begun.items()}
-        return {gold: reason for gold, reason in reasons.items() if reason != "match"}
+        """Return the reference answers that cannot be graded, each with the reason."""
+        reasons = {problem.answer: self._gold_reason(problem.answer) for problem in problems}
+        return {gold: why for gold, reason in reasons.items() if (why := _wait(reason)) != "match"}
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many verdicts had which reason since the pool was made."""
+        """Count the verdicts by reason, since the pool was made."""
         with self._lock:
             return dict(self._counts)
 
     def pids(self) -> list[int]:
-        """The grading processes that run now."""
+        """Return the ids of the grading processes that are running."""
         with self._lock:
             return [process.pid for process in self._processes.values() if process.alive()]
 
@@ -131,9 +134,9 @@ class GradingPool:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _begin(self, gold: str, text: str) -> str | Future[str]:
-        """The reason if strings decide it, else the reason to come."""
-        answer = (last_boxed(text) or "").strip()
+    def _reason(self, gold: str, text: str) -> str | Future[str]:
+        """Return the reason if comparing strings decides, else the future of a process's reason."""
+        answer = (answers.last_boxed(text) or "").strip()
         if not answer:
             return "no_answer"
         if max(len(gold), len(answer)) > answers.MAX_CHARACTERS:
@@ -143,7 +146,8 @@ class GradingPool:
             return "match" if equal else "mismatch"
         return answers.refusal(answer) or answers.refusal(gold) or self._ask(gold, answer)
 
-    def _check(self, gold: str) -> str | Future[str]:
+    def _gold_reason(self, gold: str) -> str | Future[str]:
+        """Return why the gold cannot be graded, or "match"."""
         if not isinstance(gold, str) or gold.strip().casefold() in ("", "nan"):
             return "no_answer"
         if len(gold) > answers.MAX_CHARACTERS:
@@ -156,21 +160,20 @@ class GradingPool:
         with self._lock:
             if self._closed:
                 raise LongShortError("the grading pool was closed; no more answers can be graded")
-            known = self._asked.get(key)
-            if known is None or (
-                known.done() and (known.cancelled() or known.exception() or known.result().startswith("error:"))
+            reason = self._reasons.get(key)
+            # The answer may not be to blame for a crash, so crashes are not remembered.
+            if reason is None or (
+                reason.done() and (reason.cancelled() or reason.exception() or reason.result().startswith("error:"))
             ):
-                known = self._threads.submit(
-                    self._run, gold, answer
-                )  # a crash may be no fault of the answer's: it is not remembered
-                self._asked[key] = known
-            self._asked.move_to_end(key)
-            while len(self._asked) > self.cache_size:
-                self._asked.popitem(last=False)
-        return known
+                reason = self._reasons[key] = self._threads.submit(self._ask_process, gold, answer)
+            self._reasons.move_to_end(key)
+            while len(self._reasons) > self.cache_size:
+                self._reasons.popitem(last=False)
+        return reason
 
-    def _run(self, gold: str, answer: str) -> str:
-        """In a thread of the pool: have this thread's process decide, starting it where there is none."""
+    def _ask_process(self, gold: str, answer: str) -> str:
+        """Ask this thread's process, which starts if it is not running. Runs in a thread of the pool."""
+        reason = ""
         try:
             process = self._processes.get(threading.get_ident())
             if process is None or not process.alive():
@@ -179,7 +182,7 @@ class GradingPool:
         except LongShortError:
             if not self._closed:
                 raise
-        if self._closed:  # then close() killed the process, and how it ended says nothing about the answer
+        if self._closed:  # close() killed the process: how it ended says nothing about the answer
             raise LongShortError("the grading pool was closed while this answer was graded")
         return reason
 
@@ -201,20 +204,22 @@ class GradingPool:
         return Verdict(correct=reason == "match", reason=reason)
 
 
-def check_gold(answer: str) -> None:
-    """Raise LongShortError when `answer` cannot serve as a reference answer. For many, `GradingPool.check_golds` is faster."""
-    with GradingPool() as pool:
-        pool.check_golds([Problem(id="gold", question="", answer=answer)])
+def _wait(reason: str | Future[str]) -> str:
+    return reason.result() if isinstance(reason, Future) else reason
 
 
 class _Process:
-    """One grading process and the pipe to it. Made and used by one thread only: the kernel kills it when that thread ends."""
+    """One grading process and its pipes. One thread makes and uses it: the kernel kills it when that thread ends."""
 
     def __init__(self, command: Sequence[str]):
         # A plain subprocess, not multiprocessing: that would run the user's main module again in every worker.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._child = subprocess.Popen(command, env=environment, bufsize=0, **pipes)
+        pipe = subprocess.PIPE
+        self._child = subprocess.Popen(
+            command, env=environment, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+        )
+        assert self._child.stdin and self._child.stdout  # as PIPE says
+        self._requests, self._replies = self._child.stdin, self._child.stdout
         self._unread = b""
 
     @property
@@ -225,22 +230,23 @@ class _Process:
         return self._child.poll() is None
 
     def await_ready(self) -> None:
-        """Wait for the imports; raises LongShortError when the process does not come up."""
+        """Wait for the imports; raises LongShortError if the process does not start."""
         line = self._read_line(START_TIMEOUT_S)
         if line is None:
-            reply = {"failed": f"nothing heard for {START_TIMEOUT_S:.0f} s"}
+            failure = f"no reply for {START_TIMEOUT_S:.0f} s"
         else:
-            reply = json.loads(line) if line else {"failed": self._cause_of_death()}
-        if "failed" in reply:
+            failure = json.loads(line).get("failed") if line else self._cause_of_death()
+        if failure is not None:
             self.reap()
             raise LongShortError(
-                f"a grading process did not start: {reply['failed']}; try `python -m longshort.dialogue.grading_worker 1024` to see why"
+                f"a grading process did not start: {failure}; to see why, run "
+                "`python -m longshort.dialogue.grading_worker 1024`"
             )
 
     def ask(self, request: dict[str, str], timeout_s: float) -> str:
-        """The reason of the verdict; at the deadline the process is killed. Afterwards the process may be dead."""
+        """Return the reason of the verdict. Kill the process at the deadline; it may also die by itself."""
         try:
-            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._requests.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
             return f"error:{self._cause_of_death()}"
         line = self._read_line(timeout_s)
@@ -255,19 +261,19 @@ class _Process:
         return reason
 
     def kill(self) -> None:
-        """End the process; from any thread."""
+        """End the process. Any thread may call this."""
         self._child.kill()
 
     def reap(self) -> None:
-        """End the process and free what it held."""
+        """End the process, wait for it and close its pipes."""
         self._child.kill()
         self._child.wait()
-        self._child.stdin.close()
-        self._child.stdout.close()
+        self._requests.close()
+        self._replies.close()
 
     def _read_line(self, timeout_s: float) -> bytes | None:
-        """One line; None at the deadline, empty when the process closed the pipe."""
-        pipe = self._child.stdout.fileno()
+        """Read one line; None at the deadline, empty if the process closed the pipe."""
+        pipe = self._replies.fileno()
         poll = select.poll()  # select() fails on file numbers above 1023, which a long run reaches
         poll.register(pipe, select.POLLIN)
         deadline = time.monotonic() + timeout_s
@@ -282,7 +288,7 @@ class _Process:
         return line
 
     def _cause_of_death(self) -> str:
-        """How a process ended that has closed its pipe; it gets a moment to finish dying, or its end would always be our SIGKILL."""
+        """Return how a process ended that closed its pipe. It gets a moment to die, before our own signal."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(DYING_TIMEOUT_S)
         self.reap()

@@ -1,7 +1,7 @@
-"""The grading process: reads one request per line, asks math-verify, writes one verdict per line. Started by `grading.GradingPool`.
+"""The grading process: reads one request per line, asks math-verify, writes one verdict per line.
 
-The only file that imports math-verify and sympy. They may loop for hours, eat all memory or crash: that is why they live in a process
-that the parent can kill. math-verify's own SIGALRM timeouts are off, the parent's deadline rules.
+`grading.GradingPool` starts it. No other file imports math-verify and sympy, which may loop for hours, eat all memory
+or crash: they run in a process that the parent can kill. The parent's deadline replaces math-verify's SIGALRM timeouts.
 
     python -m longshort.dialogue.grading_worker MEMORY_MB
     < {"gold": "\\\\frac{1}{2}", "answer": "0.5"}
@@ -23,22 +23,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 def compare(gold: str, answer: str) -> str:
-    """One of `match | mismatch | unparsable`. Raises what math-verify raises: an error in the grader is no wrong answer."""
+    """Return `match`, `mismatch` or `unparsable`. Raises what math-verify raises: its errors are not wrong answers."""
     from math_verify import verify
 
     gold_parsed, answer_parsed = parse(gold), parse(answer)
     if not gold_parsed or not answer_parsed:
         return "unparsable"
-    # gold first: verify is not symmetric (an assignment in the answer is unwrapped to fit the gold's form)
+    # gold first: verify is not symmetric (it unwraps an assignment in the answer to fit the gold's form)
     equal = verify(gold_parsed, answer_parsed, allow_set_relation_comp=True, timeout_seconds=0, raise_on_error=True)
     return "match" if equal else "mismatch"
 
 
 def parse(answer: str) -> list:
-    """What math-verify makes of a LaTeX answer: sympy expressions; empty where it cannot.
+    """Parse a LaTeX answer into sympy expressions; empty if math-verify cannot.
 
-    Its plain-expression mode is off: from an answer that is no LaTeX it would pick any number (`9**9 7` reads as 7), and so is its
-    fallback to strings, since `answers.quick` has compared those already.
+    Its plain-expression mode is off: it would pick any number from an answer that is not LaTeX (`9**9 7` reads as 7).
+    So is its fallback to strings, which `answers.quick` has compared already.
     """
     from math_verify import LatexExtractionConfig, parse
 
@@ -46,8 +46,11 @@ def parse(answer: str) -> list:
 
 
 def verdict(request: dict[str, str], trusted_mb: float) -> str:
-    """The reason of a Verdict. math-verify and sympy swallow MemoryError here and there and call the answer wrong, so nothing but a
-    match is believed once the process has grown beyond `trusted_mb` MiB: that is `memory` as well."""
+    """Return the reason of a Verdict.
+
+    math-verify and sympy sometimes swallow a MemoryError and call the answer wrong. So once the process has grown
+    beyond `trusted_mb` MiB, anything but a match counts as `memory` too.
+    """
     try:
         reason = compare(request["gold"], request["answer"])
     except MemoryError:
@@ -58,34 +61,33 @@ def verdict(request: dict[str, str], trusted_mb: float) -> str:
 
 
 def _peak_mb() -> float:
-    """Most memory ever resident. Not ru_maxrss, which begins at the peak of the process that started this one."""
+    """Return the peak of resident memory. (ru_maxrss would start at the peak of the parent process.)"""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
 
 
 def limit_memory(allowance_mb: int) -> None:
-    """Let the process grow by `allowance_mb` MiB beyond what its imports took; more is a MemoryError."""
+    """Let the process grow by `allowance_mb` MiB beyond its imports; more raises MemoryError."""
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + allowance_mb * MIB,) * 2)
+    limit = now + allowance_mb * MIB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, however it ends (Linux)."""
+    """Have the kernel kill this process when the thread that started it ends for any reason (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def serve(allowance_mb: int) -> None:
     """Answer requests until standard input ends. The first line sent is {"ready": true}, or {"failed": why}."""
     die_with_parent()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's to handle: it may still want verdicts while it saves
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and may need verdicts while it saves
     logging.disable(logging.CRITICAL)
     replies = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not be taken for a reply
+    os.dup2(2, 1)  # so that nothing a library prints is read as a reply
     try:
-        compare(r"\frac{1}{2}+\sqrt{2}", r"(0,1]")  # the first parse builds tables: before the first deadline starts
+        compare(r"\frac{1}{2}+\sqrt{2}", r"(0,1]")  # the first parse builds tables; do it before any deadline runs
     except ImportError as error:
         print(json.dumps({"failed": str(error)}), file=replies)
         return
@@ -96,7 +98,7 @@ def serve(allowance_mb: int) -> None:
         reason = verdict(json.loads(line), trusted_mb)
         print(json.dumps({"reason": reason}), file=replies)
         if reason == "memory":
-            return  # the heap is in pieces and its peak is history: the parent starts a fresh process
+            return  # the heap is fragmented and its peak stays high: the parent starts a new process
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def prepare(config: LongShortConfig) -> Job:
     dev = load_problems(settings.dev_dataset, limit=settings.dev_problems)
     check_prompts(placed, dev, protocol, {settings.role: tokenizer})
     longest = min(section.engine.max_model_len, section.sft.max_length)
-    with GradingPool(config.grading.workers, config.grading.timeout_s, config.grading.memory_mb) as pool:
+    with GradingPool.of(config.grading) as pool:
         pool.check_golds(dev)
         found = {source: load_traces(getattr(settings, source), None, pool, config.seed) for source in SOURCES}
     questions = {problem.question for problem in dev}
