@@ -1,7 +1,7 @@
 """Asks a model for JSON, checks the answer, and feeds back what was wrong (arXiv 2505.11827, sections 3.1 and 3.3).
 
-The published code asks again with the same prompt and keeps the last answer even when its check failed. Here every fault is fed back,
-and an answer that was never right is an error with a name.
+The published code asks again with the same prompt and keeps the last answer even when its check failed. Here every
+fault is fed back, and an answer that was never right is an error with a name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 
 
 class Fault(ValueError):
-    """What is wrong with an answer, in words that the model can act on; `reason` is the name under which it is counted."""
+    """What is wrong with an answer, in words that the model can act on; `reason` is the name under which it is
+    counted."""
 
     def __init__(self, text: str, reason: str = "bad_answer"):
         super().__init__(text)
@@ -32,8 +33,8 @@ class Fault(ValueError):
 
 
 class NoUsableAnswer(LongShortError):
-    """Every try failed. `faults` are their texts in order; `reason` is the last one's: "bad_json", "bad_answer", "length", "context",
-    or a check's own; `tries` counts the answers."""
+    """Every try failed. `faults` are their texts in order; `reason` is the last one's: "bad_json", "bad_answer",
+    "length", "context", or a check's own; `tries` counts the answers."""
 
     def __init__(self, faults: list[Fault], tries: int):
         self.reason, self.faults, self.tries = faults[-1].reason, tuple(map(str, faults)), tries
@@ -51,8 +52,8 @@ async def ask_json(
     temperature: float,
     seed: int,
 ) -> tuple[T, int]:
-    """Return what `check` makes of the first answer it accepts, and the number of answers. A check refuses by raising ValueError, best a
-    Fault, whose text is fed back.
+    """Return what `check` makes of the first answer it accepts, and the number of answers. A check refuses by raising
+    ValueError, best a Fault, whose text is fed back.
 
     Raises NoUsableAnswer after `tries` faults, and at once when the request leaves no room in the engine's context.
     """

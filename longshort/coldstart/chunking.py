@@ -1,7 +1,8 @@
-"""Cuts a trace into coarse thoughts: paragraphs, grouped by an instruct model or by rules (arXiv 2505.11827, section 3.1).
+"""Cuts a trace into coarse thoughts: paragraphs, grouped by an instruct model or by rules (arXiv 2505.11827, section
+3.1).
 
-The published checker accepts splits that do not cover the trace. Here joined thoughts are the trace, byte for byte, and where a model
-cannot split it, the rules do, and the line says so.
+The published checker accepts splits that do not cover the trace. Here joined thoughts are the trace, byte for byte, and
+where a model cannot split it, the rules do, and the line says so.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _CUES = (
     ("conclusion", True, r"final answer|in conclusion|to (?:summarize|recap)"),
     ("conclusion", False, r"therefore|thus|hence|so,? the"),
 )
-"""The first match wins. The words come from 120 traces of R1 on AMC 2023 and one on AIME. "So," and "Therefore," open every sixth
-paragraph there, but they carry on the thought they are in."""
+"""The first match wins. The words come from 120 traces of R1 on AMC 2023 and one on AIME. "So," and "Therefore," open
+every sixth paragraph there, but they carry on the thought they are in."""
 _OPENINGS = tuple((kind, begins, re.compile(rf"[\W\d]*(?:{cue})\b", re.IGNORECASE)) for kind, begins, cue in _CUES)
 
 
@@ -90,7 +91,8 @@ def split_steps(text: str) -> list[str]:
 
 
 def by_rules(steps: Sequence[str], max_thoughts: int) -> tuple[Thought, ...]:
-    """Make every paragraph of a short trace a thought; pack those of a long one from cue to cue, into at most `max_thoughts`."""
+    """Make every paragraph of a short trace a thought; pack those of a long one from cue to cue, into at most
+    `max_thoughts`."""
     pieces = list(steps)
     if len(pieces) > min(PACK_ABOVE, max_thoughts):
         packed = _packed(steps)
@@ -153,7 +155,8 @@ def splitting_request(question: str, steps: Sequence[str], max_thoughts: int) ->
 
 
 def check_blocks(answer: Any, number_of_steps: int, max_thoughts: int) -> list[Block]:
-    """Return the blocks of an answer that covers every step exactly once, in order; else ValueError, in words that help the model.
+    """Return the blocks of an answer that covers every step exactly once, in order; else ValueError, in words that help
+    the model.
 
     {"block 1": {"start": 1, "end": 3, "block type": "planning"}, "block 2": …} -> [(1, 3, "planning"), …]
     """

@@ -2,7 +2,8 @@
 
     chunk -> rollouts -> importance -> partition -> rewrite -> rows -> (sft: longshort/coldstart/sft.py)
 
-The steps are in longshort/coldstart/steps.py. A trace that one step refuses is left out of all later ones, and the reason is counted.
+The steps are in longshort/coldstart/steps.py. A trace that one step refuses is left out of all later ones, and the
+reason is counted.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     thoughts/chunk.manifest.json    StepManifest (written by longshort/runs/ledger.py)
     thoughts/sft.long/manifest.json SftManifest
 
-A line holds only the fields that its outcome has: a refused trace has an outcome and a detail, a trace that an earlier step refused only
-an outcome. Fields that are absent from a file read as their defaults, and are not written again.
+A line holds only the fields that its outcome has: a refused trace has an outcome and a detail, a trace that an earlier
+step refused only an outcome. Fields that are absent from a file read as their defaults, and are not written again.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Refused(ValueError):
 class Trace:
     """One long response to one problem, byte for byte as it was read.
 
-    `outcome` is "ok" or the reason why the trace cannot be used, explained in `detail`; `notes` name what is unusual but harmless
-    ("crlf", "non_ascii", …).
+    `outcome` is "ok" or the reason why the trace cannot be used, explained in `detail`; `notes` name what is unusual
+    but harmless ("crlf", "non_ascii", …).
 
     Trace(id="math-7", problem=Problem(…), response="First …\n\nWait, …", outcome="ok", detail="", notes=("non_ascii",))
     """
@@ -65,8 +65,9 @@ class Thought:
 class Score:
     """One thought's importance.
 
-    `p` is P_i with its Wilson interval [`low`, `high`]; `bound` is T1 T2 epsilon / ln 2, how far `m + delta` may be from the value at the
-    true P_i at the requested confidence; `loose_bound` is the paper's epsilon / ln 2. With N = 8 both are wide: read them.
+    `p` is P_i with its Wilson interval [`low`, `high`]; `bound` is T1 T2 epsilon / ln 2, how far `m + delta` may be
+    from the value at the true P_i at the requested confidence; `loose_bound` is the paper's epsilon / ln 2. With N = 8
+    both are wide: read them.
     """
 
     m: float
@@ -80,7 +81,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftMessage:
-    """One message of a dialogue to be: neighbouring thoughts of one role. A short one without thoughts is the closing answer.
+    """One message of a dialogue to be: neighbouring thoughts of one role. A short one without thoughts is the closing
+    answer.
 
     DraftMessage(role="short", thoughts=(Thought(text="So 7*6=42.\n\n", kind="calculation"),))
     """
@@ -131,7 +133,8 @@ class TraceLine(BaseModel):
 
 
 class ChunkLine(TraceLine):
-    """A trace cut into thoughts. `splitter` is "rules" or "instruct", `why` says why that one; `tries` counts the model's answers."""
+    """A trace cut into thoughts. `splitter` is "rules" or "instruct", `why` says why that one; `tries` counts the
+    model's answers."""
 
     step = "chunk"
     notes: tuple[str, ...] = ()
@@ -146,9 +149,10 @@ class ChunkLine(TraceLine):
 class RolloutLine(TraceLine):
     """The rollouts of one trace: per prefix, the empty one (P_0) first.
 
-    `correct[i]` of `n` continuations of prefix i were right; `length[i]` is their mean number of generated tokens, the prefix not
-    counted; `cut_off[i]` of them reached `max_tokens`. `tokens` has the thoughts' lengths d_1..d_n in the rollout model's tokens;
-    `ungraded` counts verdicts about the grading and not the answer (timeout, memory, …), all taken as wrong.
+    `correct[i]` of `n` continuations of prefix i were right; `length[i]` is their mean number of generated tokens, the
+    prefix not counted; `cut_off[i]` of them reached `max_tokens`. `tokens` has the thoughts' lengths d_1..d_n in the
+    rollout model's tokens; `ungraded` counts verdicts about the grading and not the answer (timeout, memory, …), all
+    taken as wrong.
     """
 
     step = "rollouts"
@@ -179,10 +183,12 @@ class PartitionLine(TraceLine):
 
 
 class RewriteLine(TraceLine):
-    """The dialogue as (role, text, closing tag) messages, ready for `protocols.demonstration`; empty where it was dropped.
+    """The dialogue as (role, text, closing tag) messages, ready for `protocols.demonstration`; empty where it was
+    dropped.
 
-    Outcomes: "kept", "repaired" (a later try, or a closing answer that the trace lacked), or a reason: "wrong_answer", "no_answer",
-    "role_tags", "empty_message", "bad_json", "bad_answer", "length", "context", "grading_<verdict>" where the grader could not decide.
+    Outcomes: "kept", "repaired" (a later try, or a closing answer that the trace lacked), or a reason: "wrong_answer",
+    "no_answer", "role_tags", "empty_message", "bad_json", "bad_answer", "length", "context", "grading_<verdict>" where
+    the grader could not decide.
     """
 
     step = "rewrite"

@@ -1,7 +1,8 @@
 """The short messages, written anew between the long thoughts that were kept (arXiv 2505.11827, section 3.3).
 
-A rewriter is one coroutine `(draft, context) -> (one text per short message, tries)` and one line in `REWRITERS`. Its texts are checked:
-no message may hold a role tag, and the dialogue must still reach the gold answer. The paper trusts what comes back.
+A rewriter is one coroutine `(draft, context) -> (one text per short message, tries)` and one line in `REWRITERS`. Its
+texts are checked: no message may hold a role tag, and the dialogue must still reach the gold answer. The paper trusts
+what comes back.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ REWRITERS: dict[str, Rewriter] = {"instruct": instruct, "verbatim": verbatim, "m
 
 
 async def rewrite(draft: DialogueDraft, rewriter: Rewriter, context: RewriteContext) -> RewriteLine:
-    """Write the short messages, stitch the dialogue and verify it against the gold answer; the line says what came of it."""
+    """Write the short messages, stitch the dialogue and verify it against the gold answer; the line says what came of
+    it."""
     try:
         texts, tries = await rewriter(draft, context)
     except NoUsableAnswer as error:

@@ -1,7 +1,7 @@
 """Short messages from an instruct model (arXiv 2505.11827, section 3.3).
 
-The model reads the problem, the long thoughts as they are, and of the dropped thoughts only their kinds: their words must not leak into
-the short turns, or those would be long ones in disguise.
+The model reads the problem, the long thoughts as they are, and of the dropped thoughts only their kinds: their words
+must not leak into the short turns, or those would be long ones in disguise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from longshort.recipe.coldstart import RewriteConfig
 from longshort.types import LONG, SHORT
 
 _MANGLED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]|\n(?:eq|abla|otin)\b")
-r"""What JSON makes of `\boxed`, `\frac`, `\times`, `\right`, `\neq` where the backslash was not doubled: control characters."""
+r"""What JSON makes of `\boxed`, `\frac`, `\times`, `\right`, `\neq` where the backslash was not doubled: control
+characters."""
 
 
 async def ask_for_texts(

@@ -1,4 +1,5 @@
-"""Monte-Carlo rollouts: continue every prefix of a trace many times and count the right answers (arXiv 2505.11827, section 3.2)."""
+"""Monte-Carlo rollouts: continue every prefix of a trace many times and count the right answers (arXiv 2505.11827,
+section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ JUDGED = ("match", "mismatch", "no_answer")
 async def roll_out(
     chunks: ChunkLine, engine: Engine, pool: GradingPool, settings: ImportanceConfig, *, tags: str, seed: int
 ) -> RolloutLine:
-    """Make all rollouts of one trace at once: the engine batches them with those of other traces and caches shared prefixes.
+    """Make all rollouts of one trace at once: the engine batches them with those of other traces and caches shared
+    prefixes.
 
-    The prompt is the chat template's, then an open `<think>` and the prefix, which the model continues. Raises Refused when the longest
-    prefix and `max_tokens` exceed the context (a cut continuation would count as a wrong one), or a thought has no token.
+    The prompt is the chat template's, then an open `<think>` and the prefix, which the model continues. Raises Refused
+    when the longest prefix and `max_tokens` exceed the context (a cut continuation would count as a wrong one), or a
+    thought has no token.
     """
     problem, tokenizer = chunks.problem, engine.tokenizer
     thoughts = unwrapped([thought.text for thought in chunks.thoughts])
@@ -87,8 +90,8 @@ def _check_room(longest: int, tokens: Sequence[int], settings: ImportanceConfig,
 def encode_prefixes(tokenizer: Any, thoughts: Sequence[str]) -> list[tuple[int, ...]]:
     """Return the ids of every prefix, the empty one first.
 
-    Thoughts are encoded one by one, so that each prefix's ids begin with those of the one before and the engine's cache hits. A tokenizer
-    that changes text at such seams (puts a space before each piece) gets every prefix whole instead.
+    Thoughts are encoded one by one, so that each prefix's ids begin with those of the one before and the engine's cache
+    hits. A tokenizer that changes text at such seams (puts a space before each piece) gets every prefix whole instead.
     """
     prefixes: list[tuple[int, ...]] = [()]
     for thought in thoughts:

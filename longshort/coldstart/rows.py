@@ -1,7 +1,8 @@
 """Training rows: a dialogue as each role saw it, in that role's own tokens, rendered by the code that renders rollouts.
 
-One row per dialogue and role holds all its messages. The role learns what it wrote, its closing tags (`</think>`, `</rethink>`,
-`</answer>`) included, and not the prompt or the partner's text. The paper makes one row per message: the same loss, in more passes.
+One row per dialogue and role holds all its messages. The role learns what it wrote, its closing tags (`</think>`,
+`</rethink>`, `</answer>`) included, and not the prompt or the partner's text. The paper makes one row per message: the
+same loss, in more passes.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Renderer:
     def rows(
         self, problem: Problem, dialogue: Sequence[tuple[str, str, str]], out_of_exchanges: bool
     ) -> dict[str, Sample]:
-        """Return the Sample of each role. `out_of_exchanges` puts the final notice before the last turn, as if no exchange were left.
+        """Return the Sample of each role. `out_of_exchanges` puts the final notice before the last turn, as if no
+        exchange were left.
 
-        Raises Refused, by the name of the limit, when a turn, the episode, a context or `max_length` is too small for the dialogue.
+        Raises Refused, by the name of the limit, when a turn, the episode, a context or `max_length` is too small for
+        the dialogue.
         """
         exchanges, limit = sum(role == SHORT for role, _, _ in dialogue), self.config.protocol.max_exchanges
         if exchanges > limit:

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning of a role on its rows, by TRL's SFTTrainer: loss on what the role wrote and on nothing else."""
+"""Supervised fine-tuning of a role on its rows, by TRL's SFTTrainer: loss on what the role wrote and on nothing
+else."""
 
 from __future__ import annotations
 
@@ -76,9 +77,11 @@ def _is_done(manifest: Path, made_from: dict[str, Any]) -> bool:
 def train_role(
     config: LongShortConfig, role: str, made_from: dict[str, Any], folder: Path, target: Path
 ) -> dict[str, Any]:
-    """Train one role in this process from the newest whole checkpoint in `folder`; save model and tokenizer in `target`.
+    """Train one role in this process from the newest whole checkpoint in `folder`; save model and tokenizer in
+    `target`.
 
-    With LoRA the adapter stays in `folder`/adapter and the merged model goes to `target`: what follows needs a whole model.
+    With LoRA the adapter stays in `folder`/adapter and the merged model goes to `target`: what follows needs a whole
+    model.
     """
     from transformers import AutoTokenizer
 
@@ -175,7 +178,8 @@ def _arguments(settings: SftConfig, config: LongShortConfig, folder: Path) -> An
 
 
 def _watcher(settings: SftConfig, progress: JobProgress) -> Any:
-    """Return a callback that keeps the progress file up to date and stops at the first loss or gradient that is not finite."""
+    """Return a callback that keeps the progress file up to date and stops at the first loss or gradient that is not
+    finite."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
@@ -202,7 +206,8 @@ def labels_of(row: RoleRow) -> list[int]:
 
 
 def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
-    """Return the DeepSpeed configuration that `sft.deepspeed` holds or names; LongShortError if it is unreadable or ZeRO-3."""
+    """Return the DeepSpeed configuration that `sft.deepspeed` holds or names; LongShortError if it is unreadable or
+    ZeRO-3."""
     value = settings.deepspeed
     if isinstance(value, str):
         try:
@@ -219,7 +224,8 @@ def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end (the trainer's state is its last file); delete unfinished ones."""
+    """Return the newest checkpoint that was written to its end (the trainer's state is its last file); delete
+    unfinished ones."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / "trainer_state.json").is_file():
@@ -232,7 +238,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _prepare_single_rank(config: LongShortConfig, folder: Path) -> None:
     """Set DeepSpeed's environment for one rank, on a CPU where the learners have no GPU.
 
-    On a CPU it first compiles a part of itself, into the run's own folder: in the shared one, the lock of a killed run blocks all others.
+    On a CPU it first compiles a part of itself, into the run's own folder: in the shared one, the lock of a killed run
+    blocks all others.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,5 @@
-"""The steps of the cold start by name, in order, with what each does. Imports nothing, so that `--help` answers at once."""
+"""The steps of the cold start by name, in order, with what each does. Imports nothing, so that `--help` answers at
+once."""
 
 SFT = "sft"
 STEP_TITLES = {

@@ -1,7 +1,9 @@
-"""The steps of the cold start, in the order in which they run: each reads the earlier steps' lines and writes one line per trace.
+"""The steps of the cold start, in the order in which they run: each reads the earlier steps' lines and writes one line
+per trace.
 
-A step is one entry of `STEPS`: its settings (what its result depends on), a coroutine that makes the lines still missing, and a function
-that counts what all lines say. The algorithms are in the modules named like the steps, the lines in longshort/coldstart/records.py.
+A step is one entry of `STEPS`: its settings (what its result depends on), a coroutine that makes the lines still
+missing, and a function that counts what all lines say. The algorithms are in the modules named like the steps, the
+lines in longshort/coldstart/records.py.
 """
 
 from __future__ import annotations
@@ -135,7 +137,8 @@ def importance_settings(config: LongShortConfig) -> Settings:
 
 
 async def importance(work: StepWork) -> None:
-    """Score every thought with M and its bounds; `average: skeleton` pools over all traces, also those scored before."""
+    """Score every thought with M and its bounds; `average: skeleton` pools over all traces, also those scored
+    before."""
     settings, chunks, rolled = work.section.importance, work.lines(ChunkLine), work.lines(RolloutLine)
     counts = {trace: [(right, rolled[trace].n) for right in rolled[trace].correct] for trace in work.alive}
     if settings.average == "skeleton":
@@ -293,7 +296,8 @@ STEPS = {
 
 
 def draft_of(chunks: ChunkLine, parts: PartitionLine) -> DialogueDraft:
-    """Return a partitioned trace with its thoughts put into messages, without the `<think> … </think>` around the whole."""
+    """Return a partitioned trace with its thoughts put into messages, without the `<think> … </think>` around the
+    whole."""
     texts = unwrapped([thought.text for thought in chunks.thoughts])
     thoughts = [Thought(text=text, kind=cut.kind) for text, cut in zip(texts, chunks.thoughts, strict=True)]
     drafted = [

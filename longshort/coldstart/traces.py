@@ -1,4 +1,4 @@
-"""Long reasoning traces from wherever they are kept: what `coldstart.traces` names."""
+"""Reads long reasoning traces from a file, the hub or the miniature: what `coldstart.traces` names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -17,45 +18,41 @@ from longshort.types import LongShortError, Problem
 
 RESPONSE_COLUMNS = ("response", "trace", "reasoning", "generation", "completion", "output")
 CLOSED = re.compile(rf"{END_THINK}\s*(\n|$)")
-NOBODY = Problem(id="", question="", answer="")
 
 
 def load_traces(source: str, limit: int | None, pool: GradingPool, seed: int) -> list[Trace]:
-    """Every row of the source as a Trace, in order; a row that nothing can be made of says why in its `outcome`.
+    """Return every row of the source as a Trace, in order; the `outcome` of a row that cannot be used says why.
 
-    Outcomes: `ok`, `bad_row` (no question or no answer), `empty_response`, `gold_unparseable`, `duplicate` (problem and response both
-    seen before). Notes: `crlf`, `non_ascii`, `think_wrapper`, `role_tags`, `repeated_problem`. The first row decides which column holds the
-    responses. Raises LongShortError for a file that cannot be read, and for a source without any row or such a column.
+    Outcomes: `ok`, `bad_row` (no question or no answer), `empty_response`, `gold_unparseable`, `duplicate` (problem and
+    response both seen before). Notes: `crlf`, `non_ascii`, `think_wrapper`, `role_tags`, `repeated_problem`. The first
+    row decides which column holds the responses. Raises LongShortError for a file that cannot be read, and for a source
+    without any row or such a column.
     """
     name, _, kind = source.partition(":")
     if name == "miniature":
         return _miniature(kind, limit, seed)
     traces: list[Trace] = []
-    responses: set[tuple[str, str, str]] = set()
-    problems: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     column = ""
     for where, row in islice(read_rows(source, limit), limit):
         column = column or _response_column(where, row)
         trace = _trace(where, row, column, len(traces))
         problem = (trace.problem.question, trace.problem.answer)
-        if trace.outcome == OK and (*problem, trace.response) in responses:
-            trace = _refused(trace, "duplicate", f"{where}: the same problem and response stand further up")
-        elif trace.outcome == OK and problem in problems:
-            trace = _noted(trace, "repeated_problem")
-        responses.add((*problem, trace.response))
-        problems.add(problem)
+        if trace.outcome == OK and (*problem, trace.response) in seen:
+            detail = f"{where}: an earlier row has the same problem and response"
+            trace = replace(trace, outcome="duplicate", detail=detail)
+        elif trace.outcome == OK and problem in seen:
+            trace = replace(trace, notes=(*trace.notes, "repeated_problem"))
+        seen |= {problem, (*problem, trace.response)}
         traces.append(trace)
     if not traces:
         raise LongShortError(f"coldstart.traces: {source!r} holds no row; check the file, or the split's name")
     reasons = pool.gold_faults([trace.problem for trace in traces if trace.outcome == OK])
-    return [
-        _refused(
-            trace, "gold_unparseable", f"the answer {trace.problem.answer[:80]!r}: {reasons[trace.problem.answer]}"
-        )
-        if trace.outcome == OK and trace.problem.answer in reasons
-        else trace
-        for trace in traces
-    ]
+    for index, trace in enumerate(traces):
+        if trace.outcome == OK and (answer := trace.problem.answer) in reasons:
+            detail = f"the answer {answer[:80]!r}: {reasons[answer]}"
+            traces[index] = replace(trace, outcome="gold_unparseable", detail=detail)
+    return traces
 
 
 def _response_column(where: str, row: Mapping[str, Any]) -> str:
@@ -75,28 +72,35 @@ def _trace(where: str, row: Mapping[str, Any], column: str, number: int) -> Trac
         problem = normalise(row, where)
         problem.id.encode("utf-8")
     except (LongShortError, UnicodeEncodeError) as error:
-        return Trace(id=digest, problem=NOBODY, response=repr(response), outcome="bad_row", detail=str(error))
+        return Trace(
+            id=digest,
+            problem=Problem(id="", question="", answer=""),
+            response=repr(response),
+            outcome="bad_row",
+            detail=str(error),
+        )
     trace = Trace(id=f"{problem.id}-{digest}", problem=problem, response=response, notes=tuple(_notes(response)))
-    if not response.strip():
-        return _refused(trace, "empty_response", f"{where}: no text in the column {column!r}")
-    return trace
+    if response.strip():
+        return trace
+    return replace(trace, outcome="empty_response", detail=f"{where}: no text in the column {column!r}")
 
 
 def _notes(response: str) -> Iterator[str]:
-    if "\r" in response:
-        yield "crlf"
-    if not response.isascii():
-        yield "non_ascii"
-    if unwrapped([response])[0] != response:
-        yield "think_wrapper"
-    if any(tag in unwrapped([response])[0] for tag in ROLE_TAGS):
-        yield "role_tags"
+    bare = unwrapped([response])[0]
+    notes = {
+        "crlf": "\r" in response,
+        "non_ascii": not response.isascii(),
+        "think_wrapper": bare != response,
+        "role_tags": any(tag in bare for tag in ROLE_TAGS),
+    }
+    return (name for name, holds in notes.items() if holds)
 
 
 def unwrapped(thoughts: Sequence[str]) -> list[str]:
-    """The thoughts of a trace without the `<think> … </think>` that some models put around their reasoning; the protocol sets its own.
+    """Return a trace's thoughts without the `<think> … </think>` around the whole that some models write; the protocol
+    sets its own.
 
-    Only that: an opening tag at the very start, and the one closing tag of the trace where it ends a paragraph. Any other tag stays.
+    Removes an opening tag at the very start, and the only closing tag where it ends a paragraph. Any other tag stays.
     """
     text, parts = "".join(thoughts), list(thoughts)
     opened = text.lstrip().startswith(THINK)
@@ -108,16 +112,6 @@ def unwrapped(thoughts: Sequence[str]) -> list[str]:
     if CLOSED.search(text):
         parts = [part.replace(END_THINK, "") for part in parts]
     return parts
-
-
-def _refused(trace: Trace, outcome: str, detail: str) -> Trace:
-    return Trace(
-        id=trace.id, problem=trace.problem, response=trace.response, outcome=outcome, detail=detail, notes=trace.notes
-    )
-
-
-def _noted(trace: Trace, note: str) -> Trace:
-    return Trace(id=trace.id, problem=trace.problem, response=trace.response, notes=(*trace.notes, note))
 
 
 def _miniature(kind: str, limit: int | None, seed: int) -> list[Trace]:

@@ -33,8 +33,9 @@ def section_of(config: LongShortConfig) -> ColdStartConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdStartStep:
-    """A step: the lines it writes and those it reads (the last of them decides which traces are left), the settings that its result
-    depends on, the coroutine that writes the lines still missing, and what its manifest counts besides outcomes."""
+    """A step: the lines it writes and those it reads (the last of them decides which traces are left), the settings
+    that its result depends on, the coroutine that writes the lines still missing, and what its manifest counts besides
+    outcomes."""
 
     writes: type[TraceLine]
     reads: tuple[type[TraceLine], ...]
@@ -53,8 +54,8 @@ class ColdStartStep:
 
 @dataclass(slots=True, kw_only=True)
 class StepWork:
-    """What one run of a step works on: the earlier steps' lines, the traces that are left, those of them without a line yet (`todo`),
-    and the ledger that finished lines go to. `traces` is empty for every step but the first."""
+    """What one run of a step works on: the earlier steps' lines, the traces that are left, those of them without a line
+    yet (`todo`), and the ledger that finished lines go to. `traces` is empty for every step but the first."""
 
     config: LongShortConfig
     step: ColdStartStep
@@ -92,7 +93,8 @@ class StepWork:
         self.began = time.monotonic()
 
     async def each(self, make: Callable[[str], Awaitable[TraceLine]], at_once: int) -> None:
-        """Write `await make(trace)` for every trace to do, at most `at_once` side by side; the first error stops all."""
+        """Write `await make(trace)` for every trace to do, at most `at_once` side by side; the first error stops
+        all."""
         free = asyncio.Semaphore(at_once)
 
         async def one(trace: str) -> None:
