@@ -6,12 +6,11 @@ from dataclasses import asdict
 
 import pytest
 
-from longshort.coldstart.pipeline import run_steps
+from longshort.coldstart.pipeline import StepWork, run_steps
 from longshort.coldstart.records import LINES
 from longshort.coldstart.rows import spans
 from longshort.coldstart.step_names import SFT, STEP_TITLES
 from longshort.coldstart.steps import STEPS
-from longshort.coldstart.work import StepWork
 from longshort.recipe.schema import parse
 from longshort.runs.layout import RunFolder
 from longshort.runs.ledger import encode
@@ -53,7 +52,7 @@ def config(tmp_path):
 
 
 def run(config, *steps):
-    asyncio.run(run_steps(config, steps))
+    asyncio.run(run_steps(config, [STEPS[name] for name in steps]))
 
 
 def made(config, step):

@@ -24,8 +24,7 @@ _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 
 
 class Fault(ValueError):
-    """What is wrong with an answer, in words that the model can act on; `reason` is the name under which it is
-    counted."""
+    """What is wrong with an answer, in words that the model can act on; `reason` is its name in the counts."""
 
     def __init__(self, text: str, reason: str = "bad_answer"):
         super().__init__(text)
@@ -76,7 +75,7 @@ async def ask_json(
             return await check(_parsed(completion, sampling.max_tokens, limit)), len(faults) + 1
         except ValueError as error:
             faults.append(error if isinstance(error, Fault) else Fault(str(error)))
-        # One user message, because some chat templates render only the first message, and some drop earlier assistant turns.
+        # In one user message: some chat templates render only the first message, some drop earlier assistant turns.
         quoted = completion.text if len(completion.text) <= QUOTED else completion.text[:QUOTED] + " …"
         again = f"Your last answer was:\n{quoted}\n\nIt was wrong: {faults[-1]}. Answer again, with the JSON only."
         prompt = encode_problem(engine.tokenizer, "", f"{request}\n\n{again}")

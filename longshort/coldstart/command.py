@@ -11,12 +11,11 @@ from longshort import console
 from longshort.backends import ray_cluster
 from longshort.coldstart.generators import rollout_generator
 from longshort.coldstart.partition import PARTITIONS
-from longshort.coldstart.pipeline import run_steps
+from longshort.coldstart.pipeline import run_steps, section_of
 from longshort.coldstart.rewriting import REWRITERS
 from longshort.coldstart.sft import deepspeed_settings, fine_tune
 from longshort.coldstart.step_names import SFT, STEP_TITLES
 from longshort.coldstart.steps import STEPS
-from longshort.coldstart.work import section_of
 from longshort.data import READERS
 from longshort.preflight.checks import check_output
 from longshort.recipe.schema import LongShortConfig, lookup
@@ -37,7 +36,7 @@ async def cold_start(config: LongShortConfig, *, only: str | None = None, redo: 
         console.say(f"  redo       {redo} and what follows; what they made is kept in {kept}")
     undo = ray_cluster.start(config) if only in (None, "rollouts", SFT) else lambda: None
     try:
-        await run_steps(config, [step for step in STEPS if only in (None, step)])
+        await run_steps(config, [step for name, step in STEPS.items() if only in (None, name)])
         return await fine_tune(config) if only in (None, SFT) else {}
     finally:
         undo()

@@ -11,7 +11,7 @@ from typing import Any
 from longshort import console
 from longshort.backends import ray_cluster
 from longshort.backends.engines.remote_engine import RemoteEngine
-from longshort.coldstart.work import section_of
+from longshort.coldstart.pipeline import section_of
 from longshort.recipe.coldstart import GeneratorConfig
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.layout import base_model

@@ -10,7 +10,7 @@ step refused only an outcome. Fields that are absent from a file read as their d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -78,6 +78,10 @@ class Score:
     bound: float
     loose_bound: float
 
+    def rounded(self) -> Score:
+        """Return the score as it is written, with five decimals."""
+        return Score(**{key: round(value, 5) for key, value in asdict(self).items()})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftMessage:
@@ -133,8 +137,8 @@ class TraceLine(BaseModel):
 
 
 class ChunkLine(TraceLine):
-    """A trace cut into thoughts. `splitter` is "rules" or "instruct", `why` says why that one; `tries` counts the
-    model's answers."""
+    """A trace cut into thoughts. `splitter` is "rules" or "instruct", `why` the reason; `tries` counts the model's
+    answers."""
 
     step = "chunk"
     notes: tuple[str, ...] = ()
@@ -183,8 +187,7 @@ class PartitionLine(TraceLine):
 
 
 class RewriteLine(TraceLine):
-    """The dialogue as (role, text, closing tag) messages, ready for `protocols.demonstration`; empty where it was
-    dropped.
+    """The dialogue as (role, text, closing tag) messages; empty where it was dropped.
 
     Outcomes: "kept", "repaired" (a later try, or a closing answer that the trace lacked), or a reason: "wrong_answer",
     "no_answer", "role_tags", "empty_message", "bad_json", "bad_answer", "length", "context", "grading_<verdict>" where

@@ -151,17 +151,10 @@ def _arguments(settings: SftConfig, config: LongShortConfig, folder: Path) -> An
     on_cpu = not config.learner_gpus
     return SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
+        **settings.model_dump(exclude={"warmup_ratio", "batch_size", "micro_batch_size", "save_steps", "lora"}),
         warmup_steps=settings.warmup_ratio,
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
-        max_length=settings.max_length,
-        packing=settings.packing,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        deepspeed=settings.deepspeed,
         bf16=config.dtype == "bfloat16",
         use_cpu=on_cpu and not settings.deepspeed,  # with use_cpu, accelerate silently leaves DeepSpeed out
         ddp_backend="gloo" if settings.deepspeed and on_cpu else None,
@@ -218,7 +211,7 @@ def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
             ) from error
     if value and value.get("zero_optimization", {}).get("stage", 0) == 3:
         raise LongShortError(
-            f"{key}: ZeRO-3 has nothing to share out in the one process per role of `sft`; use stage 2 or lower, or LoRA"
+            f"{key}: ZeRO-3 needs several processes, sft has one per role; use stage 2 or lower, or LoRA"
         )
     return value
 

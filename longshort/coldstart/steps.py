@@ -12,7 +12,6 @@ import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
 
@@ -20,6 +19,7 @@ from longshort.coldstart.chunking import cut, split_steps
 from longshort.coldstart.generators import described, engines, instruct_engine, rollout_generator
 from longshort.coldstart.importance import pooled, score, skeleton
 from longshort.coldstart.partition import PARTITIONS, divide, messages
+from longshort.coldstart.pipeline import ColdStartStep, StepWork, section_of
 from longshort.coldstart.records import (
     DROPPED_BEFORE,
     OK,
@@ -32,19 +32,17 @@ from longshort.coldstart.records import (
     RewriteLine,
     RolloutLine,
     RowsLine,
-    Score,
     Thought,
 )
 from longshort.coldstart.rewriting import REWRITERS, RewriteContext, rewrite
 from longshort.coldstart.rollouts import roll_out
 from longshort.coldstart.rows import Renderer, role_row
 from longshort.coldstart.traces import unwrapped
-from longshort.coldstart.work import ColdStartStep, StepWork, section_of
 from longshort.preflight.checks import load_tokenizer
 from longshort.recipe.schema import LongShortConfig, lookup, with_models
 from longshort.runs.layout import base_model
 from longshort.runs.model_files import identity, read_facts
-from longshort.types import ROLES
+from longshort.types import LONG, ROLES, SHORT
 
 AT_ONCE = 64
 """Traces side by side in a step without an engine."""
@@ -107,14 +105,8 @@ async def rollouts(work: StepWork) -> None:
     place = {trace: index for index, trace in enumerate(work.todo)}
 
     async def one(trace: str) -> RolloutLine:
-        return await roll_out(
-            chunks[trace],
-            started[place[trace] % len(started)],
-            work.pool,
-            settings,
-            tags=work.config.protocol.tags,
-            seed=work.seed(trace),
-        )
+        engine, tags = started[place[trace] % len(started)], work.config.protocol.tags
+        return await roll_out(chunks[trace], engine, work.pool, settings, tags=tags, seed=work.seed(trace))
 
     async with engines(work.config, "coldstart.rollout", generator, settings.num_engines) as started:
         work.restart_clock()
@@ -148,15 +140,9 @@ async def importance(work: StepWork) -> None:
 
     async def one(trace: str) -> ImportanceLine:
         tokens, prefixes = rolled[trace].tokens, counts[trace]
-        scores = [asdict(each) for each in score(tokens, prefixes, settings.confidence)]
-        return ImportanceLine(
-            id=trace,
-            outcome=OK,
-            tokens=tokens,
-            p0=round(prefixes[0][0] / prefixes[0][1], 5),
-            n=tuple(n for _, n in prefixes),
-            scores=tuple(Score(**{key: round(value, 5) for key, value in each.items()}) for each in scores),
-        )
+        scores = tuple(each.rounded() for each in score(tokens, prefixes, settings.confidence))
+        p0, n = round(prefixes[0][0] / prefixes[0][1], 5), tuple(n for _, n in prefixes)
+        return ImportanceLine(id=trace, outcome=OK, tokens=tokens, p0=p0, n=n, scores=scores)
 
     await work.each(one, 1)
 
@@ -245,8 +231,7 @@ async def rows(work: StepWork) -> None:
         problem, dialogue = work.lines(ChunkLine)[trace].problem, work.lines(RewriteLine)[trace].dialogue
         out_of_exchanges = random.Random(work.seed(trace)).random() < work.section.final_notice_share
         samples = await asyncio.to_thread(render.rows, problem, dialogue, out_of_exchanges)
-        made = {role: role_row(sample) for role, sample in samples.items()}
-        return RowsLine(id=trace, outcome=OK, **made)
+        return RowsLine(id=trace, outcome=OK, long=role_row(samples[LONG]), short=role_row(samples[SHORT]))
 
     await work.each(one, 1)
 
@@ -258,41 +243,6 @@ def row_counts(work: StepWork) -> dict[str, Any]:
             counts[f"{role}_tokens"] += len(line.of(role).token_ids)
             counts[f"{role}_learned_tokens"] += sum(stop - start for start, stop in line.of(role).learned)
     return dict(counts)
-
-
-STEPS = {
-    step.name: step
-    for step in (
-        ColdStartStep(writes=ChunkLine, reads=(), settings=chunk_settings, run=chunk, counts=chunk_counts),
-        ColdStartStep(
-            writes=RolloutLine, reads=(ChunkLine,), settings=rollout_settings, run=rollouts, counts=rollout_counts
-        ),
-        ColdStartStep(
-            writes=ImportanceLine,
-            reads=(ChunkLine, RolloutLine),
-            settings=importance_settings,
-            run=importance,
-            counts=importance_counts,
-        ),
-        ColdStartStep(
-            writes=PartitionLine,
-            reads=(ImportanceLine,),
-            settings=partition_settings,
-            run=partition,
-            counts=partition_counts,
-        ),
-        ColdStartStep(
-            writes=RewriteLine,
-            reads=(ChunkLine, PartitionLine),
-            settings=rewrite_settings,
-            run=rewrite_short,
-            counts=rewrite_counts,
-        ),
-        ColdStartStep(
-            writes=RowsLine, reads=(ChunkLine, RewriteLine), settings=row_settings, run=rows, counts=row_counts
-        ),
-    )
-}
 
 
 def draft_of(chunks: ChunkLine, parts: PartitionLine) -> DialogueDraft:
@@ -316,3 +266,16 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def _instruct_settings(config: LongShortConfig, chosen: str) -> Settings:
     """Return what the instruct model's answers depend on, where the step asks it."""
     return {"instruct": described(section_of(config).instruct, "coldstart.instruct")} if chosen == "instruct" else {}
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        ColdStartStep(ChunkLine, (), chunk_settings, chunk, chunk_counts),
+        ColdStartStep(RolloutLine, (ChunkLine,), rollout_settings, rollouts, rollout_counts),
+        ColdStartStep(ImportanceLine, (ChunkLine, RolloutLine), importance_settings, importance, importance_counts),
+        ColdStartStep(PartitionLine, (ImportanceLine,), partition_settings, partition, partition_counts),
+        ColdStartStep(RewriteLine, (ChunkLine, PartitionLine), rewrite_settings, rewrite_short, rewrite_counts),
+        ColdStartStep(RowsLine, (ChunkLine, RewriteLine), row_settings, rows, row_counts),
+    )
+}
