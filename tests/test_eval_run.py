@@ -111,7 +111,7 @@ def test_what_is_done_is_not_done_again_until_it_is_to_be(evaluation, capsys):
     wider = run(systems=["pair", "single_long", "short_alone"], greedy=False)
     assert log == ["+short", *["asked"] * 6, "-short", "ray ends"] and wider["results"][:2] == first["results"]
     with pytest.raises(
-        LongShortError, match=r"pair.*sampled.manifest.json: .* with seed = 2024, now 1; .* with --redo"
+        LongShortError, match=r"pair.*sampled.manifest.json was made with seed = 2024, now 1; .* with --redo"
     ):
         run(greedy=False, seed=1)
     assert log == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,21 @@ import pytest
 from longshort import __version__
 from longshort.dialogue.grading import Verdict
 from longshort.dialogue.protocols import LongShort
-from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark
+from longshort.evaluation.benchmarks import LoadedBenchmark
 from longshort.evaluation.command import evaluate_recipe, measure, measured_before
-from longshort.evaluation.results import Results, add_aes, add_overall, compared, measured, read_results, with_greedy
+from longshort.evaluation.records import DescribedBenchmark, DescribedSystem, EvaluationFile, ResultRow
+from longshort.evaluation.results import (
+    add_aes,
+    compared,
+    figures,
+    measured,
+    open_results,
+    overall_rows,
+    with_greedy,
+    write_results,
+)
 from longshort.evaluation.runner import Evaluation
-from longshort.evaluation.tables import markdown, results_table, titles
+from longshort.evaluation.tables import markdown, markdown_table, results_table, titles
 from longshort.evaluation.tasks import Prepared
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.miniature.world import hard_parts, make_problems
@@ -33,75 +44,76 @@ BASE = {
 }  # fmt: skip
 
 
-def results(folder, name="results", *, fresh=True, **settings) -> Results:
-    return Results(folder, name, settings, fresh=fresh)
+def row(system="pair", benchmark="sums", decoding="sampled", **measures) -> ResultRow:
+    return ResultRow(system=system, benchmark=benchmark, decoding=decoding, **measures)
 
 
-def row(system="pair", benchmark="sums", decoding="sampled", **measures):
-    return {"system": system, "benchmark": benchmark, "decoding": decoding, **measures}
+def add(file, title, benchmark, row):
+    file.add(DescribedSystem(**PAIR | {"title": title}), DescribedBenchmark(**FACTS), row)
 
 
 def test_a_file_is_added_to_and_a_row_of_the_same_name_is_replaced(tmp_path):
-    first = results(tmp_path, temperature=1.0)
-    first.add("step-1", PAIR, "sums", FACTS, "sampled", MEASURES | {"accuracy": 0.1})
-    first.add("step-1", PAIR, "sums", FACTS, "greedy", MEASURES | {"accuracy": 0.2})
-    first.write()
-    again = results(tmp_path, fresh=False, temperature=0.5)
-    again.add("step-1", PAIR | {"title": "again"}, "sums", FACTS, "sampled", {"accuracy": 0.3})
-    again.add("step-1", PAIR | {"title": "again"}, "products", FACTS, "sampled", {"accuracy": 0.4})
-    rows = [(each["benchmark"], each["decoding"], each["accuracy"]) for each in again.content["results"]]
+    first = open_results(tmp_path, "results", {"temperature": 1.0}, fresh=True)
+    add(first, "pair", "sums", row("step-1", **MEASURES | {"accuracy": 0.1}))
+    add(first, "pair", "sums", row("step-1", decoding="greedy", **MEASURES | {"accuracy": 0.2}))
+    write_results(first, tmp_path)
+    again = open_results(tmp_path, "results", {"temperature": 0.5}, fresh=False)
+    add(again, "again", "sums", row("step-1", accuracy=0.3))
+    add(again, "again", "products", row("step-1", "products", accuracy=0.4))
+    rows = [(each.benchmark, each.decoding, each.get("accuracy")) for each in again.results]
     assert rows == [("sums", "greedy", 0.2), ("sums", "sampled", 0.3), ("products", "sampled", 0.4)]
-    assert again.content["systems"] == {"step-1": PAIR | {"title": "again"}} and again.content["settings"] == {
-        "temperature": 0.5
-    }
-    assert again.block("step-1", "sums")["accuracy"] == 0.3 and again.block("step-1", "sums")["accuracy_greedy"] == 0.2
-    assert again.block("step-1", "none") is None and again.block("step-2", "sums") is None
-    assert results(tmp_path, fresh=True).content["results"] == []
+    assert {name: system.title for name, system in again.systems.items()} == {"step-1": "again"}
+    assert again.settings == {"temperature": 0.5}
+    values = figures(again, "step-1", "sums")
+    assert (values["accuracy"], values["accuracy_greedy"]) == (0.3, 0.2)
+    assert figures(again, "step-1", "none") is None
+    assert figures(again, "step-2", "sums") is None
+    assert open_results(tmp_path, "results", {}, fresh=True).results == []
 
 
 def test_the_file_says_what_made_it(tmp_path):
-    found = results(tmp_path / "new", seed=3)
-    found.add("pair", PAIR, "sums", FACTS, "sampled", MEASURES)
-    path = found.write()
+    file = open_results(tmp_path / "new", "results", {"seed": 3}, fresh=True)
+    add(file, "pair", "sums", row(**MEASURES))
+    written = write_results(file, tmp_path / "new")
+    path = tmp_path / "new" / "results.json"
     content = json.loads(path.read_text())
-    assert list(content)[:4] == ["name", "made", "longshort", "versions"] and content["longshort"] == __version__
-    assert content["versions"].keys() >= {"python", "torch", "transformers", "ray"} and content["settings"] == {
-        "seed": 3
-    }
-    assert content["made"].endswith("+00:00") and content["cross_play"] is None and content["faults"] == []
-    assert content["benchmarks"] == {"sums": FACTS} and content["results"] == [row(**MEASURES)]
+    assert content == written
+    assert list(content) == [
+        "name", "made", "longshort", "versions", "settings", "faults", "benchmarks", "systems", "results", "comparisons", "cross_play",
+    ]  # fmt: skip
+    assert content["longshort"] == __version__
+    assert content["versions"].keys() >= {"python", "torch", "transformers", "ray"}
+    assert content["settings"] == {"seed": 3}
+    assert content["made"].endswith("+00:00")
+    assert (content["cross_play"], content["faults"]) == (None, [])
+    assert (content["benchmarks"], content["systems"]) == ({"sums": FACTS}, {"pair": PAIR})
+    assert content["results"] == [{"system": "pair", "benchmark": "sums", "decoding": "sampled", **MEASURES}]
+    assert list(content["results"][0])[:6] == ["system", "benchmark", "decoding", "n", "samples", "accuracy"]
     assert sorted(each.name for each in path.parent.iterdir()) == ["results.json", "results.md"]
-    assert read_results(path) == content
+    assert EvaluationFile.read(path).model_dump(mode="json") == content
 
 
 @pytest.mark.parametrize(
     "text, says",
     [
-        ('{"systems"', r"cannot be read \(.*\); remove it"),
-        ('{"pair": {}}', "older version .* no `systems`"),
-        ("[]", "no `systems`"),
+        ('{"systems"', "Invalid JSON"),
+        ('{"pair": {}}', "systems: Field required"),
+        ("[]", "should be an object"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path, text, says):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(LongShortError, match=rf"results.json .*{says}"):
-        results(tmp_path, fresh=False)
-    assert results(tmp_path, fresh=True).content["systems"] == {}
+    with pytest.raises(LongShortError, match=rf"results.json cannot be read \(.*{says}.*\); remove it"):
+        open_results(tmp_path, "results", {}, fresh=False)
+    assert open_results(tmp_path, "results", {}, fresh=True).systems == {}
 
 
-def test_the_mean_over_benchmarks_is_for_systems_that_have_been_through_all():
+def test_the_mean_over_benchmarks_is_for_systems_that_were_evaluated_on_all():
     rows = [row(**MEASURES), row(benchmark="products", **BASE), row("other", **BASE), row(decoding="greedy", **BASE)]
-    add_overall(rows)
-    assert [(each["system"], each["decoding"]) for each in rows[4:]] == [("pair", "sampled")]
-    assert (rows[4]["benchmark"], rows[4]["accuracy"], rows[4]["tokens"], rows[4]["cost"]) == (
-        "all",
-        0.625,
-        45.0,
-        41.25,
-    )
-    alone = [row(**MEASURES), row("other", **BASE)]
-    add_overall(alone)
-    assert len(alone) == 2
+    (mean,) = overall_rows(rows)
+    assert mean.key == ("pair", "all", "sampled")
+    assert [mean.get(name) for name in ("accuracy", "tokens", "cost")] == [0.625, 45.0, 41.25]
+    assert overall_rows([row(**MEASURES), row("other", **BASE)]) == []
 
 
 def test_aes_is_against_the_base_of_the_same_benchmark_and_decoding():
@@ -113,27 +125,33 @@ def test_aes_is_against_the_base_of_the_same_benchmark_and_decoding():
     ]
     assert add_aes(rows, "base") == []
     # half the tokens and 1.5 times the accuracy: 0.5 + 3 * 0.5; characters the same; cost 22.5 of 60
-    assert (rows[0]["aes"], rows[0]["aes_characters"], rows[0]["aes_cost"]) == (2.0, 2.0, 0.625 + 1.5)
-    assert rows[1]["aes"] == 0.0 and "aes" not in rows[2] and rows[3]["aes"] == 0.0
+    assert [rows[0].get(name) for name in ("aes", "aes_characters", "aes_cost")] == [2.0, 2.0, 0.625 + 1.5]
+    assert [each.get("aes") for each in rows[1:]] == [0.0, None, 0.0]
 
 
 def test_a_base_that_solves_nothing_is_one_fault_per_benchmark_and_no_score():
     rows = [row(**MEASURES), row("other", **MEASURES), row("base", **BASE | {"accuracy": 0.0})]
     (fault,) = add_aes(rows, "base")
-    assert fault.startswith("sums, sampled: AES divides by") and not any("aes" in each for each in rows)
+    assert fault.startswith("sums, sampled: AES divides by")
+    assert not any("aes" in each.measures for each in rows)
 
 
 def test_greedy_figures_stand_beside_the_sampled_ones_or_alone():
     sampled, greedy = row(**MEASURES), row(decoding="greedy", **BASE)
-    block = with_greedy([greedy, sampled])
-    assert (block["accuracy"], block["accuracy_greedy"], block["interval_greedy"], block["cost_greedy"]) == (
-        0.75,
-        0.5,
-        [0.2, 0.8],
-        60.0,
-    )
-    assert "system" not in block and "tokens/long_greedy" not in block
+    values = with_greedy([greedy, sampled])
+    names = ("accuracy", "accuracy_greedy", "interval_greedy", "cost_greedy")
+    assert [values[name] for name in names] == [0.75, 0.5, [0.2, 0.8], 60.0]
+    assert values["decoding"] == "sampled"
+    assert not {"system", "tokens/long_greedy"} & values.keys()
     assert with_greedy([greedy])["accuracy"] == with_greedy([greedy])["accuracy_greedy"] == 0.5
+
+
+def test_a_measure_that_is_no_finite_number_is_none():
+    odd = row(accuracy=float("nan"), tokens=10**400, cost="3", interval=[0.5, 0.4])
+    assert [odd.get(name) for name in ("accuracy", "tokens", "cost", "format")] == [None] * 4
+    assert odd.interval is None
+    assert row(interval=[0, 1]).interval == (0.0, 1.0)
+    assert row(**{"stop/eos": 0.5, "stop/length": 1}).named("stop/") == {"eos": 0.5, "length": 1.0}
 
 
 def episode(problem, *stops):
@@ -152,14 +170,25 @@ def test_on_the_miniature_the_hand_backs_of_hard_problems_are_counted_by_themsel
     easy = next(problem for problem in problems if hard_parts(problem) < 2)
     back, straight = ("</think>", "</rethink>", "</think>", "</answer>"), ("</think>", "</answer>")
     episodes = (episode(hard[0], *back), episode(hard[1], *straight), episode(easy, *straight))
-    system = SimpleNamespace(protocol=LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60))
+    protocol = LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60)
     evaluation = Evaluation(episodes=episodes, correct=(True, False, True), num_samples=1)
-    found = measured(evaluation, {"match": 2, "mismatch": 1}, system, {LONG: 1.0, SHORT: 0.5})
+    found = measured(evaluation, {"match": 2, "mismatch": 1}, protocol, {LONG: 1.0, SHORT: 0.5})
     assert (found["hand_back_rate"], found["hand_back_rate_hard"]) == (pytest.approx(1 / 3), 0.5)
     assert found["outcomes"] == {"match": 2, "mismatch": 1}
-    rows = compared("pair", evaluation, "same", evaluation, {LONG: 1.0, SHORT: 0.5})
-    assert [each["metric"] for each in rows] == ["accuracy", "tokens", "cost"]
-    assert rows[0] == {
+    elsewhere = Problem(id="mini-1", question="How many?", answer="1")  # an id says nothing about the world
+    evaluation = Evaluation(episodes=(episode(elsewhere, *straight),), correct=(True,), num_samples=1)
+    assert "hand_back_rate_hard" not in measured(evaluation, {}, protocol, {LONG: 1.0, SHORT: 0.5})
+
+
+def test_a_system_is_compared_in_accuracy_tokens_and_cost():
+    problems = [Problem(id=str(i), question="?", answer="1") for i in range(2)]
+    episodes = tuple(episode(problem, "</think>", "</answer>") for problem in problems)
+    evaluation = Evaluation(episodes=episodes, correct=(True, False), num_samples=1)
+    rows = compared(("pair", "sums", "greedy"), evaluation, "same", evaluation, {LONG: 1.0, SHORT: 0.5})
+    assert [each.metric for each in rows] == ["accuracy", "tokens", "cost"]
+    assert rows[0].model_dump(mode="json") == {
+        "benchmark": "sums",
+        "decoding": "greedy",
         "system": "pair",
         "base": "same",
         "metric": "accuracy",
@@ -171,19 +200,22 @@ def test_on_the_miniature_the_hand_backs_of_hard_problems_are_counted_by_themsel
 
 # Tables
 
-CONTENT = {
-    "name": "results",
-    "longshort": "0.1",
-    "versions": {"python": "3.11", "torch": "2.0"},
-    "faults": ["math5000 is\nnot known"],
-    "benchmarks": {"sums": FACTS},
-    "systems": {"pair": PAIR | {"title": "pair | after\nRL"}, "base": PAIR | {"title": "single"}},
-    "results": [row(**MEASURES, aes=2.0), row("base", **BASE, aes=0.0)],
-    "comparisons": [
-        row(benchmark="a|b", base="base", metric="accuracy", difference=0.25, interval=[-0.1, 0.5], p=0.04)
-    ],
-    "cross_play": None,
-}
+
+def content(*rows: ResultRow, **changes) -> EvaluationFile:
+    file = {
+        "name": "results",
+        "longshort": "0.1",
+        "versions": {"python": "3.11", "torch": "2.0"},
+        "faults": ["math5000 is\nnot known"],
+        "benchmarks": {"sums": FACTS},
+        "systems": {"pair": PAIR | {"title": "pair | after\nRL"}, "base": PAIR | {"title": "single"}},
+        "results": [each.model_dump() for each in rows or (row(**MEASURES, aes=2.0), row("base", **BASE, aes=0.0))],
+        "comparisons": [
+            {"benchmark": "a|b", "decoding": "sampled", "system": "pair", "base": "base", "metric": "accuracy"}
+            | {"difference": 0.25, "interval": [-0.1, 0.5], "p": 0.04}
+        ],
+    }
+    return EvaluationFile.model_validate(file | changes)
 
 
 def cells_of(table: str) -> list[list[str]]:
@@ -193,7 +225,7 @@ def cells_of(table: str) -> list[list[str]]:
 
 
 def test_the_markdown_in_full():
-    head, sums, table, against, differences, fault, versions = markdown(CONTENT).split("\n\n")
+    head, sums, table, against, differences, fault, versions = markdown(content()).split("\n\n")
     assert (head, sums, against) == (
         "## results",
         "### Sums, sampled, 4 problems × 2",
@@ -252,8 +284,8 @@ def test_rows_that_lack_a_measure_have_a_dash_there():
     """A stage measured with 1 sample beside one with 2, a system without a score, a mean over benchmarks."""
     once = {key: value for key, value in MEASURES.items() if key != "pass@2"}
     mean = {"accuracy": 0.6, "stderr": 0.1, "interval": [0.5, 0.7], "tokens": 40.0, "characters": 120.0, "cost": 30.0}
-    content = CONTENT | {"results": [row("base", **once), row(**MEASURES, aes=2.0), row(benchmark="all", **mean)]}
-    _, _, table, title, means, *_ = markdown(content).split("\n\n")
+    file = content(row("base", **once), row(**MEASURES, aes=2.0), row(benchmark="all", **mean))
+    _, _, table, title, means, *_ = markdown(file).split("\n\n")
     assert [line[2] for line in cells_of(table)] == ["pass@2", "–", "1.000"]
     assert [line[-1] for line in cells_of(table)] == ["AES", "–", "+2.00"]
     assert title == "### mean over benchmarks, sampled"
@@ -269,12 +301,8 @@ def test_cross_play_is_a_matrix_of_long_models_down_and_short_models_across():
     }
     rows = [row(name, **MEASURES | {"accuracy": accuracy, "cost": cost}) for name, (accuracy, cost) in played.items()]
     rows.append(row("long@cold_start+short@cold_start", decoding="greedy", **MEASURES))
-    content = CONTENT | {
-        "systems": dict.fromkeys(played, PAIR),
-        "results": rows,
-        "cross_play": {"long": names, "short": names},
-    }
-    _, _, table = markdown(content).partition("### Cross-play: accuracy · cost\n\n")
+    file = content(*rows, systems=dict.fromkeys(played, PAIR), cross_play={"long": names, "short": names})
+    _, _, table = markdown(file).partition("### Cross-play: accuracy · cost\n\n")
     assert cells_of(table.partition("\n\n")[0]) == [
         ["sums: long ↓ short →", "cold_start", "runs/x/checkpoint-80"],
         ["cold_start", "0.500 · 10.0", "0.600 · 11.0"],
@@ -282,19 +310,27 @@ def test_cross_play_is_a_matrix_of_long_models_down_and_short_models_across():
     ]
 
 
-def test_systems_of_one_title_are_told_apart():
-    systems = {"a": PAIR, "b": PAIR, "c": PAIR | {"title": "other"}}
-    assert titles(systems) == {"a": "pair (a)", "b": "pair (b)", "c": "other"}
+def test_systems_of_one_title_are_named_too():
+    names = {"a": "pair", "b": "pair", "c": "other"}
+    assert titles({name: DescribedSystem(title=title) for name, title in names.items()}) == {
+        "a": "pair (a)",
+        "b": "pair (b)",
+        "c": "other",
+    }
+
+
+def test_no_text_ends_its_cell_or_row():
+    text = markdown_table(["name", "b|c"], [["a\nb", "1"]])
+    assert text.splitlines() == ["| name | b\\|c |", "| :--- | ---: |", "| a b  |    1 |"]
 
 
 def test_the_terminal_table_in_full():
     pair = with_greedy([row(**MEASURES, aes=2.0), row(decoding="greedy", **BASE)])
-    assert results_table("Sums", {"pair": pair, "single": BASE}).splitlines() == [
-        "",
-        "Sums         accuracy [95 %]  greedy  tokens  cost  hand-back  format    AES",
-        "──────  ────────────────────  ──────  ──────  ────  ─────────  ──────  ─────",
-        "pair    0.750 [0.400, 0.900]   0.500    30.0  22.5       0.25    0.50  +2.00",
-        "single  0.500 [0.200, 0.800]       –    60.0  60.0       0.00    1.00      –",
+    head, _, *lines = results_table("Sums", {"pair": pair, "single": BASE}).strip().splitlines()
+    assert [re.split(r"\s{2,}", line.strip()) for line in (head, *lines)] == [
+        ["Sums", "accuracy [95 %]", "greedy", "tokens", "cost", "hand-back", "format", "AES"],
+        ["pair", "0.750 [0.400, 0.900]", "0.500", "30.0", "22.5", "0.25", "0.50", "+2.00"],
+        ["single", "0.500 [0.200, 0.800]", "–", "60.0", "60.0", "0.00", "1.00", "–"],
     ]
     assert "AES" not in results_table("Sums", {"single": BASE})
 
@@ -335,8 +371,8 @@ def live(text):
 
 def prepared(name, *answers):
     problems = tuple(Problem(id=str(i), question="?", answer=answer) for i, answer in enumerate(answers))
-    loaded = LoadedBenchmark(name=name, title=name, source=name, problems=problems, remark="")
-    return Prepared(loaded=loaded, golds=GoldCheck(problems=2, parsed=2, verified=2, faults={}), num_samples=2)
+    loaded = LoadedBenchmark(name=name, title=name, source=name, problems=problems, num_samples=2)
+    return Prepared(loaded=loaded, described=DescribedBenchmark(title=name, source=name, problems=len(problems)))
 
 
 def test_an_evaluation_in_training_adds_a_system_and_replaces_an_older_one_of_its_step(tmp_path):
@@ -356,7 +392,7 @@ def test_an_evaluation_in_training_adds_a_system_and_replaces_an_older_one_of_it
     ) and "accuracy_greedy" not in first
     step("step-20", "\\boxed{2}")
     step("step-2", "\\boxed{9}")  # the run was resumed from an older checkpoint
-    content = read_results(tmp_path / "eval" / "training.json")
+    content = json.loads((tmp_path / "eval" / "training.json").read_text())
     assert [(each["system"], each["benchmark"], each["accuracy"]) for each in content["results"]] == [
         ("step-20", "sums", 0.5), ("step-20", "products", 0.0), ("step-2", "sums", 0.0), ("step-2", "products", 0.0),
     ]  # fmt: skip

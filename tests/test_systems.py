@@ -7,8 +7,9 @@ import pytest
 
 from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
-from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark
+from longshort.evaluation.benchmarks import LoadedBenchmark
 from longshort.evaluation.command import check_systems
+from longshort.evaluation.records import DescribedBenchmark
 from longshort.evaluation.systems import PRESETS, systems_of
 from longshort.evaluation.tasks import Prepared
 from longshort.recipe.schema import parse
@@ -163,7 +164,7 @@ def test_a_recipe_of_one_model_evaluates_it_with_its_own_instructions(run):
         (
             ["pair"],
             {"eval": {"base": "single_long"}},
-            r"eval.base is 'single_long', which is not among the systems \(pair\)",
+            r"eval.base 'single_long' is not among the systems \(pair\)",
         ),
         (
             ["pair@2"],
@@ -256,9 +257,8 @@ def checked(folder, models, systems, **changes):
     config = tiny_models.config(folder, models, **changes)
     config = parse(config.model_dump() | {"eval": config.eval.model_dump() | {"systems": systems}})
     problem = Problem(id="p", question="a: 7*8*9?" * 4, answer="4")
-    loaded = LoadedBenchmark(name="b", title="b", source="b", problems=(problem,), remark="")
-    golds = GoldCheck(problems=1, parsed=1, verified=1, faults={})
-    check_systems(config, systems_of(config), [Prepared(loaded=loaded, golds=golds, num_samples=1)])
+    loaded = LoadedBenchmark(name="b", title="b", source="b", problems=(problem,))
+    check_systems(config, systems_of(config), [Prepared(loaded=loaded, described=DescribedBenchmark())])
 
 
 def test_a_plain_single_model_needs_no_role_tags_and_one_in_a_role_does(tiny):

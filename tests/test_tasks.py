@@ -12,7 +12,8 @@ import pytest
 from longshort.dialogue.grading import GradingPool, Verdict
 from longshort.dialogue.rollout import Decoding, stable_seed
 from longshort.dialogue.solo import Solo
-from longshort.evaluation.benchmarks import GoldCheck, LoadedBenchmark, load_benchmarks
+from longshort.evaluation.benchmarks import LoadedBenchmark, load_benchmarks
+from longshort.evaluation.records import DescribedBenchmark, GradedFile, GradedLine, graded_files
 from longshort.evaluation.systems import Model, System
 from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
 from longshort.miniature.tokenizer import build_tokenizer
@@ -62,12 +63,12 @@ def task(tmp_path) -> Task:
     """A single model on three problems, twice each."""
     models = {LONG: Model(folder=weights(tmp_path / "model"), origin=LONG)}
     loaded = LoadedBenchmark(
-        name="data/three.jsonl", title="three", source="data/three.jsonl", problems=PROBLEMS, remark=""
+        name="data/three.jsonl", title="three", source="data/three.jsonl", problems=PROBLEMS, num_samples=2
     )
     return Task(
         folder=tmp_path / "eval",
         system=System(name="alone", title="alone", models=models, protocol=Solo(turn_tokens=40)),
-        benchmark=Prepared(loaded=loaded, golds=GoldCheck(problems=3, parsed=3, verified=3, faults={}), num_samples=2),
+        benchmark=Prepared(loaded=loaded, described=DescribedBenchmark(title="three")),
         decoding="sampled",
         sampling=Decoding(temperature=1.0),
         num_samples=2,
@@ -117,6 +118,24 @@ def test_a_task_is_a_file_of_graded_episodes_and_its_manifest(task):
     evaluation, reasons = read_back(task)
     assert (evaluation.correct, evaluation.num_samples, reasons) == (tuple(right), 2, outcomes)
     assert [episode.problem for episode in evaluation.episodes] == [problem for problem in PROBLEMS for _ in range(2)]
+
+
+def test_a_line_is_a_graded_line_and_its_file_says_what_it_holds(task):
+    """A system's name may have dots, so a file's name does not say where it ends."""
+    named = replace(task, system=replace(task.system, name="qwen2.5"))
+    asyncio.run(go(named, Engine()))
+    (file,), unknown = graded_files(task.folder)
+    assert file == GradedFile(
+        path=task.folder / "qwen2.5.data-three-jsonl.sampled.jsonl",
+        system="qwen2.5",
+        benchmark="data/three.jsonl",
+        decoding="sampled",
+    )
+    assert unknown == []
+    line = GradedLine.model_validate_json(file.path.read_bytes().splitlines()[0])
+    assert (line.id, line.sample, line.episode.problem) == ("a#0", 0, PROBLEMS[0])
+    file.path.with_suffix(".manifest.json").unlink()
+    assert graded_files(task.folder) == ([], [file.path])
 
 
 def test_an_episode_without_an_answer_has_its_stop_as_reason(task):
@@ -203,12 +222,12 @@ def with_problem(task, **changes) -> Task:
         (
             {},
             lambda task: replace(task, sampling=Decoding(temperature=0.5)),
-            r"with temperature = 1.0, now 0.5; .* with --redo",
+            r"made with temperature = 1.0, now 0.5; .* with --redo",
         ),
         (
             {},
             lambda task: replace(task, sampling=Decoding(top_p=0.9, top_k=5)),
-            r"with top_k = 0, now 5, with top_p = 1.0, now 0.9",
+            r"made with top_k = 0, now 5; ",
         ),
         ({}, lambda task: replace(task, num_samples=3), r"with num_samples = 2, now 3"),
         ({"eval": {"seed": 8}}, None, r"with seed = 7, now 8"),
@@ -223,8 +242,8 @@ def with_problem(task, **changes) -> Task:
             None,
             r"with engines = .*'extra': \{\}.*, now .*'fp8'",
         ),
-        ({}, lambda task: with_problem(task, answer="1"), "made from another list of problems"),
-        ({}, lambda task: with_problem(task, question="A?"), "made from another list of problems"),
+        ({}, lambda task: with_problem(task, answer="1"), r"made with list of problems = '\w{64}', now '\w{64}'"),
+        ({}, lambda task: with_problem(task, question="A?"), r"made with list of problems = '\w{64}', now '\w{64}'"),
         (
             {},
             lambda task: replace(task, system=replace(task.system, protocol=Solo(turn_tokens=41))),
@@ -258,7 +277,7 @@ def test_a_model_is_known_by_its_weights_not_by_its_folder(task, tmp_path, compl
     weights(tmp_path / "model", "trained on")
     with pytest.raises(
         LongShortError,
-        match=r"alone.data-three-jsonl.sampled.manifest.json: .* with models = \{'long': '\w{16}'\}, now",
+        match=r"alone.data-three-jsonl.sampled.manifest.json was made with models = \{'long': '\w{16}'\}, now",
     ):
         open_ledger(CONFIG, task)
 
@@ -286,8 +305,14 @@ def test_a_benchmark_that_cannot_be_used_is_told_and_the_others_go_on(tmp_path, 
     )
     with GradingPool() as pool:
         whole, faults = prepare_benchmarks(config, pool)
-    assert [(each.loaded.name, each.num_samples, each.golds.verified) for each in whole] == [(good, 3, 2)]
-    assert whole[0].facts == {"title": good, "source": good, "problems": 2, "golds_parsed": 2, "golds_verified": 2}
+    assert [(each.loaded.name, each.loaded.num_samples) for each in whole] == [(good, 3)]
+    assert whole[0].described.model_dump() == {
+        "title": good,
+        "source": good,
+        "problems": 2,
+        "golds_parsed": 2,
+        "golds_verified": 2,
+    }
     told = capsys.readouterr().out.splitlines()
     parts = [
         "unanswered.jsonl, line 2: no answer",
@@ -312,7 +337,7 @@ def test_nothing_to_evaluate_on_is_an_error():
 def test_the_first_problems_are_taken_and_an_entry_has_its_own_number(tmp_path):
     five, six = (rows(tmp_path / f"{n}.jsonl", *(GOOD | {"id": str(i)} for i in range(n))) for n in (5, 6))
     found = load_benchmarks(evaluating(benchmarks=[five, {"name": six, "num_problems": 4}], num_problems=2))
-    assert [[problem.id for problem in loaded.problems] for loaded, _ in found] == [["0", "1"], ["0", "1", "2", "3"]]
+    assert [[problem.id for problem in loaded.problems] for loaded in found] == [["0", "1"], ["0", "1", "2", "3"]]
 
 
 @pytest.mark.parametrize(

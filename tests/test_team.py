@@ -67,6 +67,7 @@ def evaluation():
         "name": "results",
         "made": "2026-01-31T10:00:00+00:00",
         "systems": systems,
+        "cross_play": {"long": ["trained"], "short": ["trained"]},
         "benchmarks": {"miniature:dev": {"title": "miniature:dev"}},
         "results": [row(name, (2 + number) / 8) for number, name in enumerate(models)],
     }

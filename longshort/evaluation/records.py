@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longshort.runs.episodes import EpisodeLine
 from longshort.types import LongShortError
@@ -52,7 +52,8 @@ class DescribedSystem(EvaluationRecord):
 
 
 class DescribedBenchmark(EvaluationRecord):
-    """A benchmark as a results file describes it: where its problems came from, and how many reference answers the grader can use."""
+    """A benchmark as a results file describes it: where its problems came from, and how many reference answers the
+    grader can use."""
 
     title: str = ""
     source: str = ""
@@ -62,13 +63,19 @@ class DescribedBenchmark(EvaluationRecord):
 
 
 class ResultRow(BaseModel):
-    """The measures of one system on one benchmark in one decoding (longshort/evaluation/measures.py), by name, whatever they are."""
+    """The measures of one system on one benchmark in one decoding (longshort/evaluation/measures.py), by name,
+    whatever they are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     system: str
     benchmark: str
     decoding: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What names the row: system, benchmark and decoding."""
+        return self.system, self.benchmark, self.decoding
 
     @property
     def measures(self) -> dict[str, Any]:
@@ -113,9 +120,16 @@ class CrossPlay(EvaluationRecord):
     long: list[str]
     short: list[str]
 
+    @property
+    def systems(self) -> set[str]:
+        """The names of the systems in the matrix."""
+        return {cross_name(long, short) for long in self.long for short in self.short}
+
 
 class EvaluationFile(EvaluationRecord):
-    """The content of `eval/<name>.json`: every row, with everything needed to repeat it."""
+    """The content of `eval/<name>.json`: every row, with everything needed to repeat it. It grows while it is made."""
+
+    model_config = ConfigDict(frozen=False)
 
     name: str = ""
     made: str = ""
@@ -134,14 +148,22 @@ class EvaluationFile(EvaluationRecord):
         """Read a results file; raise LongShortError if it is damaged or of an older longshort."""
         try:
             return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except (OSError, ValidationError) as error:
+            reason = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
             raise LongShortError(f"{path} cannot be read ({reason}); remove it and evaluate again") from error
 
     def title(self, system: str) -> str:
         """Return the system's title, or its name if it has none."""
         described = self.systems.get(system)
         return (described.title if described else "") or system
+
+    def add(self, system: DescribedSystem, benchmark: DescribedBenchmark, row: ResultRow) -> None:
+        """Add a row; it replaces an older one of the same system, benchmark and decoding."""
+        self.systems[row.system], self.benchmarks[row.benchmark] = system, benchmark
+        self.results[:] = [old for old in self.results if old.key != row.key] + [row]
 
 
 class GradedLine(EpisodeLine):

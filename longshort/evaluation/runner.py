@@ -1,16 +1,20 @@
-"""Held-out problems through a pair, or through a single model: every episode graded, and kept as soon as it is."""
+"""Held-out problems through a pair or a single model: every episode is graded, and written down at once if there is a
+ledger."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Decoding, Engine, run_episode, stable_seed
-from longshort.runs.episodes import EpisodeLine, episode_row
+from longshort.dialogue.turns import TurnProtocol
+from longshort.evaluation.records import GradedLine
+from longshort.runs.episodes import episode_row
 from longshort.runs.ledger import Ledger
 from longshort.types import Episode, Problem
+from longshort.waiting import gather_or_cancel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,20 +28,20 @@ class Evaluation:
 
 async def evaluate(
     policies: Mapping[str, Engine],
-    protocol,
+    protocol: TurnProtocol,
     problems: Sequence[Problem],
-    pool,
+    pool: GradingPool,
     decoding: Decoding,
     *,
     num_samples: int = 1,
     seed: int = 0,
-    keep: Callable[[str, int, Episode, bool, str], None] = lambda *_: None,
-    done: frozenset[str] | set[str] = frozenset(),
+    ledger: Ledger | None = None,
 ) -> Evaluation:
-    """Run every problem `num_samples` times and grade each final answer; same seed and problems give the same episodes.
+    """Run every problem `num_samples` times and grade each final answer; the same seed and problems give the same
+    episodes.
 
-    `keep(key, sample, episode, correct, reason)` is called as each is graded; `reason` is the grader's, or why the episode has no
-    answer. Attempts whose key stands in `done` are left out, here and in what is returned.
+    A ledger gets a line per attempt as it is graded. Attempts that it already holds are not made again, nor returned
+    here.
     """
 
     async def attempt(problem: Problem, sample: int) -> tuple[Episode, bool]:
@@ -46,48 +50,31 @@ async def evaluate(
         if episode.stop == "answered":
             verdict = await pool.grade(problem.answer, protocol.final_text(episode))
             correct, reason = verdict.correct, verdict.reason
-        keep(attempt_key(problem, sample), sample, episode, correct, reason)
+        if ledger:
+            verdict = {"reason": reason, "correct": correct, "sample": sample}
+            ledger.append({"id": attempt_key(problem, sample), **verdict, **episode_row(episode)})
         return episode, correct
 
-    todo = [
-        (problem, sample)
-        for problem in problems
-        for sample in range(num_samples)
-        if attempt_key(problem, sample) not in done
-    ]
-    tasks = [asyncio.ensure_future(attempt(*each)) for each in todo]
-    try:
-        graded = await asyncio.gather(*tasks)
-    finally:  # at the first error, or when the run is stopped, nobody may go on asking engines that are about to close
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return Evaluation(
-        episodes=tuple(episode for episode, _ in graded),
-        correct=tuple(correct for _, correct in graded),
-        num_samples=num_samples,
-    )
+    done = set(ledger.rows) if ledger else set()
+    attempts = [(problem, sample) for problem in problems for sample in range(num_samples)]
+    todo = [(problem, sample) for problem, sample in attempts if attempt_key(problem, sample) not in done]
+    # at the first error, or when the run is stopped, every attempt ends before the engines close
+    graded = await gather_or_cancel(*(attempt(problem, sample) for problem, sample in todo))
+    return _evaluation(graded, num_samples)
 
 
 def attempt_key(problem: Problem, sample: int) -> str:
-    """The id of an attempt's line."""
+    """Return the id of an attempt's line."""
     return f"{problem.id}#{sample}"
 
 
-def write_to(ledger: Ledger) -> Callable[[str, int, Episode, bool, str], None]:
-    """A `keep` for `evaluate` that writes each attempt's line."""
-
-    def keep(key: str, sample: int, episode: Episode, correct: bool, reason: str) -> None:
-        ledger.append({"id": key, "reason": reason, "correct": correct, "sample": sample, **episode_row(episode)})
-
-    return keep
+def evaluation_of(rows: Mapping[str, Any], problems: Sequence[Problem], num_samples: int) -> Evaluation:
+    """Return the evaluation that the rows of a complete ledger hold; `rows` are by attempt."""
+    keys = [attempt_key(problem, sample) for problem in problems for sample in range(num_samples)]
+    lines = [GradedLine.model_validate(rows[key]) for key in keys]
+    return _evaluation([(line.episode, line.correct) for line in lines], num_samples)
 
 
-def evaluation_of(rows: Mapping[str, Mapping[str, Any]], problems: Sequence[Problem], num_samples: int) -> Evaluation:
-    """The evaluation that a complete ledger's lines hold."""
-    ordered = [rows[attempt_key(problem, sample)] for problem in problems for sample in range(num_samples)]
-    return Evaluation(
-        episodes=tuple(EpisodeLine.model_validate(row).episode for row in ordered),
-        correct=tuple(bool(row["correct"]) for row in ordered),
-        num_samples=num_samples,
-    )
+def _evaluation(graded: Sequence[tuple[Episode, bool]], num_samples: int) -> Evaluation:
+    episodes, correct = zip(*graded, strict=True) if graded else ((), ())
+    return Evaluation(episodes=episodes, correct=correct, num_samples=num_samples)

@@ -1,11 +1,12 @@
 """Episodes as JSON lines: training and evaluations write them, reports and interrupted evaluations read them back.
 
-    {"problem": {"id": …, "question": …, "answer": …}, "stop": "answered",
-     "turns": [{"role": "long", "text": …, "stop": "</think>", "version": 3, "context_ids": […], "token_ids": […], "logprobs": […]}, …]}
+    {"problem": {"id": …, "question": …, "answer": …}, "stop": "answered", "turns": [{"role": "long", "text": …,
+     "stop": "</think>", "version": 3, "context_ids": […], "token_ids": […], "logprobs": […]}, …]}
 
-`context_ids` are the prompt's ids that the role had not read or written before this turn. Prompts only grow, so they can be rebuilt
-exactly, and a line is as long as its dialogue, not as long as all its prompts. Log-probs are kept to four decimals.
-A turn during which new weights arrived also has "updates": how many of its tokens existed at each arrival.
+`context_ids` are the prompt's ids that the role had not read or written before this turn. Prompts only grow, so they
+can be rebuilt exactly, and a line is as long as its dialogue, not as long as all its prompts. Log-probs are kept to
+four decimals. A turn during which new weights arrived also has "updates": how many of its tokens existed at each
+arrival.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ class EpisodeLine(BaseModel):
 
     @classmethod
     def of(cls, episode: Episode) -> EpisodeLine:
-        """Make the line of an episode; raise ValueError if a role's prompt does not begin with what it read and wrote before."""
+        """Make the line of an episode; ValueError if a role's prompt does not begin with what it read and wrote before."""
         seen: dict[str, tuple[int, ...]] = {}
         turns = []
         for turn in episode.turns:
             before, completion = seen.get(turn.role, ()), turn.completion
             if turn.prompt_ids[: len(before)] != before:
                 raise ValueError(
-                    f"problem {episode.problem.id}: a prompt of {turn.role!r} does not begin with the {len(before)} ids that it read "
-                    "and wrote before; rendering must be append-only (dialogue/protocols.py)"
+                    f"problem {episode.problem.id}: a prompt of {turn.role!r} does not begin with the {len(before)} ids "
+                    f"that it read and wrote before; rendering must be append-only (dialogue/protocols.py)"
                 )
             turns.append(
                 TurnLine(
@@ -93,7 +94,8 @@ class EpisodeLine(BaseModel):
 class TrainingLine(EpisodeLine):
     """An episode of a training step, with its total reward and advantage by role and the reward's terms.
 
-    `gaps`, for roles that were trained on it: the learner's log-prob minus the engine's of each token (TorchLearner.gaps).
+    `gaps`, for roles that were trained on it: the learner's log-prob minus the engine's of each token
+    (TorchLearner.gaps).
     """
 
     step: int

@@ -90,7 +90,8 @@ class RunFolder:
 
 
 def base_model(config: LongShortConfig, role: str) -> str:
-    """Return the model of a role before its cold start: the recipe's, or the one that the miniature's base training made.
+    """Return the model of a role before its cold start: the recipe's, or the one that the miniature's base training
+    made.
 
     Empty where the recipe names none; LongShortError where the base training has not run yet.
     """

@@ -1,10 +1,11 @@
-"""Long work on disk: one JSON line per item, appended as items are finished, and a manifest that says what they were made from.
+"""Long work on disk: one JSON line per finished item, and a manifest that says what the lines were made from.
 
-    thoughts/chunk.jsonl             {"id": "math-7", "outcome": "ok", …}     in the order of the traces once the step is complete
-    thoughts/chunk.manifest.json     settings, hashes of the inputs, counts of outcomes and notes, seconds, complete or not
+    thoughts/chunk.jsonl             {"id": "math-7", "outcome": "ok", …}    in the order of the traces once complete
+    thoughts/chunk.manifest.json     settings, hashes of the inputs, counts of outcomes and notes, seconds, "complete"
 
-The items are the traces of a cold-start step, or the episodes of an evaluation. Interrupted work continues with the items that have no
-line yet; a line cut in half by a kill or a full disk is made again. Work begun with other settings or from other inputs is never continued.
+The items are the traces of a cold-start step, or the episodes of an evaluation. Interrupted work continues with the
+items that have no line yet; a line cut in half by a kill or a full disk is made again. Work begun with other settings
+or from other inputs is never continued.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ Row = dict[str, Any]
 class Ledger:
     """The lines of one step; `rows` holds those written so far, by item id.
 
-    `items` says what the items are called, `outcome` is the key of an item's outcome, `redo` the option that starts over. `about` goes
-    into the manifest unchecked: it tells readers what the lines are.
+    `items` says what the items are called, `outcome` is the key of an item's outcome, `redo` the option that starts
+    over. `about` goes into the manifest unchecked: it tells readers what the lines are.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class Ledger:
             self._continue(json.loads(self.manifest_path.read_text(encoding="utf-8")))
         else:
             raise LongShortError(
-                f"{self.path} has lines but {self.manifest_path.name}, which says what made them, is missing; put it back, "
-                f"or make the step again with {self.redo}"
+                f"{self.path} has lines but {self.manifest_path.name}, which says what made them, is missing; "
+                f"put it back, or make the step again with {self.redo}"
             )
 
     def append(self, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""What a model folder says about itself, read from config.json and the safetensors headers: no weights are loaded, no code is run."""
+"""What a model folder's config.json and safetensors headers say; no weights are loaded and no code is run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longshort.types import LongShortError
 
@@ -18,8 +19,9 @@ NO_PART_OF_A_MODEL = ("progress.json", "trainer_state.json")
 class ModelFacts:
     """The sizes that memory depends on.
 
-    Qwen2.5-0.5B: parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_heads=2, kv_width=128, vocabulary=151_936,
-    context=32_768. `kv_width` is key-value heads times head size: one token's KV cache holds 2 * layers * kv_width numbers.
+    Qwen2.5-0.5B: parameters=494_032_768, layers=24, hidden=896, intermediate=4864, kv_heads=2, kv_width=128,
+    vocabulary=151_936, context=32_768. `kv_width` is key-value heads times head size: one token's KV cache holds
+    2 * layers * kv_width numbers.
     """
 
     name: str
@@ -75,14 +77,15 @@ _PUBLISHED = {
     "meta-llama/Llama-3.1-8B-Instruct": dict(context=131_072, **_LLAMA_8B),
 }
 PUBLISHED = {name: ModelFacts(name=name, **sizes) for name, sizes in _PUBLISHED.items()}
-"""Well-known models, so that GPUs can be planned without the model and without a network: the numbers of each one's public config.json
-and of the parameter count on its hub page; tests/test_placement.py counts the parameters again."""
+"""Well-known models, so that GPUs can be planned without the model and without a network: the numbers of each one's
+public config.json and of the parameter count on its hub page; tests/test_placement.py counts the parameters again."""
 
 
 def read_facts(model: str, key: str) -> ModelFacts:
-    """The facts of a model folder or hub name that the recipe names under `key` ("long.model").
+    """Read the facts of a model folder or hub name that the recipe names under `key` ("long.model").
 
-    LongShortError for a missing folder, a missing or damaged config.json or safetensors file, a pickle-only or code-carrying model.
+    LongShortError for a missing folder, a missing or damaged config.json or safetensors file, a pickle-only or
+    code-carrying model.
     """
     folder = find_folder(model, key)
     config = _read_config(folder, key)
@@ -92,7 +95,6 @@ def read_facts(model: str, key: str) -> ModelFacts:
     text = config.get("text_config", config)
     try:
         heads, hidden = text["num_attention_heads"], text["hidden_size"]
-        head = text.get("head_dim") or hidden // heads
         kv_heads = text.get("num_key_value_heads") or heads
         return ModelFacts(
             name=model,
@@ -101,18 +103,17 @@ def read_facts(model: str, key: str) -> ModelFacts:
             hidden=hidden,
             intermediate=text["intermediate_size"],
             kv_heads=kv_heads,
-            kv_width=kv_heads * head,
+            kv_width=kv_heads * (text.get("head_dim") or hidden // heads),
             vocabulary=text["vocab_size"],
             context=text["max_position_embeddings"],
         )
     except KeyError as error:
-        raise LongShortError(
-            f"{key}: {folder / 'config.json'} has no {error}; is it a decoder-only language model?"
-        ) from error
+        where = f"{key}: {folder / 'config.json'}"
+        raise LongShortError(f"{where} has no {error}; is it a decoder-only language model?") from error
 
 
 def find_folder(model: str, key: str) -> Path:
-    """The local folder of a model: itself, or where the hub's cache keeps it (fetched, where the hub can be reached)."""
+    """Return the local folder of a model: itself, or its folder in the hub's cache, fetched if need be."""
     if not model:
         raise LongShortError(f"{key} is empty; name a model folder or a hub name")
     if Path(model).is_dir():
@@ -128,53 +129,47 @@ def find_folder(model: str, key: str) -> Path:
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LongShortError(
-            f"{key}: {model!r} is neither a folder here (seen from {Path.cwd()}) nor a model that the hub or its cache gives ({reason}); "
-            "correct the name, or download it once where there is a network: hf download " + model
+            f"{key}: {model!r} is neither a folder here (seen from {Path.cwd()}) nor a model that the hub or its cache "
+            f"gives ({reason}); correct the name, or download it once with a network: hf download {model}"
         ) from error
 
 
 def identity(model: str, key: str) -> str:
-    """A short hash of a model folder's weights, configuration, tokenizer and template, wherever it lies.
+    """Return a short hash of a model folder's weights, configuration, tokenizer and template, independent of its path.
 
-    Small files count whole; of weights beyond 64 MiB a file, 64 pieces spread over it and the size.
+    Small files are hashed whole; of a weights file beyond 64 MiB, its size and 64 pieces spread over it.
     """
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for path in sorted(find_folder(model, key).iterdir()):
         if path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja") and path.name not in NO_PART_OF_A_MODEL:
             size = path.stat().st_size
-            found.update(f"{path.name} {size}\n".encode())
+            total.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:
                 if size <= WHOLE_BYTES:
-                    found.update(file.read())
+                    total.update(file.read())
                 for piece in range(PIECES if size > WHOLE_BYTES else 0):
                     file.seek(piece * (size - PIECE_BYTES) // (PIECES - 1))
-                    found.update(file.read(PIECE_BYTES))
-    return found.hexdigest()[:16]
+                    total.update(file.read(PIECE_BYTES))
+    return total.hexdigest()[:16]
 
 
-def _read_config(folder: Path, key: str) -> dict:
+def _read_config(folder: Path, key: str) -> dict[str, Any]:
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LongShortError(
-            f"{key}: {folder / 'config.json'} cannot be read ({error}); give a folder with a whole model"
-        ) from error
+        raise LongShortError(f"{key}: {path} cannot be read ({error}); give a folder with a whole model") from error
     if "auto_map" in config:
-        raise LongShortError(
-            f"{key}: {folder} brings its own code (auto_map in config.json), which is never run; use a model without it"
-        )
+        where = f"{key}: {folder} brings its own code (auto_map in config.json)"
+        raise LongShortError(f"{where}, which is never run; use a model without it")
     return config
 
 
 def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        found = (
-            f"only {', '.join(pickles)}, which can run code: convert them"
-            if pickles
-            else "no weights: copy the model again"
-        )
-        raise LongShortError(f"{key}: {folder} holds no *.safetensors, {found}")
+        others = f"only {', '.join(pickles)}, which can run code: convert them" if pickles else ""
+        raise LongShortError(f"{key}: {folder} holds no *.safetensors, {others or 'no weights: copy the model again'}")
     try:
         return expected_weights(str(folder))
     except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
@@ -184,12 +179,8 @@ def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
 
 
 def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a model folder, read from its safetensors headers; a tied head is expected as `lm_head.weight` too."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "config.json"]))
+    """Return a model's tensor names and shapes from its safetensors headers; a tied head also as `lm_head.weight`."""
+    folder = find_folder(model, "model")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
@@ -197,9 +188,7 @@ def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     if not shapes:
         raise LongShortError(f"model folder {folder} holds no *.safetensors weights")
-    if (
-        json.loads((folder / "config.json").read_text()).get("tie_word_embeddings")
-        and "model.embed_tokens.weight" in shapes
-    ):
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("tie_word_embeddings") and "model.embed_tokens.weight" in shapes:
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     return shapes

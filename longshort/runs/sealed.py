@@ -1,4 +1,5 @@
-"""A sealed folder: written under a hidden name, listed file by file in `manifest.json`, published by one rename. Nothing is unpickled.
+"""A sealed folder: written under a hidden name, listed file by file in `manifest.json`, published by one rename.
+Nothing is unpickled.
 
 Checkpoints and team folders are sealed. A crash at any point leaves what was there before, whole.
 """
@@ -22,7 +23,8 @@ EVERYTHING = ("",)
 def seal(partial: Path, final: Path, kind: str, facts: Mapping[str, Any], parts: Sequence[str] = EVERYTHING) -> Path:
     """Hash, flush and publish the hidden folder `partial` as `final`, in place of an older one.
 
-    The manifest holds the format `longshort-<kind>-1`, `facts`, and the hash and size of every file whose path begins with one of `parts`.
+    The manifest holds the format `longshort-<kind>-1`, `facts`, and the hash and size of every file whose path begins
+    with one of `parts`.
     """
     files = {}
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
@@ -43,9 +45,11 @@ def seal(partial: Path, final: Path, kind: str, facts: Mapping[str, Any], parts:
 
 
 def verify(folder: Path, kind: str, remedy: str, parts: Sequence[str] = EVERYTHING) -> dict[str, Any]:
-    """Return the manifest of a complete, unaltered folder; raise LongShortError naming the folder, the file and the damage.
+    """Return the manifest of a complete, unaltered folder; raise LongShortError naming the folder, the file and the
+    damage.
 
-    Only files whose path begins with one of `parts` are checked: ("long/", "short/") leaves out what only training needs.
+    Only files whose path begins with one of `parts` are checked: ("long/", "short/") leaves out what only training
+    needs.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():

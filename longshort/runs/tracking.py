@@ -1,4 +1,5 @@
-"""Where metrics go: always to `metrics.jsonl`; also to tensorboard, wandb or trackio, under the same names, if the recipe asks for it."""
+"""Where metrics go: always to `metrics.jsonl`; also to tensorboard, wandb or trackio, under the same names, if the
+recipe asks for it."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ TRACKERS: dict[str, Callable[[LongShortConfig], Tracker]] = {
 
 
 def open_trackers(config: LongShortConfig) -> Tracker:
-    """Return one function that logs a step everywhere; LongShortError if a requested tracker is unknown or not installed."""
+    """Return one function that logs a step everywhere; LongShortError if a requested tracker is unknown or not
+    installed."""
     trackers = []
     for name in config.report_to:
         try:

@@ -12,9 +12,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from longshort.dialogue.protocols import make_protocol
 from longshort.dialogue.solo import Solo
-from longshort.evaluation.records import ALL, STAGES, TRAINING
-from longshort.evaluation.results import read_results
-from longshort.evaluation.tables import table
+from longshort.evaluation.records import ALL, STAGES, TRAINING, EvaluationFile, ResultRow
+from longshort.evaluation.tables import sections, table
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.model_files import read_facts
 from longshort.version import __version__
@@ -138,50 +137,40 @@ print(tokenizer.decode(written[0, inputs["input_ids"].shape[1]:]))
 def _results(config: LongShortConfig, chosen: Path, step: int) -> tuple[str, list[EvalResult]]:
     """Tables of what the run measured, without other checkpoints of it; and the team's own accuracies."""
     parts, measures = [], []
-    for content in _evaluations(Path(config.output_dir) / "eval"):
-        wanted = {
-            name
-            for name, system in content["systems"].items()
-            if _is_told(name, system, chosen, step == config.max_steps)
-        }
-        rows = [row for row in content["results"] if row["system"] in wanted]
-        for benchmark, decoding in dict.fromkeys((row["benchmark"], row["decoding"]) for row in rows):
-            found = [row for row in rows if (row["benchmark"], row["decoding"]) == (benchmark, decoding)]
-            title = "mean over benchmarks" if benchmark == ALL else content["benchmarks"][benchmark]["title"]
-            count = "" if benchmark == ALL else f", {found[0]['n']} problems × {found[0]['samples']}"
-            parts.append(
-                f"{title}, {decoding}{count} ({content['name']}, {content['made'][:10]}):\n\n{table(found, content['systems'])}"
-            )
-            measures += [_measure(benchmark, title, row) for row in found if row["system"] in TEAM and benchmark != ALL]
+    for file in _evaluations(Path(config.output_dir) / "eval"):
+        rows = [row for row in file.results if _is_shown(file, row.system, chosen, step == config.max_steps)]
+        for heading, group in sections(file, rows):
+            parts.append(f"{heading} ({file.name}, {file.made[:10]}):\n\n{table(group, file.systems)}")
+            measures += [_measure(file, row) for row in group if row.system in TEAM and row.benchmark != ALL]
     return "\n\n".join(parts), measures
 
 
-def _evaluations(folder: Path) -> Iterator[dict[str, Any]]:
+def _evaluations(folder: Path) -> Iterator[EvaluationFile]:
     """The run's evaluations; that of its stages only where there is no other one."""
     names = sorted(path.stem for path in folder.glob("*.json") if path.stem not in (STAGES, TRAINING))
     for name in names or [STAGES]:
         if (folder / f"{name}.json").is_file():
-            yield read_results(folder / f"{name}.json")
+            yield EvaluationFile.read(folder / f"{name}.json")
 
 
-def _is_told(name: str, system: Mapping[str, Any], chosen: Path, last: bool) -> bool:
-    """Whether a system's figures belong on this card: these models', and those of models that are no checkpoint; no cross-play."""
-    if "+short@" in name:
+def _is_shown(file: EvaluationFile, name: str, chosen: Path, last: bool) -> bool:
+    """Whether a system's figures belong on this card: no cross-play, and no other checkpoint's models."""
+    if file.cross_play and name in file.cross_play.systems:
         return False
     if name == "trained":  # measured on the live pair at the end of its run
         return last
-    checkpoints = set(re.findall(r"checkpoint-\d+", " ".join(system["models"].values())))
+    checkpoints = set(re.findall(r"checkpoint-\d+", " ".join(file.systems[name].models.values())))
     return checkpoints <= {chosen.name}
 
 
-def _measure(benchmark: str, title: str, row: Mapping[str, Any]) -> EvalResult:
+def _measure(file: EvaluationFile, row: ResultRow) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
-        dataset_type=re.sub(r"[^\w.-]+", "-", Path(benchmark).name),
-        dataset_name=title,
+        dataset_type=re.sub(r"[^\w.-]+", "-", Path(row.benchmark).name),
+        dataset_name=file.benchmarks[row.benchmark].title,
         metric_type="accuracy",
-        metric_name=f"accuracy, {row['decoding']}",
-        metric_value=round(row["accuracy"], 4),
+        metric_name=f"accuracy, {row.decoding}",
+        metric_value=round(row.measures["accuracy"], 4),
     )
 
 
