@@ -38,8 +38,6 @@ STEPS = {
     "sft": "fine-tune both roles on their rows",
 }
 """The steps of `coldstart`, in order, each a verb of its own."""
-ON_GPUS = ("gpu_memory", "nodes", "zero", "ranks", "offload", "gradient_checkpointing", "fill_kv", "kind", "rates")
-"""Options of `plan` that mean something with --gpus only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,25 +157,8 @@ def _planning(recipe_verb: Verb) -> None:
     plan.add_argument(
         "--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder"
     )
-    plan.add_argument(
-        "--gpus", type=int, metavar="N", help="instead: where engines and learners would go on N GPUs (of each node)"
-    )
-    on_gpus = plan.add_argument_group("with --gpus")
-    on_gpus.add_argument("--gpu-memory", type=float, metavar="GIB", help="of each GPU (default: 80)")
-    on_gpus.add_argument("--nodes", type=int, metavar="N", help="machines (default: 1)")
-    zero = "DeepSpeed learners with this ZeRO stage (0 to 3), or one for long and one for short: 3,2"
-    yes_or_no, given = argparse.BooleanOptionalAction, "default: the recipe's learner section"
-    on_gpus.add_argument("--zero", metavar="STAGE", help=f"{zero} ({given})")
-    on_gpus.add_argument("--ranks", type=int, metavar="N", help=f"GPUs of each learner ({given}; 0: what is fastest)")
-    on_gpus.add_argument(
-        "--offload", action=yes_or_no, help=f"DeepSpeed keeps the optimizer in the CPU's memory ({given})"
-    )
-    on_gpus.add_argument("--gradient-checkpointing", action=yes_or_no, help=f"learners recompute activations ({given})")
-    on_gpus.add_argument("--fill-kv", action="store_true", help="KV caches take what is left instead of kv_cache_gib")
-    on_gpus.add_argument("--kind", choices=["split", "colocated", "time-shared"], help="only layouts of this kind")
-    on_gpus.add_argument(
-        "--rates", metavar="FILE", help="tokens per second in YAML, or a former run's metrics.jsonl (default: assumed)"
-    )
+    plan.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs, all nodes together, that need not be here")
+    plan.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of each of them (default: 80)")
 
 
 def _load(options: argparse.Namespace) -> LongShortConfig:
@@ -253,7 +234,18 @@ def _serve(options: argparse.Namespace) -> int:
 def _chat(options: argparse.Namespace) -> int:
     from longshort.serving.chat import chat
 
-    return chat(options)
+    return chat(
+        options.team,
+        overrides=options.overrides,
+        once=options.once,
+        answer_only=options.answer_only,
+        key_file=options.api_key_file,
+        mode=options.mode,
+        temperature=options.temperature,
+        max_turns=options.max_turns,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+    )
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -272,35 +264,23 @@ def _report(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
-    from longshort.planning.plan import render
-    from longshort.preflight.memory import plan
+    from longshort.planning.plan import report
     from longshort.run import check_run, planned_stages
 
-    status = 0
-    if options.gpus is None:
-        if asked := [name for name in ON_GPUS if getattr(options, name) not in (None, False)]:
-            raise LongShortError(
-                f"--{asked[0].replace('_', '-')} plans GPUs that need not be here; say how many with --gpus N"
-            )
-        planned = plan(config)
-        print(render(planned, planned_stages(config)))
-        status = 1 if planned.too_small else 0
-    else:
-        from longshort.planning.placement_page import report, setup_of
-
-        print(report(setup_of(config, options)))
+    text, fits = report(config, planned_stages(config), options.gpus, options.gpu_memory)
+    print(text)
     if options.dry_run:
         check_run(config)
         print("dry run: models, tokenizers, data and output folder are in order")
-    return status
+    return 0 if fits else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from longshort.planning.doctor import doctor, render
 
-    rows, healthy = doctor()
+    rows = doctor()
     print(render(rows))
-    return 0 if healthy else 1
+    return 1 if any(row.state == "missing" for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -83,11 +83,11 @@ def dialogue(episode: Episode, reward: float, correct: bool) -> str:
     return "\n".join([*lines, f"  └ {episode.stop}, {'correct' if correct else 'wrong'}, reward {reward:+.2f}"])
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a small table: first column aligned left, the others right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
+    """Format a small table: first column aligned left, the others right where they hold numbers."""
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, name in enumerate(head):
-        drawn.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        drawn.add_column(name, justify="right" if right and i else "left", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
     console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False, color_system=None)

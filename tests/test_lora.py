@@ -396,18 +396,18 @@ def test_the_plan_counts_a_frozen_base_and_one_engine(tmp_path):
     role = tiny_models.role(model, backend="transformers") | {"lora": {"r": 4}}
     settings = {"long": role, "short": role, "dataset": "miniature:train", "output_dir": str(tmp_path / "run")}
     shared, apart = plan(parse(settings | {"share_engine": True})), plan(parse(settings))
-    assert [actor.name for actor in shared.actors[1:4]] == [
+    assert [process.name for process in shared.processes[1:4]] == [
         "long+short engine (transformers)",
         "long learner (torch)",
         "short learner (torch)",
     ]
-    assert len(apart.actors) == len(shared.actors) + 1
+    assert len(apart.processes) == len(shared.processes) + 1
     facts, learner = read_facts(model, "long.model"), LoraLearner(LONG, model, parse(settings), total_updates=1)
     numbers = sum(parameter.numel() for parameter in learner._parameters().values())
-    for actor in (shared.actors[2], apart.actors[2]):
-        assert actor.parts["frozen base"] == 4 * facts.parameters / 2**30
-        assert actor.parts["adapter + gradient + AdamW"] == 16 * numbers / 2**30
-    assert shared.actors[1].parts["adapters"] == 2 * numbers * 4 / 2**30
+    for process in (shared.processes[2], apart.processes[2]):
+        assert process.parts["frozen base"] == 4 * facts.parameters / 2**30
+        assert process.parts["adapter + gradient + AdamW"] == 16 * numbers / 2**30
+    assert shared.processes[1].parts["adapters"] == 2 * numbers * 4 / 2**30
     assert checkpoint_bytes(parse(settings), LONG, facts) == 4 * facts.parameters + 12 * numbers
     assert checkpoint_bytes(parse({}), LONG, facts) == 12 * facts.parameters
 

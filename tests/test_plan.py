@@ -6,11 +6,13 @@ import pytest
 
 from longshort.planning.plan import render
 from longshort.preflight import memory
-from longshort.preflight.checks import check, check_contexts, check_disk, check_memory
-from longshort.preflight.memory import plan, shape_facts
+from longshort.preflight.checks import check, check_contexts, check_disk
+from longshort.preflight.memory import check_memory, plan
 from longshort.preflight.memory_formulas import GIB
-from longshort.recipe.miniature import ModelShape, ShortShape
+from longshort.preflight.processes import model_facts
+from longshort.recipe.miniature import ModelShape
 from longshort.recipe.schema import parse
+from longshort.run import check_run, planned_stages
 from longshort.runs.model_files import read_facts
 from longshort.types import LongShortError, Problem
 
@@ -43,7 +45,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def recipe(tiny, tmp_path):
-    """Make a config of the tiny pair with two problems; keyword arguments replace top-level settings, `long` adds to the long role's."""
+    """Make a config of the tiny pair: keyword arguments replace top-level settings, `long` adds to the long role's."""
 
     def make(rows=({"problem": "a: 4*6?", "answer": "4"},), long=None, **settings):
         data = tmp_path / "rows.jsonl"
@@ -64,10 +66,14 @@ def recipe(tiny, tmp_path):
     return make
 
 
-def refusal(config, **arguments):
+def refusal(config):
     with pytest.raises(LongShortError) as caught:
-        check(config, **arguments)
+        check_run(config)
     return str(caught.value)
+
+
+def text(planned):
+    return render(planned, [("train", "reinforcement learning", None)])
 
 
 def test_facts_are_those_of_the_loaded_model(tiny):
@@ -82,7 +88,8 @@ def test_facts_are_those_of_the_loaded_model(tiny):
 
 def test_a_miniature_model_is_known_before_it_is_made(tiny):
     made = read_facts(str(tiny["long"]), "long.model")
-    planned = shape_facts("x", SHAPE, made.vocabulary, 512)
+    miniature = {"long": SHAPE.model_dump()}
+    planned = model_facts(parse({"miniature": miniature, "long": {"engine": {"max_model_len": 512}}}))["long"]
     assert planned.parameters == pytest.approx(made.parameters, rel=0.01)  # norms and biases are left out
     assert (planned.layers, planned.kv_width, planned.context) == (made.layers, made.kv_width, made.context)
 
@@ -90,14 +97,14 @@ def test_a_miniature_model_is_known_before_it_is_made(tiny):
 def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe, tmp_path):
     before = sorted(tmp_path.iterdir())
     config = recipe()
-    assert check(config) is None
+    assert check_run(config) is None
     assert sorted(tmp_path.iterdir()) == [*before, tmp_path / "rows.jsonl"]
 
 
 def test_the_plan_names_every_process_with_its_memory(recipe):
     config = recipe(loss={"beta": 0.1}, grading={"workers": 2})
     planned = plan(config)
-    assert [actor.name for actor in planned.actors] == [
+    assert [process.name for process in planned.processes] == [
         "driver and ray",
         "long engine (transformers)",
         "long learner (torch)",
@@ -105,20 +112,17 @@ def test_the_plan_names_every_process_with_its_memory(recipe):
         "short learner (torch)",
         "graders (2)",
     ]
-    assert (
-        "new weights of the long role travel by object_store: a transformers engine takes them from there only"
-        in render(planned)
-    )
+    route = "new weights of the long role travel by object_store: a transformers engine takes them from there only"
+    assert route in text(planned)
     parameters = read_facts(config.long.model, "long.model").parameters
-    learner = planned.actors[2].parts
-    assert learner["weights + gradient + AdamW"] == 16 * parameters / GIB
-    assert learner["reference"] == 4 * parameters / GIB
-    assert planned.actors[1].parts["kv cache"] == 8 * 128 * 128 * 4 / GIB  # sequences, tokens, numbers per token, bytes
-    assert planned.stages == [("train", planned.stages[0][1], None)]
-    text = render(planned)
-    assert "long engine (transformers)" in text
-    assert "DOES NOT FIT" not in text
-    assert f"{config.num_problems * config.num_generations}" in text.splitlines()[-1]
+    learner = planned.processes[2].parts
+    held = {name: learner[name] * GIB / parameters for name in ("weights", "gradients", "optimizer", "reference")}
+    assert held == pytest.approx({"weights": 4, "gradients": 4, "optimizer": 8, "reference": 4})
+    cache = planned.processes[1].parts["kv cache"]
+    assert cache == 8 * 128 * 128 * 4 / GIB  # sequences, tokens, numbers per token, bytes
+    assert "long engine (transformers)" in text(planned)
+    assert "DOES NOT FIT" not in text(planned)
+    assert text(planned).splitlines()[-1] == f"episodes per step: {config.num_problems * config.num_generations}"
 
 
 def test_the_quick_start_is_planned_before_its_models_exist(tmp_path):
@@ -130,11 +134,9 @@ def test_the_quick_start_is_planned_before_its_models_exist(tmp_path):
             "protocol": {"tags": "special"},
         }
     )
-    planned = plan(config)
-    assert [name for name, _, _ in planned.stages][-1] == "train"
-    assert all(seconds for _, _, seconds in planned.stages)
-    assert planned.needed("cpu") < 8
-    assert ShortShape().hidden_size == 64
+    assert planned_stages(config)[-1][0] == "train"
+    assert all(seconds for _, _, seconds in planned_stages(config))
+    assert 0 < plan(config).needed("cpu") < 8
 
 
 def test_too_little_memory_is_refused_with_both_numbers(recipe, monkeypatch):
@@ -143,7 +145,7 @@ def test_too_little_memory_is_refused_with_both_numbers(recipe, monkeypatch):
     assert "GiB of cpu memory but 1.0 GiB are free (" in message
     assert "driver and ray 1.2" in message
     assert "lower engine.kv_cache_gib" in message
-    assert "1.0 GiB free - DOES NOT FIT" in render(plan(recipe()))
+    assert "1.0 GiB free - DOES NOT FIT" in text(plan(recipe()))
 
 
 def test_on_a_cluster_memory_is_not_judged(recipe, monkeypatch):
@@ -152,7 +154,7 @@ def test_on_a_cluster_memory_is_not_judged(recipe, monkeypatch):
     planned = plan(recipe(learner_gpus=1))
     assert planned.free == {"cpu": None, "gpu": None}
     assert check_memory(planned) is None
-    assert "the cluster's memory is not known here" in render(planned)
+    assert "its free memory is not known here" in text(planned)
 
 
 def test_gpus_that_are_not_there_are_refused(recipe, monkeypatch):
@@ -172,7 +174,7 @@ def test_a_cache_smaller_than_one_dialogue_and_a_context_beyond_the_model_are_re
 
 
 def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(recipe, monkeypatch):
-    monkeypatch.setattr("longshort.planning.plan.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("longshort.preflight.checks.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     config = recipe(save_total_limit=3)
     with pytest.raises(LongShortError, match=r"4 checkpoints take 0\.0 GiB but 0\.0 GiB are free on that disk"):
         check_disk(config, {"long": read_facts(config.long.model, "long.model")})
@@ -201,7 +203,7 @@ def gpu_recipe(recipe, share, **settings):
 
 
 def test_the_memory_of_several_gpus_is_not_one_pool(recipe, monkeypatch):
-    """Shares of 0.5: each role has a GPU of its own; 24 GiB are enough for both together and not for either on 12 and 8."""
+    """Shares of 0.5: each role has a GPU of its own; 24 GiB are enough for both together, 20 and 4 are not."""
     on_gpus(monkeypatch, 20, 4)
     planned = plan(gpu_recipe(recipe, 0.5))
     assert planned.places["long engine (vllm)"] == planned.places["long learner (torch)"] == ["gpu 0"]
@@ -211,47 +213,47 @@ def test_the_memory_of_several_gpus_is_not_one_pool(recipe, monkeypatch):
         LongShortError, match=r"GiB of gpu 1 memory but 4\.0 GiB are free \(short engine \(vllm\) 11\.0"
     ):
         check_memory(planned)
-    assert "gpu 0 × 0.5" in render(
-        planned
-    ) and "long role travel by ipc: the engine and its learner share a GPU" in render(planned)
+    assert "gpu 0 × 0.5" in text(planned)
+    assert "long role travel by ipc: the engine and its learner share a GPU" in text(planned)
 
 
 def test_quarters_share_one_gpu_and_whole_ones_need_one_each(recipe, monkeypatch):
     on_gpus(monkeypatch, 70)
-    assert {
-        place for name, where in plan(gpu_recipe(recipe, 0.25)).places.items() if "er (" in name for place in where
-    } >= {"gpu 0"}
-    with pytest.raises(
-        LongShortError, match=r"asks for 4 GPUs at once \(long engine \(vllm\) 1 × 1, .*but 1 are here; lower engine"
-    ):
+    planned = plan(gpu_recipe(recipe, 0.25))
+    on_a_gpu = {process.name: planned.places[process.name] for process in planned.processes if process.gpus}
+    assert len(on_a_gpu) == 4 and set(map(tuple, on_a_gpu.values())) == {("gpu 0",)}
+    says = r"asks for 4 GPUs at once \(long engine \(vllm\) 1 × 1, .*but there are 1; lower engine"
+    with pytest.raises(LongShortError, match=says):
         plan(gpu_recipe(recipe, 1))
 
 
 def test_in_turns_only_the_larger_need_counts(recipe, monkeypatch):
-    """By hand: both engines' processes and what learners keep, and beside them the KV caches (10 each) or the micro-batches."""
+    """By hand: both engines' processes and what learners keep, and beside them the KV caches or the micro-batches."""
     on_gpus(monkeypatch, 70)
     resident, turns = plan(gpu_recipe(recipe, 0.25)), plan(gpu_recipe(recipe, 0.25, time_share=True))
-    gone = sum(
-        actor.parts["micro-batch"] + actor.parts["transfer"] for actor in resident.actors if "learner (" in actor.name
-    )
-    assert resident.needed("gpu 0") - turns.needed("gpu 0") == pytest.approx(gone) and gone > 0
-    assert turns.needed("gpu 0") > 20 and turns.needed("cpu") == resident.needed("cpu")
-    assert "engines and learners take turns" in render(turns)
+    learners = [process.parts for process in resident.processes if process.kind == "learner"]
+    gone = sum(parts["activations"] + parts["logits"] + parts["transfer"] for parts in learners)
+    assert gone > 0
+    assert resident.needed("gpu 0") - turns.needed("gpu 0") == pytest.approx(gone)
+    assert turns.needed("gpu 0") > 20
+    assert turns.needed("cpu") == resident.needed("cpu")
+    assert "engines and learners take turns" in text(turns)
 
 
 def test_ranks_of_a_learner_are_planned_as_the_recipe_has_them(recipe):
     learner = {"backend": "deepspeed", "ranks": 2, "zero_stage": 3, "offload": True, "gradient_checkpointing": True}
     planned = plan(recipe(learner=learner))
-    (long,) = [actor for actor in planned.actors if actor.name == "long learner (deepspeed, ZeRO-3, 2 ranks)"]
+    processes = {process.name: process for process in planned.processes}
+    long = processes["long learner (deepspeed, ZeRO-3, 2 ranks)"]
     parameters = read_facts(recipe().long.model, "long.model").parameters
-    assert long.count == 2 and planned.places[long.name] == ["cpu", "cpu"]
-    assert long.parts["weights + gradient + AdamW"] * GIB == pytest.approx(
-        (4 + 4) * parameters / 2 + 2 * 4 * parameters
-    )  # buffers
-    assert long.parts["AdamW, offloaded"] * GIB == 8 * parameters
-    plain = next(actor for actor in plan(recipe()).actors if actor.name == "long learner (torch)")
-    assert long.parts["micro-batch"] < plain.parts["micro-batch"]
-    assert "; 2 such processes" in render(planned)
+    assert long.count == 2
+    assert planned.places[long.name] == ["cpu", "cpu"]
+    held = {name: gib * GIB / parameters for name, gib in long.parts.items()}
+    assert (held["weights"], held["gradients"], held["optimizer"], held["buffers"]) == pytest.approx((2, 2, 0, 8))
+    assert held["offloaded optimizer"] == pytest.approx(8)
+    (plain,) = [process for process in plan(recipe()).processes if process.name == "long learner (torch)"]
+    assert long.parts["activations"] < plain.parts["activations"]
+    assert "; 2 of these" in text(planned)
 
 
 def test_the_cold_starts_processes_are_listed_and_come_before_the_trainings(recipe, tiny):
@@ -261,13 +263,18 @@ def test_the_cold_starts_processes_are_listed_and_come_before_the_trainings(reci
         "importance": {"num_engines": 2},
     }
     planned = plan(recipe(coldstart=section, learner_gpus=0))
-    names = [actor.name for actor in planned.actors if actor.when == "cold start"]
-    assert names[2:] == ["coldstart.instruct (vllm)", "coldstart.rollout (transformers)", "long fine-tuning (trl)"]
+    cold = [process for process in planned.processes if process.phase == "cold start"]
+    assert [process.name for process in cold] == [
+        "driver and ray",
+        "coldstart.instruct (vllm)",
+        "coldstart.rollout (transformers)",
+        "long fine-tuning (trl)",
+        "graders (1)",
+    ]
     assert planned.places["coldstart.rollout (transformers)"] == ["cpu", "cpu"]
-    assert planned.needed("cpu") == pytest.approx(
-        sum(actor.gib * actor.count for actor in planned.actors if actor.when == "cold start")
-    ), "its KV cache of 10 GiB is more than the training needs"
-    assert "before it, in the cold start:" in render(planned)
+    total = sum(process.gib * process.count for process in cold)
+    assert planned.needed("cpu") == pytest.approx(total), "its KV cache of 10 GiB is more than the training needs"
+    assert "  cold start:" in text(planned).splitlines()
 
 
 def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatch, capsys):
@@ -278,7 +285,9 @@ def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatc
     assert cli.main(["plan", str(tmp_path / "recipe.yaml")]) == 0
     monkeypatch.setattr(memory, "free_memory", lambda: GIB)
     assert cli.main(["plan", str(tmp_path / "recipe.yaml")]) == 1
-    assert "DOES NOT FIT" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed
+    assert "none of the changes tried makes it fit" in printed
 
 
 @pytest.mark.parametrize(
@@ -291,7 +300,6 @@ def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatc
         ({"advantage": "teem"}, "advantage: 'teem' is not known; did you mean 'team'? known: team"),
         ({"loss": {"name": "grppo"}}, "loss.name: 'grppo' is not known; did you mean 'grpo'? known: grpo, dr_grpo"),
         ({"loss": {"name": "cispo"}}, "loss.epsilon_high is 0.28"),
-        ({"stages": ["trian"]}, "stages: 'trian' is not a stage; known:"),
         ({"long": {"model": ""}}, "long.model is empty; name a model folder or a hub name"),
         ({"long": {"model": "./nowhere"}}, "long.model: no folder './nowhere'"),
         ({"long": {"model": "nobody/nothing"}}, "long.model: 'nobody/nothing' is neither a folder here"),
@@ -312,8 +320,14 @@ def test_what_cannot_work_is_refused_before_anything_starts(recipe, settings, sa
 def test_problems_of_the_trainer_class_are_checked_in_place_of_the_recipes(recipe):
     config = recipe(dataset="rows/none.jsonl")
     bad_gold = [Problem(id="x", question="p", answer="\\frac{")]
-    assert "reference answers cannot be graded" in refusal(config, problems=bad_gold)
-    assert check(config, problems=bad_gold, graded=False) is None
+    with pytest.raises(LongShortError, match="reference answers cannot be graded"):
+        check(config, training=bad_gold, held_out=[])
+    assert check(config, training=bad_gold, held_out=[], graded=False) is None
+
+
+def test_a_stage_that_does_not_exist_is_refused(recipe):
+    with pytest.raises(LongShortError, match="stages: 'trian' is not a stage; known:"):
+        planned_stages(recipe(stages=["trian"]))
 
 
 @pytest.mark.parametrize(

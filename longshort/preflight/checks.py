@@ -1,4 +1,4 @@
-"""What is refused before anything starts: names, output folder, models, memory, disk, tokenizers, data, gold answers."""
+"""What is refused before anything starts: names, output folder, models, memory, disk, tokenizers and problems."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longshort.backends.weights import adapters
 from longshort.dialogue.encoding import ROLE_TAGS, special_ids
@@ -24,12 +25,13 @@ from longshort.runs.model_files import ModelFacts, expected_weights, find_folder
 from longshort.runs.tracking import TRACKERS
 from longshort.types import ROLES, LongShortError, Problem
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 WEIGHT_BYTES, MOMENTS_BYTES = 4, 8
-"""Per parameter on disk: the weight, and AdamW's moments of one that is trained."""
-
-
+"""On disk, per parameter."""
 LONGEST = 32
-"""How many prompts are checked against the context: the longest by characters."""
+"""Number of prompts that are checked against the context: the longest by characters."""
 
 
 def check(
@@ -40,10 +42,11 @@ def check(
     protocol: TurnProtocol | None = None,
     graded: bool = True,
 ) -> None:
-    """Refuse, before anything starts, what cannot work: names, output folder, models, memory, disk, tokenizers, data, gold answers.
+    """Refuse a run that cannot work.
 
-    `training` and `held_out` are the problems of the run and of its evaluations. `protocol` replaces the recipe's. `graded` is False where
-    a custom reward does not need gold answers. Raises LongShortError with what, where, both values and the remedy.
+    `training` and `held_out` are the problems of the run and of its evaluations. `protocol` replaces the recipe's.
+    `graded` is False where a custom reward does not need gold answers. Raises LongShortError with what, where, both
+    values and the remedy.
     """
     check_names(config)
     check_output(config)
@@ -60,7 +63,7 @@ def check(
 
 
 def check_names(config: LongShortConfig) -> None:
-    """Every plug-in that the recipe names exists, and its settings mean what they say."""
+    """Refuse names of plug-ins that do not exist, and settings that contradict them."""
     lookup(PROTOCOLS, config.protocol.name, "protocol.name")
     lookup(ADVANTAGES, config.advantage, "advantage")
     lookup(losses.LOSSES, config.loss.name, "loss.name")
@@ -74,16 +77,18 @@ def check_names(config: LongShortConfig) -> None:
     roles = make_protocol(config).roles
     if config.schedule != "joint" and (not config.schedule or not set(config.schedule) <= set(roles)):
         raise LongShortError(
-            f"schedule is {config.schedule!r}, but protocol {config.protocol.name} trains {' and '.join(roles)}; name those, or joint"
+            f"schedule is {config.schedule!r}, but protocol {config.protocol.name} trains {' and '.join(roles)}; "
+            "name those, or joint"
         )
     if config.share_engine and len(roles) < 2:
         raise LongShortError(
-            f"share_engine: protocol {config.protocol.name} has one role, so there is no other to share with; remove share_engine"
+            f"share_engine: protocol {config.protocol.name} has one role, so there is no other to share with; "
+            "remove share_engine"
         )
 
 
 def check_output(config: LongShortConfig) -> None:
-    """The output folder can be made and written."""
+    """Refuse an output folder that cannot be made or written."""
     existing = _existing(config.output_dir)
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -95,58 +100,57 @@ def check_output(config: LongShortConfig) -> None:
 
 
 def check_contexts(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> None:
-    """The engine's context is one the model knows, and its KV cache holds at least one dialogue."""
+    """Refuse an engine's context beyond the model's, and a KV cache that cannot hold one dialogue."""
     for role, model in facts.items():
         engine = config.role(role).engine
         if engine.max_model_len > model.context:
             raise LongShortError(
-                f"{role}.engine.max_model_len is {engine.max_model_len:,} but {model.name} knows positions up to {model.context:,} "
-                "(max_position_embeddings); lower the one or take another model"
+                f"{role}.engine.max_model_len is {engine.max_model_len:,} but {model.name} knows positions up to "
+                f"{model.context:,} (max_position_embeddings); lower the one or take another model"
             )
-        wanted = engine.max_model_len * model.kv_numbers * BYTES[engine.dtype] / GIB
-        if wanted > engine.kv_cache_gib:
+        needed = engine.max_model_len * model.kv_numbers * BYTES[engine.dtype] / GIB
+        if needed > engine.kv_cache_gib:
             raise LongShortError(
-                f"{role}.engine.kv_cache_gib is {engine.kv_cache_gib:g}, but one dialogue of {model.name} at max_model_len "
-                f"({engine.max_model_len:,} tokens) takes {wanted:.2g} GiB; raise the one or lower the other"
+                f"{role}.engine.kv_cache_gib is {engine.kv_cache_gib:g}, but one dialogue of {model.name} at "
+                f"max_model_len ({engine.max_model_len:,} tokens) takes {needed:.2g} GiB; raise the one or lower the "
+                "other"
             )
 
 
 def check_adapters(config: LongShortConfig) -> None:
-    """Every `lora.target_modules` means layers that the role's model has, and an adapter to start from has their shapes."""
+    """Refuse `lora.target_modules` that the role's model does not have, and an adapter of other shapes."""
     for role in ROLES:
         if (model := config.role(role).model) and (lora := config.role(role).lora):
             shapes = expected_weights(str(find_folder(model, f"{role}.model")))
-            layers = [
-                name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name
-            ]
+            matrices = [name for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name]
+            layers = [name.removesuffix(".weight") for name in matrices]
             chosen = adapters.matching(layers, lora.target_modules, f"{role}.lora.target_modules")
             if lora.adapter:
-                adapters.check_adapter(
-                    adapters.read(Path(lora.adapter), role, lora), shapes, held=adapters.names(chosen)
-                )
+                adapter = adapters.read(Path(lora.adapter), role, lora)
+                adapters.check_adapter(adapter, shapes, held=adapters.names(chosen))
 
 
 def check_disk(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> None:
-    """The checkpoints fit: those kept, and the one being written."""
+    """Refuse a disk too small for the checkpoints that are kept and the one that is being written."""
     copies = config.save_total_limit + 1
     needed = copies * sum(checkpoint_bytes(config, role, model) for role, model in facts.items()) / GIB
     free = shutil.disk_usage(_existing(config.output_dir)).free / GIB
     if needed > free:
         raise LongShortError(
-            f"output_dir {config.output_dir}: {copies} checkpoints take {needed:.1f} GiB but {free:.1f} GiB are free on that disk; choose "
-            f"another disk or lower save_total_limit ({config.save_total_limit})"
+            f"output_dir {config.output_dir}: {copies} checkpoints take {needed:.1f} GiB but {free:.1f} GiB are free "
+            f"on that disk; choose another disk or lower save_total_limit ({config.save_total_limit})"
         )
 
 
 def checkpoint_bytes(config: LongShortConfig, role: str, model: ModelFacts) -> int:
-    """A role's part of a checkpoint: the model and the optimizer's state; with LoRA, also the adapter, which alone has such a state."""
+    """Return the size of a role's part of a checkpoint. With LoRA only the adapter has moments."""
     if lora := config.role(role).lora:
         return WEIGHT_BYTES * model.parameters + (WEIGHT_BYTES + MOMENTS_BYTES) * adapter_parameters(model, lora.r)
     return (WEIGHT_BYTES + MOMENTS_BYTES) * model.parameters
 
 
-def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):
-    """The role's tokenizer: real files of its own, ids that the model has, and the special tokens that `protocol.tags: special` needs."""
+def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Load a role's tokenizer; refuse one without files, with ids beyond the model's, or without the tags it needs."""
     model = config.role(role).model
     if config.miniature and not model:
         from longshort.miniature.tokenizer import build_tokenizer
@@ -155,9 +159,8 @@ def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):
     from transformers import AutoTokenizer
 
     folder = find_folder(model, f"{role}.model")
-    if not any(folder.glob("tokenizer.*")) and not any(
-        folder.glob("vocab.*")
-    ):  # transformers would make an empty one from config.json
+    # Without these files transformers would make an empty tokenizer from config.json.
+    if not any(folder.glob("tokenizer.*")) and not any(folder.glob("vocab.*")):
         raise LongShortError(
             f"{role}.model: {model!r} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json); copy it there"
         )
@@ -169,8 +172,8 @@ def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):
         ) from error
     if len(tokenizer) > vocabulary:
         raise LongShortError(
-            f"{role}.model: the tokenizer of {model!r} has {len(tokenizer):,} ids but the model's embedding {vocabulary:,}; give it the "
-            "tokenizer it was trained with, or resize the embedding"
+            f"{role}.model: the tokenizer of {model!r} has {len(tokenizer):,} ids but the model's embedding "
+            f"{vocabulary:,}; give it the tokenizer it was trained with, or resize the embedding"
         )
     if config.protocol.tags == "special":
         special_ids(tokenizer, ROLE_TAGS)
@@ -178,9 +181,12 @@ def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int):
 
 
 def check_prompts(
-    config: LongShortConfig, problems: Sequence[Problem], protocol, tokenizers: Mapping[str, object]
+    config: LongShortConfig,
+    problems: Sequence[Problem],
+    protocol: TurnProtocol,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
 ) -> None:
-    """The longest problems leave room for a turn in the context of the role that speaks first."""
+    """Refuse problems whose prompt leaves no room in the context of the role that speaks first."""
     speaker = protocol.next(())
     context = config.role(speaker).engine.max_model_len
     for problem in sorted(problems, key=lambda problem: -len(problem.question))[:LONGEST]:
@@ -193,13 +199,13 @@ def check_prompts(
 
 
 def check_golds(config: LongShortConfig, problems: Sequence[Problem]) -> None:
-    """Every gold answer can be graded against."""
-    with GradingPool(config.grading.workers, config.grading.timeout_s, config.grading.memory_mb) as pool:
+    """Refuse reference answers that nothing can be graded against."""
+    with GradingPool.of(config.grading) as pool:
         pool.check_golds(problems)
 
 
 def _existing(output_dir: str) -> Path:
-    """The folder itself, or the nearest parent that is there."""
+    """Return the folder itself, or its nearest parent that exists."""
     folder = Path(output_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():

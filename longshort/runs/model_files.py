@@ -40,47 +40,6 @@ class ModelFacts:
         return 2 * self.layers * self.kv_width
 
 
-_QWEN_1_5B = dict(layers=28, hidden=1536, intermediate=8960, kv_heads=2, kv_width=256, vocabulary=151_936)
-_QWEN_7B = dict(
-    parameters=7_615_616_512, layers=28, hidden=3584, intermediate=18_944, kv_heads=4, kv_width=512, vocabulary=152_064
-)
-_LLAMA_8B = dict(
-    parameters=8_030_261_248, layers=32, hidden=4096, intermediate=14_336, kv_heads=8, kv_width=1024, vocabulary=128_256
-)
-_PUBLISHED = {
-    "Qwen/Qwen2.5-0.5B-Instruct": dict(
-        parameters=494_032_768,
-        layers=24,
-        hidden=896,
-        intermediate=4864,
-        kv_heads=2,
-        kv_width=128,
-        vocabulary=151_936,
-        context=32_768,
-    ),
-    "Qwen/Qwen2.5-1.5B-Instruct": dict(parameters=1_543_714_304, context=32_768, **_QWEN_1_5B),
-    "Qwen/Qwen2.5-3B-Instruct": dict(
-        parameters=3_085_938_688,
-        layers=36,
-        hidden=2048,
-        intermediate=11_008,
-        kv_heads=2,
-        kv_width=256,
-        vocabulary=151_936,
-        context=32_768,
-    ),
-    "Qwen/Qwen2.5-7B-Instruct": dict(context=32_768, **_QWEN_7B),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": dict(parameters=1_777_088_000, context=131_072, **_QWEN_1_5B),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": dict(context=131_072, **_QWEN_7B),
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": dict(context=131_072, **_LLAMA_8B),
-    "meta-llama/Llama-3.1-8B": dict(context=131_072, **_LLAMA_8B),
-    "meta-llama/Llama-3.1-8B-Instruct": dict(context=131_072, **_LLAMA_8B),
-}
-PUBLISHED = {name: ModelFacts(name=name, **sizes) for name, sizes in _PUBLISHED.items()}
-"""Well-known models, so that GPUs can be planned without the model and without a network: the numbers of each one's
-public config.json and of the parameter count on its hub page; tests/test_placement.py counts the parameters again."""
-
-
 def read_facts(model: str, key: str) -> ModelFacts:
     """Read the facts of a model folder or hub name that the recipe names under `key` ("long.model").
 
