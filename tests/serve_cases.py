@@ -52,7 +52,7 @@ class ScriptedEngine:
             raise KeyError("a bug of ours")
         ids = encode_plain(self.tokenizer, text)
         if stop.startswith("<"):
-            ids += (special_ids(self.tokenizer, (stop,))[stop],)
+            ids += special_ids(self.tokenizer, (stop,))
         ids = ids[: sampling.max_tokens]
         for end in range(1, len(ids) if watch else 0):
             watch(ids[:end])

@@ -1,7 +1,7 @@
-"""Answers as strings: finding, cleaning and comparing them, and refusing those that would cost the grader too much.
+"""Answers as strings: extract, clean and compare them, and refuse those that would cost the grader too much.
 
-Nothing here knows algebra. Most answers of a run are decided by `quick` without it; the rest go to math-verify in another process
-(`grading.py`), but only after `refusal` has found nothing in them that makes a computer-algebra system work for minutes.
+Nothing here knows algebra. `quick` decides most answers without it. The others go to math-verify in another process
+(`grading.py`), unless `refusal` sees something in them that would keep a computer-algebra system busy for minutes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import math
 import re
 from collections import deque
 from fractions import Fraction
+from itertools import accumulate
 
 MAX_CHARACTERS = 500
 """About ten times the longest reference answer of MATH500."""
 MAX_NESTING = 10
-"""Of brackets of any kind. math-verify's parser takes time exponential in it: 0.2 s at 10, over 5 s at 60."""
+"""Depth of nested brackets. The time of math-verify's parser is exponential in it: 0.2 s at 10, over 5 s at 60."""
 MAX_POWER_DIGITS = 10_000
-"""Decimal digits that a written-out power may have; also the largest exponent and the largest factorial."""
+"""Decimal digits of a power's value; also the largest exponent and the largest factorial."""
 MAX_EXPANSION = 20
-"""Largest exponent of a bracket that holds letters or roots: simplification multiplies it out."""
+"""Largest exponent of a bracket with letters or roots in it: simplification multiplies it out."""
 MAX_ENTRIES, MAX_PIECES = 100, 10
 """Matrix entries; parts of a union, and bars of absolute values."""
 
@@ -26,7 +27,7 @@ _BOX = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}` whose braces balance, in one pass; None where there is none. `\{` is no brace."""
+    r"""Return the content of the last `\boxed{…}` with balanced braces, or None. One pass; `\{` is not a brace."""
     open_at: list[int] = []
     start, end = -1, -1
     for match in _BOX.finditer(text):
@@ -40,31 +41,12 @@ def last_boxed(text: str) -> str | None:
     return text[start:end] if start >= 0 else None
 
 
-_UNICODE = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "÷": "/",
-        "±": r"\pm ",
-        "π": r"\pi ",
-        "θ": r"\theta ",
-        "∞": r"\infty ",
-    }
-    | {
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∈": r"\in ",
-        "∅": r"\emptyset ",
-        "°": r"^\circ ",
-        "²": "^2",
-        "³": "^3",
-    }
-    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%", "，": ",", "（": "(", "）": ")"}
-)
+_UNICODE = str.maketrans({
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "±": r"\pm ", "π": r"\pi ", "θ": r"\theta ",
+    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ",
+    "°": r"^\circ ", "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "％": "%", "，": ",", "（": "(", "）": ")",
+})  # fmt: skip
 _TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)"
 _ORDINAL = rf"{_TEXT}\{{\s*(?:st|nd|rd|th)\s*\}}"
 _UNITS = rf"(?:{_TEXT}\{{[A-Za-z. ]+\}}(?:\^\{{?[23]\}}?)?|[A-Za-z]{{3,}}[A-Za-z ]*)"
@@ -99,9 +81,9 @@ _DIGITS = re.compile(r"\d[0-9A-Z]*")
 
 
 def canonical(answer: str) -> str:
-    r"""The answer in one spelling: LaTeX spacing, `\left`, currency, thousands separators, ordinals, a number's units, Unicode signs.
+    r"""Return the answer in one spelling, without LaTeX spacing, `\left`, currency, ordinals, units or Unicode signs.
 
-    Longer answers than MAX_CHARACTERS must be refused before: some patterns take quadratic time.
+    Refuse answers above MAX_CHARACTERS first: some patterns take quadratic time.
     """
     text = answer.translate(_UNICODE).strip()
     for pattern, replacement in _REWRITES:
@@ -110,22 +92,21 @@ def canonical(answer: str) -> str:
 
 
 def quick(gold: str, answer: str) -> bool | None:
-    """Whether two canonical answers are equal, as far as that shows without algebra; None where it does not.
+    """Return whether two canonical answers are equal; None if only algebra can tell.
 
-    Decides the letters of multiple choice, identical spellings, words in any case or wrapping, plain integers and decimals, and numerals
-    with a base.
+    Decides the letters of multiple choice, identical spellings, words in any case or wrapping, plain integers and
+    decimals, and numerals with a base.
     """
-    if wanted := _LETTER.fullmatch(_STYLE.sub("", gold)):
-        return wanted[1] == _choice(answer)
-    if _spaceless(gold) == _spaceless(answer) or _same_words(gold, answer):
+    if letter := _LETTER.fullmatch(_STYLE.sub("", gold)):
+        return letter[1] == _choice(answer)
+    if _spaceless(gold) == _spaceless(answer) or ((words := _words(gold)) and words == _words(answer)):
         return True
     gold_based, answer_based = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
     if gold_based and answer_based:
         return gold_based.groups() == answer_based.groups()
     if (gold_based and _DIGITS.fullmatch(answer)) or (answer_based and _DIGITS.fullmatch(gold)):
-        return (
-            gold.partition("_")[0] == answer.partition("_")[0]
-        )  # the base is often left out where the question fixed it
+        # the base is often omitted if the question names it
+        return gold.partition("_")[0] == answer.partition("_")[0]
     one, other = _number(gold), _number(answer)
     if one is None or other is None:
         return None
@@ -133,7 +114,7 @@ def quick(gold: str, answer: str) -> bool | None:
 
 
 def is_plain(gold: str) -> bool:
-    """Whether a canonical answer is a plain number, a numeral with a base or words, which need no parser."""
+    """Return whether a canonical answer is a plain number, a numeral with a base or words: those need no parser."""
     return bool(_number(gold) is not None or _BASED.fullmatch(gold) or _words(gold))
 
 
@@ -146,56 +127,49 @@ def _number(text: str) -> Fraction | None:
 
 
 def _words(text: str) -> str:
-    r"""The words of an answer such as `\text{Evelyn}`, `even`, `(C)` or `\text{(C)}`, folded; empty where it is not words."""
+    r"""Return the words, case-folded, of an answer such as `\text{Evelyn}`, `even` or `(C)`; empty if it has none."""
     bare = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r"\1", text).strip()
     bare = re.sub(r"^\(([A-Za-z])\)$", r"\1", bare)
     plain = re.fullmatch(r"[A-Za-z]|[A-Za-z]{3,}(?:[ ,'-]+[A-Za-z]{2,})*|[A-Za-z]{2,}(?: [A-Za-z]+)+", bare)
     return re.sub(r"[\s,]+", " ", bare).casefold() if plain else ""
 
 
-def _same_words(gold: str, answer: str) -> bool:
-    words = _words(gold)
-    return bool(words) and words == _words(answer)
-
-
 _STYLE = re.compile(
     r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|sf|bb)|boldsymbol|mbox|fbox|bf|rm)(?![A-Za-z])\s*|[{}*]|\\ "
 )
 _LETTER = re.compile(r"\(?([A-Z])\)?")
-_SAID = r"(?:(?:the )?(?:answer|option|choice)(?: is)?:? ?)?"
-_CHOICE = re.compile(_SAID + r"[(\[]?([A-Z])(?:[)\]][.:;,]?.*|[.:] .*|[.:;,])?", re.IGNORECASE | re.DOTALL)
+_LEAD = r"(?:(?:the )?(?:answer|option|choice)(?: is)?:? ?)?"
+_CHOICE = re.compile(_LEAD + r"[(\[]?([A-Z])(?:[)\]][.:;,]?.*|[.:] .*|[.:;,])?", re.IGNORECASE | re.DOTALL)
 
 
 def _choice(answer: str) -> str:
-    r"""The letter that an answer to multiple choice begins with: `C`, `(c)`, `C) 3.2 eV`, `\textbf{Option C}` -> "C"; empty without one.
+    r"""Return the letter of a multiple-choice answer, or "": `C`, `(c)`, `C) 3.2 eV`, `\textbf{Option C}` -> "C".
 
-    Only one letter counts, so `A, C` and `C or D` name none.
+    An answer that names several letters, such as `A, C` or `C or D`, has none.
     """
-    found = _CHOICE.fullmatch(_STYLE.sub("", answer).strip())
-    return found[1].upper() if found else ""
+    match = _CHOICE.fullmatch(_STYLE.sub("", answer).strip())
+    return match[1].upper() if match else ""
 
 
-_UNDONE = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf|det)(?![A-Za-z])")
+_UNEVALUATED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf|det)(?![A-Za-z])")
 _ARITHMETIC = re.compile(r"\\(?:[dt]?binom|Gamma|gamma|zeta|gcd|lcm|[bp]?mod)(?![A-Za-z])")
 _LARGE = re.compile(r"\d{6,}|\d\s*\^\s*\{?\s*\d")
 _STUTTER = re.compile(r"([-+!^_|])(?:\s*\1){3,}")
 
 
 def refusal(answer: str) -> str:
-    """Why a canonical answer must not reach the algebra system: "too_long", "too_costly", or "" where it may.
+    """Return why a canonical answer must not reach the algebra system, `too_long` or `too_costly`; "" if it may.
 
-    `too_long`: too many characters or brackets within brackets. `too_costly`: power towers, huge powers and factorials, wide matrices
-    and unions, and sums, products, integrals, limits and determinants left undone - math-verify would work them out, which is slow, and
-    would let a policy be paid for restating the problem.
+    `too_long`: too many characters or nested brackets. `too_costly`: power towers, huge powers and factorials, wide
+    matrices and unions; also unevaluated sums, products, integrals, limits and determinants. math-verify would evaluate
+    those, which is slow, and a policy would be rewarded for restating the problem.
     """
     if len(answer) > MAX_CHARACTERS or _nesting(answer) > MAX_NESTING:
         return "too_long"
-    if _UNDONE.search(answer) or _STUTTER.search(answer) or (_ARITHMETIC.search(answer) and _LARGE.search(answer)):
+    if _UNEVALUATED.search(answer) or _STUTTER.search(answer) or (_ARITHMETIC.search(answer) and _LARGE.search(answer)):
         return "too_costly"
-    if (
-        answer.count("&") > MAX_ENTRIES
-        or max(answer.count(r"\cup"), answer.count(r"\cap"), answer.count("|")) > MAX_PIECES
-    ):
+    pieces = max(answer.count(r"\cup"), answer.count(r"\cap"), answer.count("|"))
+    if answer.count("&") > MAX_ENTRIES or pieces > MAX_PIECES:
         return "too_costly"
     try:
         _product(deque(_TOKEN.findall(answer)))
@@ -205,18 +179,12 @@ def refusal(answer: str) -> str:
 
 
 def _nesting(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        if character in "{([":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "})]":
-            depth -= 1
-    return deepest
+    steps = ((character in "{([") - (character in "})]") for character in text)
+    return max(accumulate(steps, initial=0))
 
 
 class _TooLarge(Exception):
-    """A power or factorial in the answer is beyond MAX_POWER_DIGITS."""
+    """The answer has a power or factorial beyond MAX_POWER_DIGITS."""
 
 
 _TOKEN = re.compile(r"\d+\.?\d*|\.\d+|\\[A-Za-z]+|\\.|\S")
@@ -225,9 +193,9 @@ _LARGEST = math.log10(MAX_POWER_DIGITS)
 
 
 def _product(tokens: deque[str]) -> tuple[float, bool]:
-    """Read up to the closing bracket. Returns (log10 of a bound of the value with every letter at 1, whether it is all digits).
+    """Read up to the closing bracket. Return (log10 of a bound on the value with letters at 1, whether it has none).
 
-    Every operation between atoms is bounded by their product, a sum by twice that.
+    The product of its atoms bounds every operation between them, a sum by twice that.
     """
     size, plain = 0.0, True
     while tokens and tokens[0] not in ("}", ")", "]", r"\}"):
@@ -239,7 +207,7 @@ def _product(tokens: deque[str]) -> tuple[float, bool]:
 
 
 def _atom(tokens: deque[str]) -> tuple[float, bool]:
-    """Read one number, letter, command or bracket with its powers and factorials; returns as `_product` does. Raises _TooLarge."""
+    """Read a number, letter, command or bracket with its powers and factorials. Returns as `_product`; may raise."""
     token = tokens.popleft()
     bracket = token in ("{", "(", "[", r"\{")
     if bracket:

@@ -53,7 +53,7 @@ class Verdict:
     reason: str
 
 
-class GradingPool:
+class GradingPool(contextlib.AbstractContextManager["GradingPool"]):
     """Grades answers for any number of coroutines and threads at once. Each process works on one answer at a time.
 
     An answer must be graded within `timeout_s`; a process may grow by `memory_mb`. The verdicts of the last
@@ -127,9 +127,6 @@ class GradingPool:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for process in processes:
             process.reap()
-
-    def __enter__(self) -> GradingPool:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

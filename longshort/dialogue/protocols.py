@@ -1,11 +1,11 @@
-"""Turn protocols: who speaks next, what they see, and how a dialogue ends (METHOD: Long⊗Short, arXiv 2505.11827, section 3.3).
+"""Turn protocols: who speaks next, what they see, and how a dialogue ends (Long⊗Short, arXiv 2505.11827, section 3.3).
 
-A protocol never parses model text to decide anything. Who spoke is who was sampled, how a turn ended is what the engine reports.
-Role tags and special-token strings inside a problem or inside a partner's message are data: they are encoded as plain text.
+A protocol never parses model text to decide anything: it knows who spoke, and the engine reports how a turn ended.
+Role tags and names of special tokens inside a problem or a partner's message are data, encoded as plain text.
 
-Rendering is append-only. A speaker's prompt is its previous prompt, followed by the ids it sampled exactly as sampled, followed by
-the partner's text encoded once with *this* speaker's tokenizer. So prefix caches hit on every turn, two models may have two different
-tokenizers, and one training sequence holds everything a role wrote in an episode.
+Rendering is append-only. A speaker's prompt is its previous prompt, the ids it sampled, exactly as sampled, and the
+partner's text, encoded once with *this* speaker's tokenizer. So prefix caches hit on every turn, two models may have
+different tokenizers, and one training sequence holds everything a role wrote in an episode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from longshort.dialogue.encoding import (
     special_ids,
 )
 from longshort.dialogue.solo import Solo
-from longshort.dialogue.turns import LENGTH_STOPS, TurnProtocol, closed_well, count_hand_backs
+from longshort.dialogue.turns import LENGTH_STOPS, TurnProtocol, closed_well, count_hand_backs, tightest
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.types import LONG, ROLES, SHORT, Completion, Episode, Problem, Turn
 
@@ -34,22 +34,22 @@ LONG_INSTRUCTIONS = (
     "inside <think> </think>. Your partner does the rest."
 )
 SHORT_INSTRUCTIONS = (
-    "You are the short thinker. Continue your partner's thoughts as briefly as you can inside <answer>. When the problem is solved, "
-    "put the final answer in \\boxed{} and close with </answer>. When a hard step needs careful thought, close with </rethink> and "
-    "your partner will think again."
+    "You are the short thinker. Continue your partner's thoughts as briefly as you can inside <answer>. "
+    "When the problem is solved, put the final answer in \\boxed{} and close with </answer>. "
+    "When a hard step needs careful thought, close with </rethink> and your partner will think again."
 )
 FINAL_NOTICE = "\nThis is the last turn: finish with \\boxed{} and </answer>.\n"
 
 
 class LongShort:
-    """The paper's dialogue: long writes `<think>…</think>`, short `<answer>…` up to `</answer>`, or `</rethink>` to hand back.
+    """The paper's dialogue: long writes `<think>…</think>`, short `<answer>…</answer>`, or `…</rethink>` to hand back.
 
-    Ours: at most `max_exchanges` think/answer pairs (the paper's loop can run forever), per-turn and whole-episode token budgets, and on
-    the last exchange the short model reads `final_notice`, which tells it that it must finish. `tags` is "text" (stop strings) or
-    "special" (each tag is one special token of both tokenizers).
+    The paper's loop can run forever; this one has at most `max_exchanges` think/answer pairs and token budgets per turn
+    and per episode. On the last exchange the short model reads `final_notice`: it must finish. `tags` is "text" (stop
+    strings) or "special" (each tag is one special token of both tokenizers).
     """
 
-    roles = ROLES
+    roles: Sequence[str] = ROLES
     opening = {LONG: THINK, SHORT: ANSWER}
     closing = {LONG: (END_THINK,), SHORT: (END_ANSWER, RETHINK)}
 
@@ -63,12 +63,8 @@ class LongShort:
         instructions: Mapping[str, str] | None = None,
         final_notice: str = FINAL_NOTICE,
     ):
-        self.max_exchanges, self.turn_tokens, self.episode_tokens, self.tags = (
-            max_exchanges,
-            dict(turn_tokens),
-            episode_tokens,
-            tags,
-        )
+        self.max_exchanges, self.tags = max_exchanges, tags
+        self.turn_tokens, self.episode_tokens = dict(turn_tokens), episode_tokens
         self.instructions = {LONG: LONG_INSTRUCTIONS, SHORT: SHORT_INSTRUCTIONS} | dict(instructions or {})
         self.final_notice = final_notice
 
@@ -76,7 +72,6 @@ class LongShort:
     def of(cls, config: LongShortConfig) -> LongShort:
         """Build the protocol from a recipe: its section `protocol`, and each role's turn budget and instructions."""
         section = config.protocol
-        options = {"final_notice": section.final_notice} if section.final_notice is not None else {}
         instructions = {role: config.role(role).instructions for role in ROLES}
         return cls(
             max_exchanges=section.max_exchanges,
@@ -84,14 +79,13 @@ class LongShort:
             episode_tokens=section.episode_tokens,
             tags=section.tags,
             instructions={role: text for role, text in instructions.items() if text is not None},
-            **options,
+            final_notice=FINAL_NOTICE if section.final_notice is None else section.final_notice,
         )
 
     def instructions_of(self, role: str) -> str:
         return self.instructions[role]
 
     def next(self, turns: Sequence[Turn]) -> str:
-        """The role that speaks next, or the name of the reason to stop."""
         if not turns:
             return LONG
         stop = turns[-1].completion.stop
@@ -104,7 +98,6 @@ class LongShort:
         return stop if stop in LENGTH_STOPS else "malformed"
 
     def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
-        """The speaker's prompt in its own token ids; extends its previous prompt and completion."""
         own = [i for i, turn in enumerate(turns) if turn.role == speaker]
         if own:
             last = turns[own[-1]]
@@ -119,34 +112,27 @@ class LongShort:
         return prompt + self._tag(tokenizer, self.opening[speaker])
 
     def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
-        """How many tokens this turn may have, and the name of the stop if they run out."""
         used = sum(len(turn.completion.token_ids) for turn in turns)
-        limits = (
+        return tightest(
             (self.turn_tokens[speaker], "turn_length"),
             (self.episode_tokens - used, "episode_length"),
             (context - prompt_tokens, "context"),
         )
-        return min(limits, key=lambda limit: limit[0])
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The tags that end the speaker's turn and, where tags are special tokens, their ids in the same order (else empty)."""
         tags = self.closing[speaker]
-        return tags, tuple(special_ids(tokenizer, tags).values()) if self.tags == "special" else ()
+        return tags, special_ids(tokenizer, tags) if self.tags == "special" else ()
 
     def close(self, speaker: str, text: str, stop: str, tokenizer: Any) -> tuple[int, ...]:
-        """The ids of a scripted turn of `speaker`: its text, then its closing tag (used for demonstrations)."""
         return encode_plain(tokenizer, text) + self._tag(tokenizer, stop)
 
     def well_formed(self, episode: Episode, role: str) -> bool:
-        """Whether each of the role's turns closed with one of its tags and holds no role tag inside (a `<` in maths is fine)."""
         return all(closed_well(turn, self.closing[role]) for turn in episode.turns if turn.role == role)
 
     def final_text(self, episode: Episode) -> str:
-        """The text that is graded: the last `</answer>` turn, or nothing when the episode was not answered."""
         return episode.turns[-1].completion.text if episode.stop == "answered" else ""
 
     def hand_backs(self, episode: Episode) -> int:
-        """How often short asked long to think again."""
         return count_hand_backs(episode)
 
     def _tag(self, tokenizer, tag: str) -> tuple[int, ...]:
@@ -154,7 +140,7 @@ class LongShort:
 
 
 PROTOCOLS: dict[str, type[TurnProtocol]] = {"long_short": LongShort, "solo": Solo}
-"""The protocols that `protocol.name` may name."""
+"""What `protocol.name` may name."""
 
 
 def make_protocol(config: LongShortConfig) -> TurnProtocol:
@@ -165,9 +151,10 @@ def make_protocol(config: LongShortConfig) -> TurnProtocol:
 def demonstration(
     problem: Problem, messages: Sequence[tuple[str, str, str]], protocol: TurnProtocol, tokenizers: Mapping[str, Any]
 ) -> Episode:
-    """A scripted dialogue as an episode, rendered by the very code that renders rollouts, so that SFT and RL prompts are byte-identical.
+    """Return a scripted dialogue as an episode. The code of rollouts renders it, so SFT and RL prompts are identical.
 
-    `messages` are (role, text, stop) in order, stop being the closing tag ("eos" for `solo`). Log-probs are 0: nobody sampled it.
+    `messages` are (role, text, stop) in order; stop is the closing tag ("eos" for `solo`). Log-probs are 0: no engine
+    sampled the text.
     """
     turns: list[Turn] = []
     for role, text, stop in messages:

@@ -2,8 +2,8 @@
 
     r_role = eta * correct + lambda * format_role + mu(t) * length(correct, cost)
 
-`cost` is the price-weighted number of tokens that *both* roles sampled in the episode; each length kind compares it with the other
-episodes of the same problem or with a target. The published code counts characters over the whole batch; this does not.
+`cost` is the price-weighted number of tokens that *both* roles sampled in the episode. A length term compares it with
+the other episodes of the problem or with a target. (The paper's code counts characters over the whole batch.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longshort.types import Episode, Problem, Reward
 
 
 def kimi(correct: Sequence[bool], cost: Sequence[float], target: float) -> list[float]:
-    """0.5 - (cost - min)/(max - min) over the group; a wrong answer earns min(0, that); all equal: 0.
+    """Return 0.5 - (cost - min)/(max - min) over the group, at most 0 for a wrong answer; 0 if all costs are equal.
 
     Kimi k1.5, arXiv 2501.12599, section 2.3.3.
     """
@@ -32,23 +32,23 @@ def kimi(correct: Sequence[bool], cost: Sequence[float], target: float) -> list[
 
 
 def laser(correct: Sequence[bool], cost: Sequence[float], target: float) -> list[float]:
-    """1 for a correct answer within the target cost, else 0 (LASER, arXiv 2505.15612, eq. 5)."""
+    """Return 1 for a correct answer within the target cost, else 0 (LASER, arXiv 2505.15612, eq. 5)."""
     return [float(right and c <= target) for right, c in zip(correct, cost, strict=True)]
 
 
 def shortest_bonus(correct: Sequence[bool], cost: Sequence[float], target: float) -> list[float]:
-    """1 for the cheapest correct answers of the group, else 0 (Observe-R1)."""
+    """Return 1 for the cheapest correct answers of the group, else 0 (Observe-R1)."""
     best = min((c for right, c in zip(correct, cost, strict=True) if right), default=None)
     return [float(right and c == best) for right, c in zip(correct, cost, strict=True)]
 
 
 def target_cost(correct: Sequence[bool], cost: Sequence[float], target: float) -> list[float]:
-    """Minus the relative distance to the target cost, at most 1 (L1, arXiv 2503.04697, eq. 1)."""
+    """Return minus the relative distance to the target cost, at least -1 (L1, arXiv 2503.04697, eq. 1)."""
     return [-min(1.0, abs(c - target) / target) for c in cost]
 
 
 def none(correct: Sequence[bool], cost: Sequence[float], target: float) -> list[float]:
-    """No length term."""
+    """Return 0: no length term."""
     return [0.0] * len(cost)
 
 
@@ -62,7 +62,7 @@ LENGTH_TERMS: dict[str, Callable[[Sequence[bool], Sequence[float], float], list[
 
 
 def length_weight(config: RewardConfig, progress: float) -> float:
-    """mu(t): 0 until `ramp_start`, then linear up to `length_weight` at `ramp_end`; progress in [0, 1]."""
+    """Return mu(t): 0 until `ramp_start`, then linear up to `length_weight` at `ramp_end`; progress is in [0, 1]."""
     if progress <= config.ramp_start:
         return 0.0
     if progress >= config.ramp_end:
@@ -71,9 +71,9 @@ def length_weight(config: RewardConfig, progress: float) -> float:
 
 
 class SynergyReward:
-    """The reward function of a run: grades the last `</answer>` turn in `pool`, adds format and length; every term is logged."""
+    """Grades the final text in `pool`, adds format and length, and reports every term."""
 
-    def __init__(self, config: RewardConfig, prices: Mapping[str, float], protocol, pool):
+    def __init__(self, config: RewardConfig, prices: Mapping[str, float], protocol: TurnProtocol, pool: GradingPool):
         self.config, self.prices, self.protocol, self.pool = config, dict(prices), protocol, pool
 
     async def __call__(self, problem: Problem, episodes: Sequence[Episode], progress: float) -> list[Reward]:
@@ -81,9 +81,8 @@ class SynergyReward:
         cost = [episode.cost(self.prices) for episode in episodes]
         length = LENGTH_TERMS[self.config.length.kind](correct, cost, self.config.length.target)
         mu = length_weight(self.config, progress)
-        return [
-            self._reward(episode, *parts, mu) for episode, *parts in zip(episodes, correct, length, cost, strict=True)
-        ]
+        scored = zip(episodes, correct, length, cost, strict=True)
+        return [self._reward(episode, right, term, spent, mu) for episode, right, term, spent in scored]
 
     async def _correct(self, problem: Problem, episode: Episode) -> bool:
         if episode.stop != "answered":
@@ -103,7 +102,7 @@ class SynergyReward:
 REWARDS: dict[str, Callable[[RewardConfig, Mapping[str, float], TurnProtocol, GradingPool], RewardFunction]] = {
     "synergy": SynergyReward
 }
-"""What makes the reward function of a run, from (settings, price of a token per role, protocol, grading pool)."""
+"""Makers of reward functions, from (settings, price of a token per role, protocol, grading pool)."""
 
 
 def make_reward(config: LongShortConfig, protocol: TurnProtocol, pool: GradingPool) -> RewardFunction:

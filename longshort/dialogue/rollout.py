@@ -1,4 +1,4 @@
-"""Episodes: two policies alternate on one problem. One coroutine per episode, so no episode ever waits for another one's turn."""
+"""Episodes: policies alternate on one problem. Each episode is a coroutine, so none waits for another one's turn."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import inspect
 import math
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from longshort.dialogue.turns import TurnProtocol
 from longshort.types import Completion, Episode, Group, Problem, Reward, Sampling, Turn
 
 
@@ -36,25 +37,20 @@ class Decoding:
     top_k: int = 0
 
 
-AT_ONCE = contextlib.nullcontext()
+UNLIMITED = contextlib.nullcontext()
 
 
-PLENTY = 1.5
-"""Episodes at once, for each that the engines decode at once: some are on their way between two messages, and none is as often with one
-model as with the other, yet both engines shall have all they can decode."""
-
-
-def live_episodes(decoded: int) -> int:
-    """How many episodes to have going on over engines that decode so many at once, all together."""
-    return math.ceil(PLENTY * decoded)
+def live_episodes(slots: int) -> int:
+    """Return how many episodes to keep live over all decode slots: 1.5 each, as one between turns uses none."""
+    return math.ceil(1.5 * slots)
 
 
 class Admission:
-    """How many episodes go on at once, so that both engines work and their caches need not hold everybody's dialogues.
+    """Limits how many episodes run at once, so that both engines have work and their caches do not overflow.
 
-    `live` bounds all of them (`live_episodes`). `starting` bounds those in their first turn: with one step's episodes
-    there at most, the next step's begin when these have moved on to the partner, so the two sets take opposite turns. Begun together they
-    would swing together, everyone at one engine and then everyone at the other (tests/test_loop.py measures both).
+    `live` limits all episodes (`live_episodes`), `starting` those in their first turn. If `starting` is one step's
+    episodes, the next step's begin when those have moved on to the partner, and the two sets take opposite turns.
+    Without it, all episodes would move from one engine to the other together (tests/test_loop.py measures both).
     """
 
     def __init__(self, *, live: int, starting: int):
@@ -64,12 +60,12 @@ class Admission:
 async def run_episode(
     problem: Problem,
     policies: Mapping[str, Engine],
-    protocol,
+    protocol: TurnProtocol,
     decoding: Decoding,
     seed: int,
-    first_turn: contextlib.AbstractAsyncContextManager = AT_ONCE,
+    first_turn: contextlib.AbstractAsyncContextManager = UNLIMITED,
 ) -> Episode:
-    """Let the policies alternate until the protocol names a reason to stop; the first turn is sampled inside `first_turn`."""
+    """Let the policies alternate until the protocol names a reason to stop. The first turn runs inside `first_turn`."""
     turns: list[Turn] = []
     while (speaker := protocol.next(turns)) in policies:
         policy = policies[speaker]
@@ -82,12 +78,10 @@ async def run_episode(
             max_tokens=max_tokens,
             stop=stop,
             stop_token_ids=stop_token_ids,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            top_k=decoding.top_k,
             seed=stable_seed(seed, len(turns)),
+            **asdict(decoding),
         )
-        async with AT_ONCE if turns else first_turn:
+        async with UNLIMITED if turns else first_turn:
             completion = await policy.generate(prompt, sampling)
         if completion.stop == "length":
             completion = replace(completion, stop=limit)
@@ -98,7 +92,7 @@ async def run_episode(
 async def run_group(
     problem: Problem,
     policies: Mapping[str, Engine],
-    protocol,
+    protocol: TurnProtocol,
     reward: RewardFunction,
     group_size: int,
     decoding: Decoding,
@@ -106,7 +100,7 @@ async def run_group(
     progress: float,
     admission: Admission,
 ) -> Group:
-    """`group_size` independent episodes of one problem, scored together (length rewards compare the episodes of a problem)."""
+    """Run `group_size` independent episodes of a problem and score them together (length terms compare them)."""
 
     async def admitted(number: int) -> Episode:
         async with admission.live:
@@ -122,5 +116,5 @@ async def run_group(
 
 
 def stable_seed(*parts: object) -> int:
-    """A 31-bit seed that is the same on every machine and in every process (Python's `hash` of a string is not)."""
+    """Return a 31-bit seed that is the same in every process, unlike Python's `hash` of a string."""
     return zlib.crc32("/".join(map(str, parts)).encode()) & 0x7FFFFFFF

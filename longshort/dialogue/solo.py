@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from longshort.dialogue.encoding import encode_plain, encode_problem, encode_tag, special_ids
-from longshort.dialogue.turns import LENGTH_STOPS, closed_well, count_hand_backs
+from longshort.dialogue.encoding import encode_plain, encode_problem, encode_tag
+from longshort.dialogue.turns import LENGTH_STOPS, closed_well, count_hand_backs, tightest
 from longshort.types import LONG, Episode, Problem, Turn
 
 if TYPE_CHECKING:
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class Solo:
-    """One model answers alone in one turn that ends with its end-of-text token: the baseline, and the control of every table."""
+    """One model answers alone, in one turn that ends with its end-of-text token."""
 
-    tags = "text"  # none are written, so no tokenizer need have them
+    tags = "text"  # it writes no tags, so its tokenizer need not have them
 
     def __init__(self, *, role: str = LONG, turn_tokens: int, instructions: str = ""):
-        self.role, self.roles = role, (role,)
+        self.role = role
+        self.roles: Sequence[str] = (role,)
         self.turn_tokens, self.instructions = turn_tokens, instructions
 
     @classmethod
@@ -41,7 +42,7 @@ class Solo:
         return encode_problem(tokenizer, self.instructions, problem.question)
 
     def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
-        return min((self.turn_tokens, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0])
+        return tightest((self.turn_tokens, "turn_length"), (context - prompt_tokens, "context"))
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
         return (), ()
@@ -60,39 +61,40 @@ class Solo:
 
 
 class OneMessage(Solo):
-    """A model of the pair alone: one message of its role, between its role's tags, is all there is, and what stands in it is graded.
+    """A model of the pair alone: it writes one message between its role's tags, and that message is graded.
 
-    The control that asks what a trained model is worth without its partner. `pair` is the protocol that it was trained in.
+    Shows what a trained model is worth without its partner. `pair` is the protocol that it was trained in.
     """
 
     def __init__(self, *, role: str, turn_tokens: int, pair: LongShort):
         super().__init__(role=role, turn_tokens=turn_tokens, instructions=pair.instructions[role])
-        self.opening, self.closing, self.tags = pair.opening[role], pair.closing[role], pair.tags
+        self.pair, self.closing, self.tags = pair, pair.closing[role], pair.tags
 
     def next(self, turns: Sequence[Turn]) -> str:
         return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
 
     def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
-        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
+        opening = encode_tag(tokenizer, self.pair.opening[self.role], self.tags)
+        return super().render(problem, turns, speaker, tokenizer) + opening
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        return self.closing, tuple(special_ids(tokenizer, self.closing).values()) if self.tags == "special" else ()
+        return self.pair.stops(self.role, tokenizer)
 
     def well_formed(self, episode: Episode, role: str) -> bool:
-        """As in the pair: closed with a tag of the role, and no tag inside. Ended with the end-of-text token it is graded, yet not this."""
+        """As in the pair. (A message that ends with the end-of-text token is graded but not well-formed.)"""
         return all(closed_well(turn, self.closing) for turn in episode.turns)
 
     def hand_backs(self, episode: Episode) -> int:
-        """1 where a short model asked for its partner, who is not there: its message is graded as it stands."""
+        """1 if a short model asked for its absent partner; its message is graded all the same."""
         return count_hand_backs(episode)
 
 
 class StoppedEarly(Solo):
-    """A long chain of thought cut after `thoughts` thoughts and made to answer: a control that asks what the rest of it was worth.
+    """A chain of thought that is cut after `thoughts` thoughts and made to answer: shows what the remainder is worth.
 
-    A thought ends with `separator`, and each is one turn of this protocol, an empty one too. After the last one allowed the model reads
-    `ending`, which opens the answer's box, and goes on from there, up to another separator; a model that has ended by itself before is left
-    alone. `turn_tokens` is for all turns together.
+    Each thought is one turn; it ends with `separator` and may be empty. After the last one the model reads `ending`,
+    which opens the answer's box, and continues up to the next separator. A model that ends by itself before that is
+    not interrupted. `turn_tokens` is the budget of all turns together.
     """
 
     def __init__(
@@ -114,15 +116,13 @@ class StoppedEarly(Solo):
 
     def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
         used = sum(len(turn.completion.token_ids) for turn in turns)
-        return min(
-            (self.turn_tokens - used, "turn_length"), (context - prompt_tokens, "context"), key=lambda limit: limit[0]
-        )
+        return tightest((self.turn_tokens - used, "turn_length"), (context - prompt_tokens, "context"))
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
         return (self.separator,), ()
 
     def final_text(self, episode: Episode) -> str:
-        """The forced answer with the box that was opened for it; of a model that ended by itself, all it wrote."""
+        """Return the forced answer with its opened box; everything the model wrote if it ended by itself."""
         texts = [turn.completion.text for turn in episode.turns]
         if episode.stop != "answered":
             return ""

@@ -16,9 +16,9 @@ STOPS = ("answered", "max_turns", *LENGTH_STOPS, "malformed")
 
 
 class TurnProtocol(Protocol):
-    """Decides who speaks, what the speaker reads, and how a dialogue ends. One object serves every episode, so it keeps no state.
+    """Decides who speaks, what the speaker reads, and how a dialogue ends. Stateless: one object serves all episodes.
 
-    A protocol of your own needs these members and one line in `PROTOCOLS` (dialogue/protocols.py); docs/extending.md shows one.
+    Your own protocol needs these members and a line in `PROTOCOLS` (dialogue/protocols.py); docs/extending.md has one.
     """
 
     roles: Sequence[str]
@@ -44,19 +44,19 @@ class TurnProtocol(Protocol):
         ...
 
     def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
-        """Return how many tokens this turn may have, and the name of the stop when they run out."""
+        """Return (most tokens that this turn may have, name of the stop if they run out)."""
         ...
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Return the strings that end the speaker's turn and, where they are special tokens, their ids in the same order."""
+        """Return (strings that end the speaker's turn, their ids in the same order: empty unless `tags` is special)."""
         ...
 
     def close(self, speaker: str, text: str, stop: str, tokenizer: Any) -> tuple[int, ...]:
-        """Return the ids of a scripted turn: its text and what ends it."""
+        """Return the ids of a scripted turn: its text, then the tag or token that ends it."""
         ...
 
     def well_formed(self, episode: Episode, role: str) -> bool:
-        """Whether the role kept to the format in every turn."""
+        """Return whether the role kept to the format in every turn."""
         ...
 
     def final_text(self, episode: Episode) -> str:
@@ -68,8 +68,13 @@ class TurnProtocol(Protocol):
         ...
 
 
+def tightest(*limits: tuple[int, str]) -> tuple[int, str]:
+    """Return the limit with the fewest tokens, for `budget`; the first of equals."""
+    return min(limits, key=lambda limit: limit[0])
+
+
 def closed_well(turn: Turn, closing: Sequence[str]) -> bool:
-    """Whether the turn ended with one of these tags and holds no role tag inside."""
+    """Return whether the turn ended with one of these tags and has no role tag inside (a `<` in maths is fine)."""
     return turn.completion.stop in closing and not any(tag in turn.completion.text for tag in ROLE_TAGS)
 
 

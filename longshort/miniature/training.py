@@ -39,7 +39,7 @@ def reading_samples(problems: Sequence[Problem], redundancy: float = 0.45) -> li
     """
     tokenizer, rng, samples = build_tokenizer(SHORT), random.Random(0), []
     after = {END_THINK: encode_plain(tokenizer, GAP), END_ANSWER: (tokenizer.eos_token_id,)} | {
-        RETHINK: (special_ids(tokenizer, (RETHINK,))[RETHINK],)
+        RETHINK: special_ids(tokenizer, (RETHINK,))
     }
     for problem in problems:
         ids = list(encode_problem(tokenizer, "", problem.question))
@@ -59,7 +59,7 @@ def direct_samples(problems: Sequence[Problem]) -> list[Sample]:
     The prefix stands behind an open `<think>` and is given (mask 0); what follows it is learned, guesses included.
     """
     tokenizer, rng, samples = build_tokenizer(SHORT), random.Random(1), []
-    think = (special_ids(tokenizer, (THINK,))[THINK],)
+    think = special_ids(tokenizer, (THINK,))
     for problem in problems:
         thoughts = teacher_trace(problem, rng).split(GAP)[:-1]
         given = "".join(thought + GAP for thought in thoughts[: rng.randint(0, len(thoughts))])
