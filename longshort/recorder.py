@@ -19,7 +19,7 @@ from longshort.evaluation.records import TRAINING
 from longshort.evaluation.tasks import Prepared, prepare_benchmarks
 from longshort.learning.advantages import zero_variance
 from longshort.learning.loop import AdvantageFunction, Step, spoken
-from longshort.pair import Pair
+from longshort.pair import LearningPair
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs import checkpoint
 from longshort.runs.episodes import episode_row
@@ -43,7 +43,7 @@ class Recorder:
         steps: int,
         protocol: TurnProtocol,
         advantage: AdvantageFunction,
-        pair: Pair,
+        pair: LearningPair,
     ):
         self.config, self.steps, self.protocol = config, steps, protocol
         self.advantage, self.pair, self.folder = advantage, pair, RunFolder.of(config)

@@ -26,7 +26,7 @@ from longshort.evaluation.benchmarks import evaluation_problems
 from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages, zero_variance
 from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
-from longshort.pair import Pair
+from longshort.pair import LearningPair
 from longshort.preflight.checks import check
 from longshort.recipe.schema import LongShortConfig, dump, parse
 from longshort.recipe.strict_yaml import leaves
@@ -148,14 +148,16 @@ class LongShortTrainer:
                 )
         return folder
 
-    def pair(self, folder: Path | None = None) -> Pair:
+    def pair(self, folder: Path | None = None) -> LearningPair:
         """Make the engines and learners of this run, from the recipe's models or from a checkpoint."""
         models = {role: self.config.role(role).model for role in self.protocol.roles}
         learner_models = {role: str(folder / role) for role in models} if folder else None
         updates = {role: sum(role in self.schedule(step) for step in range(self.steps)) for role in self.protocol.roles}
-        return Pair(self.config, models, learner_models=learner_models, total_updates=updates, protocol=self.protocol)
+        return LearningPair(
+            self.config, models, learner_models=learner_models, total_updates=updates, protocol=self.protocol
+        )
 
-    async def run(self, pair: Pair, folder: Path | None = None) -> dict[str, float]:
+    async def run(self, pair: LearningPair, folder: Path | None = None) -> dict[str, float]:
         """Train with a live pair, from the checkpoint `folder` if given.
 
         On a signal, drop the rollouts under way, save, raise Interrupted.
@@ -186,7 +188,7 @@ class LongShortTrainer:
         await recorder.save_once()
         return recorder.metrics
 
-    def rollouts(self, pair: Pair) -> Callable[[int], Awaitable[Rollout]]:
+    def rollouts(self, pair: LearningPair) -> Callable[[int], Awaitable[Rollout]]:
         """Return the function that rolls out a step, with as many live episodes as keep both engines decoding."""
         config = self.config
         decoded = sum(engine.max_num_seqs for engine in config.engines(self.protocol.roles))
@@ -205,7 +207,7 @@ class LongShortTrainer:
             admission=Admission(live=live_episodes(decoded), starting=config.num_problems * config.num_generations),
         )
 
-    async def _restore(self, pair: Pair, folder: Path, recorder: Recorder) -> None:
+    async def _restore(self, pair: LearningPair, folder: Path, recorder: Recorder) -> None:
         """Restore the learners' state (they hold the checkpoint's weights already) and publish their weights to the
         engines.
         """

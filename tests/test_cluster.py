@@ -1,4 +1,4 @@
-"""Engines and learners as Ray actors, vLLM included: same log-probs as the learner, survival of a killed engine, named failures."""
+"""Engines and learners as Ray actors, vLLM included: log-probs, survival of a killed engine, named failures."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ import pytest
 
 from longshort.backends import ray_cluster
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.pair import Pair
+from longshort.pair import LearningPair
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests import tiny_models
 from tests.test_engines import check_authors, inflated, load, written_across_an_update
@@ -55,7 +55,7 @@ def listening():
 
 def test_a_pair_of_vllm_engines_agrees_with_its_learners_before_and_after_updates(cluster, models):
     async def go():
-        async with Pair(cluster, models, total_updates=dict.fromkeys(ROLES, 2)) as pair:
+        async with LearningPair(cluster, models, total_updates=dict.fromkeys(ROLES, 2)) as pair:
             outside, loopback = listening()
             assert outside == set() and loopback
             gaps = []
@@ -75,17 +75,17 @@ def test_a_pair_of_vllm_engines_agrees_with_its_learners_before_and_after_update
 
 
 def test_vllm_takes_new_weights_while_turns_are_being_written(cluster, models):
-    """In a process of its own with an engine's environment, step by step, so that it is known how many tokens the old weights wrote."""
+    """In a process with an engine's environment, step by step: how many tokens the old weights wrote is known."""
     import ray
 
-    from longshort.backends.engines.vllm_engine import VllmCore, environment
+    from longshort.backends.engines.vllm_engine import ENVIRONMENT, VllmCore
 
     config = cluster.long.engine
 
     def across(model):
         return written_across_an_update(VllmCore(model, config), inflated(load(model)))
 
-    run = ray.remote(across).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": environment(config)})
+    run = ray.remote(across).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": ENVIRONMENT})
     check_authors(ray.get(run.remote(models[LONG]), timeout=120), models[LONG])
 
 
@@ -94,7 +94,7 @@ def test_an_engine_killed_or_stopped_in_mid_rollout_is_replaced_and_gives_the_sa
     impatient = cluster.model_copy(update={"engine_timeout_s": 20.0})
 
     async def go():
-        async with Pair(impatient, models, total_updates=dict.fromkeys(ROLES, 2)) as pair:
+        async with LearningPair(impatient, models, total_updates=dict.fromkeys(ROLES, 2)) as pair:
             policy = pair.policies[LONG]
             await policy.publish()
             clean = await generate_all(policy.engine, max_tokens=120)
@@ -139,7 +139,9 @@ def test_weights_that_do_not_fit_are_refused_and_the_engine_lives_on(cluster, mo
         await engine.start()
         before = await generate_all(engine)
         with pytest.raises(LongShortError, match="missing tensors"):
-            await engine.load_weights({"model.norm.weight": torch.zeros(64)}, 1)
+            await engine.receive(
+                lambda actor: actor.between_steps.remote("load_weights", {"model.norm.weight": torch.zeros(64)}, 1)
+            )
         after = await generate_all(engine)
         engine.close()
         return before == after and engine.restarts == 0

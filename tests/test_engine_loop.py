@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from longshort.backends.engines import engine_loop
-from longshort.backends.engines.engine_loop import GATHER_EACH_S, GATHER_S, EngineLoop
+from longshort.backends.engines.engine_loop import BATCHING_S_PER_REQUEST, MAX_BATCHING_S, EngineLoop
 from longshort.types import Completion, Sampling
 
 
@@ -62,12 +62,12 @@ def test_a_finished_turn_waits_for_company_only_where_there_may_be_some(loop, mo
     monkeypatch.setattr(engine_loop.time, "sleep", waits.append)
     others = {f"other{number}": 1000 for number in range(100)}
     loop.submit(requests(first=1, second=3, third=5, **others))
-    assert collected(loop, 1) == ["first"] and waits.pop() == GATHER_S, (
+    assert collected(loop, 1) == ["first"] and waits.pop() == MAX_BATCHING_S, (
         "at most so long, however many are being written"
     )
     loop.abort(list(others)[9:])
-    assert collected(loop, 2) == ["second"] and waits.pop() == pytest.approx(10 * GATHER_EACH_S)
+    assert collected(loop, 2) == ["second"] and waits.pop() == pytest.approx(10 * BATCHING_S_PER_REQUEST)
     loop.abort(list(others))
     loop.submit(requests(last=6))
-    assert collected(loop, 2) == ["third"] and waits.pop() == pytest.approx(GATHER_EACH_S)
+    assert collected(loop, 2) == ["third"] and waits.pop() == pytest.approx(BATCHING_S_PER_REQUEST)
     assert collected(loop, 1) == ["last"] and waits == [], "nobody else is written: nothing to wait for"

@@ -1,10 +1,9 @@
-"""Engines against the learner: the same ids get the same log-probs, turns end where they should, weights arrive or are refused."""
+"""Engines against the learner: the same ids get the same log-probs, turns end, weights arrive or are refused."""
 
 import asyncio
 
 import pytest
 
-from longshort.backends.engines.engine_loop import LocalEngine
 from longshort.backends.engines.transformers_engine import TransformersCore, processed_logprobs
 from longshort.backends.weights.weight_sync import check_canary, check_weights
 from longshort.miniature.tokenizer import build_tokenizer
@@ -12,6 +11,7 @@ from longshort.recipe.sections import EngineConfig
 from longshort.runs.model_files import expected_weights
 from longshort.types import LONG, SHORT, LongShortError, Sampling
 from tests import tiny_models
+from tests.local_engine import LocalEngine
 
 PROMPTS = [tuple(range(40, 60)), tuple(range(41, 75)), (270, 65, 66)]
 CONFIG = EngineConfig(**tiny_models.ENGINE)
@@ -121,7 +121,7 @@ def test_new_weights_change_the_engine_and_refused_ones_do_not(models):
 
 
 def written_across_an_update(core, weights):
-    """Three turns, of which one ends before the new weights arrive and two have ten tokens by then; and one asked for afterwards."""
+    """Return four turns: one ends before the new weights, two have ten tokens by then, one is asked for afterwards."""
     for i, prompt in enumerate(PROMPTS):
         core.add(str(i), prompt, Sampling(max_tokens=24 if i else 6, stop=(), seed=i))
     finished = {}
@@ -135,7 +135,7 @@ def written_across_an_update(core, weights):
 
 
 def check_authors(finished, model):
-    """Each token has exactly the log-prob that the weights named as its author give it: no key or value of older ones is left."""
+    """Each token has the log-prob that its author's weights give it: no key or value of older weights is left."""
     old, new = load(model), load(model)
     new.load_state_dict(inflated(old))
     assert (finished["0"].versions, finished["late"].versions) == ((0,) * 6, (1,) * 24)
@@ -200,7 +200,7 @@ def test_episodes_share_an_engine_in_this_process(models):
     assert [answer.token_ids for answer in answers[:3]] == [answer.token_ids for answer in answers[3:6]]
 
 
-def test_a_turn_is_told_while_it_is_written_and_a_closing_token_is_not(models):
+def test_a_turn_is_streamed_while_it_is_written_and_a_closing_token_is_not(models):
     """Own stop strings go along with tags that are single tokens; who leaves frees the engine."""
 
     async def go():

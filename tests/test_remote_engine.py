@@ -1,4 +1,4 @@
-"""The driver's side of an engine, against processes that only pretend: who is asked again, who is given up, who is told what."""
+"""The driver's side of an engine, against fake processes: which turns are asked for again, fail, or are streamed."""
 
 import asyncio
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ class Process:
     """Answers every turn with the ids (1, 2, 3) after two drafts, dies of a poisoned one, or does not start at all."""
 
     def __init__(self, number, starts=True):
-        self.starts, self.number, self.requests, self.told, self.messages = starts, number, [], {}, []
+        self.starts, self.number, self.requests, self.sent, self.messages = starts, number, [], {}, []
         for name in ("ready", "submit", "collect", "abort"):
             setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
 
@@ -42,11 +42,11 @@ class Process:
             raise Died("of poison")
         news = []
         for request in list(self.requests):
-            request_id, _, _, watched = request
-            told = self.told.setdefault(request_id, 0)
-            if watched and told < 2:
-                news.append((request_id, (told, (told + 1,))))
-                self.told[request_id] += 1
+            request_id, _, _, streamed = request
+            sent = self.sent.setdefault(request_id, 0)
+            if streamed and sent < 2:
+                news.append((request_id, (sent, (sent + 1,))))
+                self.sent[request_id] += 1
             else:
                 self.requests.remove(request)
                 news.append(
@@ -69,11 +69,11 @@ def engine_of(processes, **config):
         model="fake",
         spawn=lambda: left.pop(0) if len(left) > 1 else left[0],
         kill=lambda actor, pid: None,
-        failures=(Died,),
+        failure=Died,
     )
 
 
-def test_only_watched_turns_are_told_of():
+def test_only_streamed_turns_are_reported():
     process, seen = Process(0), []
 
     async def go():
@@ -88,8 +88,8 @@ def test_only_watched_turns_are_told_of():
     assert [type(news).__name__ for request_id, news in process.messages if request_id == "long-0"] == ["Completion"]
 
 
-def test_a_turn_that_kills_the_engine_again_and_again_fails_and_whoever_comes_later_does_not():
-    """Asked three times (two restarts); those that were asked beside it share its fate, the next one finds a living engine."""
+def test_a_turn_that_kills_the_engine_again_and_again_fails_and_later_turns_do_not():
+    """It is asked for three times (two restarts) and fails; the next turn gets a living engine."""
     processes = [Process(number) for number in range(9)]
 
     async def go():
@@ -139,9 +139,9 @@ def test_an_engine_that_does_not_start_fails_everyone_and_the_next_one_tries_aga
     assert ids == (1, 2, 3) and restarts == 3
 
 
-def test_a_replacement_writes_a_watched_turn_from_its_start():
+def test_a_replacement_writes_a_streamed_turn_from_its_start():
     class Halfway(Process):
-        """Dies after it has told the first two ids."""
+        """Dies after it has sent the first two ids."""
 
         async def _collect(self):
             if len(self.messages) == 2:

@@ -1,4 +1,4 @@
-"""Both roles as two adapters over one base in one engine process: vLLM's turns against the learners, a run, a resumption, a restart."""
+"""Two adapters over one base in one engine process: turns against the learners, a run, a resumption, a restart."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from longshort import LongShortTrainer
 from longshort.backends import ray_cluster
-from longshort.pair import Pair
+from longshort.pair import LearningPair
 from longshort.runs import checkpoint
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests import tiny_models
@@ -48,7 +48,7 @@ def test_vllm_writes_each_turn_with_its_roles_adapter(cluster, tmp_path):
     """In a process of its own with an engine's environment, step by step; the model's head is tied."""
     import ray
 
-    from longshort.backends.engines.vllm_engine import VllmLoraCore, environment
+    from longshort.backends.engines.vllm_engine import ENVIRONMENT, VllmLoraCore
     from longshort.recipe.roles import LoraSection
 
     path, engine = tiny_models.make(tmp_path, tied_short=True)[SHORT], cluster.long.engine
@@ -57,7 +57,7 @@ def test_vllm_writes_each_turn_with_its_roles_adapter(cluster, tmp_path):
         check_one_engine_for_two(VllmLoraCore(path, engine, 0, {LONG: LoraSection(r=4), SHORT: LoraSection(r=8)}), path)
         return os.listdir("/dev/shm")
 
-    run = ray.remote(check).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": environment(engine)})
+    run = ray.remote(check).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": ENVIRONMENT})
     left = ray.get(run.remote(), timeout=200)
     assert not [name for name in left if name.startswith(("longshort-long-", "longshort-short-"))]
 
@@ -66,19 +66,18 @@ def test_two_learners_and_one_engine_agree_before_and_after_updates_and_a_restar
     async def gaps(pair):
         """The largest difference between engine and learner over turns of both roles that are asked for at once."""
         asked = [(role, i) for i in range(3) for role in ROLES]
-        wanted = (
-            pair.policies[role].generate(PROMPTS[i], Sampling(max_tokens=24, stop=(), seed=i)) for role, i in asked
+        largest = dict.fromkeys(ROLES, 0.0)
+        turns = await asyncio.gather(
+            *(pair.policies[role].generate(PROMPTS[i], Sampling(max_tokens=24, stop=(), seed=i)) for role, i in asked)
         )
-        found = dict.fromkeys(ROLES, 0.0)
-        turns = await asyncio.gather(*wanted)
         for (role, i), turn in zip(asked, turns, strict=True):
             assert turn.versions == (pair.policies[role].version,) * len(turn.token_ids)
             scores = await pair.policies[role].learner.score(PROMPTS[i], turn.token_ids, 1.0)
-            found[role] = max(found[role], *(abs(a - b) for a, b in zip(turn.logprobs, scores, strict=True)))
-        return found, [turn.token_ids for (role, _), turn in zip(asked, turns, strict=True) if role == SHORT]
+            largest[role] = max(largest[role], *(abs(a - b) for a, b in zip(turn.logprobs, scores, strict=True)))
+        return largest, [turn.token_ids for (role, _), turn in zip(asked, turns, strict=True) if role == SHORT]
 
     async def go():
-        async with Pair(cluster, dict.fromkeys(ROLES, base), total_updates=dict.fromkeys(ROLES, 9)) as pair:
+        async with LearningPair(cluster, dict.fromkeys(ROLES, base), total_updates=dict.fromkeys(ROLES, 9)) as pair:
             long, short = (pair.policies[role] for role in ROLES)
             assert long.engine.backend == "vllm" and (long.version, short.version) == (0, 0)
             first, said = await gaps(pair)

@@ -1,10 +1,11 @@
-"""Rollouts beside updates in the trainer: what is too old is dropped and counted, who takes the place of a group without variance."""
+"""Rollouts beside updates in the trainer: old samples are dropped and counted, groups without variance replaced."""
 
 import asyncio
 from types import SimpleNamespace
 
 import pytest
 
+from longshort.backends.time_share import NoTimeShare
 from longshort.pair import LivePolicy
 from longshort.runs import checkpoint
 from longshort.types import LONG, SHORT, LongShortError, Sample
@@ -48,7 +49,7 @@ def test_samples_beyond_the_bound_are_dropped_and_counted_and_have_no_gaps(tmp_p
 
     async def go(staleness):
         config = trainer(tmp_path, untrained, staleness=staleness).config
-        policy = LivePolicy(LONG, SimpleNamespace(tokenizer=None, context=9), Learner(), config)
+        policy = LivePolicy(LONG, SimpleNamespace(tokenizer=None, context=9), Learner(), config, None, NoTimeShare())
         policy.version = 7
         metrics = await policy.update([sample(7), sample(5), sample(6)])
         counts = [metrics[name] for name in ("stale_dropped", "staleness/mean", "staleness/max")]

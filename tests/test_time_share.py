@@ -1,4 +1,4 @@
-"""Engines and learners that hold the GPU in turns: who sleeps when, at which level, and what an engine knows when it wakes."""
+"""Engines and learners that hold the GPU in turns: who sleeps when, at which level, and with which weights it wakes."""
 
 import asyncio
 from types import SimpleNamespace
@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from longshort.backends.engines.transformers_engine import TransformersCore
-from longshort.backends.time_share import InTurns
+from longshort.backends.time_share import TimeShare
+from longshort.backends.weight_transfer import ObjectStore
 from longshort.pair import LivePolicy
 from longshort.recipe.schema import parse
 from longshort.recipe.sections import EngineConfig
@@ -73,15 +74,18 @@ SAMPLE = Sample(role=LONG, token_ids=(1, 9), mask=(0, 1), logprobs=(0.0, -0.5), 
 
 
 def played(*roles, steps=2, **learners):
-    """What happens when these roles are updated in each step of a pair that takes turns; `learners` are settings by role."""
+    """Return what happens when these roles are updated in each step; `learners` are settings by role."""
     log: list[str] = []
 
     async def go():
         engines = {role: Engine(role, log) for role in (LONG, SHORT)}
         held = {role: Learner(role, log, **learners.get(role, {})) for role in engines}
-        turns = InTurns(engines, held)
+        time_share = TimeShare(engines, held)
         config = parse({"time_share": True})
-        policies = {role: Policy(role, engines[role], held[role], config, None, turns) for role in engines}
+        policies = {
+            role: Policy(role, engines[role], held[role], config, ObjectStore(held[role]), time_share)
+            for role in engines
+        }
         for _ in range(steps):
             results = await asyncio.gather(*(policies[role].update([SAMPLE]) for role in roles), return_exceptions=True)
         return results
@@ -99,7 +103,16 @@ def test_both_engines_sleep_until_the_slower_learner_is_done():
     assert log.index("long frees its cache") < log.index("short frees its cache") < log.index("long wakes weights")
     for role in (LONG, SHORT):
         mine = [line.removeprefix(f"{role} ") for line in log if line.startswith(role)]
-        assert mine == ["sleeps 2", "learns", "frees its cache", "ready", "wakes weights", "receives", "wakes kv_cache", "proven"]
+        assert mine == [
+            "sleeps 2",
+            "learns",
+            "frees its cache",
+            "ready",
+            "wakes weights",
+            "receives",
+            "wakes kv_cache",
+            "proven",
+        ]
 
 
 def test_the_engine_of_a_frozen_partner_keeps_its_weights():
@@ -148,7 +161,7 @@ def awake(core):
 
 @pytest.mark.parametrize("role", [LONG, SHORT])
 def test_a_transformers_engine_sleeps_and_wakes(models, role):
-    """Level 1 brings the same weights back; level 2 brings NaN until the learner's come; nothing is decoded in between."""
+    """Level 1 restores the weights; level 2 gives NaN until the learner's come; nothing is decoded in between."""
     core = TransformersCore(models[role], EngineConfig(**tiny_models.ENGINE))
     before = sample(core, PROMPTS)
     core.sleep(1)
@@ -186,7 +199,7 @@ def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
     import ray
 
     from longshort.backends import ray_cluster
-    from longshort.backends.engines.vllm_engine import VllmCore, environment
+    from longshort.backends.engines.vllm_engine import ENVIRONMENT, VllmCore
 
     config = EngineConfig(**tiny_models.ENGINE)
 
@@ -209,7 +222,7 @@ def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
         return before, again, stopped, finished["early"], core.version
 
     stop = ray_cluster.start(SimpleNamespace())
-    run = ray.remote(slept).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": environment(config)})
+    run = ray.remote(slept).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": ENVIRONMENT})
     before, again, stopped, early, version = ray.get(run.remote(models[LONG]), timeout=200)
     stop()
     assert again == before and stopped == [False, False] and (early.version, version) == (1, 1)
@@ -218,8 +231,9 @@ def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
 
 @pytest.mark.engine
 def test_a_pair_trains_in_turns(tmp_path, tmp_path_factory, capsys):
-    """Engines really forget their weights (transformers); learners pack rows with varlen attention. In the second step the long role is
-    frozen: its engine keeps its weights."""
+    """Engines really drop their weights (transformers); learners pack rows with varlen attention. In the second step
+    the long role is frozen: its engine keeps its weights.
+    """
     models = tiny_models.make_speaking(tmp_path_factory.mktemp("speaking"))
     run = trainer(
         tmp_path, models, max_steps=2, time_share=True, schedule=["long", "short"], learner={"attention": "varlen"}

@@ -1,4 +1,4 @@
-"""Weights from learner to engine: which way, in which order on both sides, and what happens when one of them fails on the way."""
+"""Weights from learner to engine: which route, in which order on both sides, and what happens when one side fails."""
 
 import asyncio
 from types import SimpleNamespace
@@ -8,11 +8,12 @@ import pytest
 from longshort.backends.devices import check_time_share, shares_gpu
 from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.backends.engines.vllm_engine import engine_arguments
-from longshort.backends.weight_transfer import CudaIpc, Nccl, ObjectStore, choose, engine_options, make_sync
+from longshort.backends.weight_transfer import CudaIpc, Nccl, ObjectStore, choose, engine_options, make_route
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
 from longshort.types import LONG, LongShortError
-from tests.test_weight_halves import MANIFEST
+
+MANIFEST = [("a", "bfloat16", (2, 3)), ("b", "bfloat16", (4,))]
 
 
 def config(gpu: float = 0, learner_gpus: float = 0, **settings) -> LongShortConfig:
@@ -22,7 +23,7 @@ def config(gpu: float = 0, learner_gpus: float = 0, **settings) -> LongShortConf
 
 
 @pytest.mark.parametrize(
-    ("gpu", "learner_gpus", "backend", "way", "why"),
+    ("gpu", "learner_gpus", "backend", "route", "why"),
     [
         (0, 0, "vllm", "object_store", "the engine or its learner is on the CPU"),
         (1, 0, "vllm", "object_store", "the engine or its learner is on the CPU"),
@@ -32,35 +33,35 @@ def config(gpu: float = 0, learner_gpus: float = 0, **settings) -> LongShortConf
         (0.5, 0.75, "vllm", "nccl", "the engine and its learner are on different GPUs"),
     ],
 )
-def test_auto_goes_by_where_the_two_are(gpu, learner_gpus, backend, way, why):
-    assert choose(config(gpu, learner_gpus), LONG, backend) == (way, why)
+def test_auto_goes_by_where_the_two_are(gpu, learner_gpus, backend, route, why):
+    assert choose(config(gpu, learner_gpus), LONG, backend) == (route, why)
     assert choose(config(gpu, learner_gpus, weight_sync="object_store"), LONG, backend)[0] == "object_store"
-    if way != "object_store":
-        assert choose(config(gpu, learner_gpus, weight_sync=way), LONG, backend) == (way, why)
+    if route != "object_store":
+        assert choose(config(gpu, learner_gpus, weight_sync=route), LONG, backend) == (route, why)
     assert shares_gpu(config(gpu, learner_gpus), LONG) == (gpu == learner_gpus == 0.5)
 
 
 @pytest.mark.parametrize(
-    ("gpu", "learner_gpus", "wanted", "says"),
+    ("gpu", "learner_gpus", "requested", "says"),
     [
         (
             0,
             0,
             "ipc",
-            "weight_sync is ipc, but the long role's weights can only travel by object_store .the engine or its learner is on",
+            "weight_sync is ipc, but the long role's weights can only travel by object_store .the engine or",
         ),
         (
             1,
             1,
             "ipc",
-            "can only travel by nccl or object_store .the engine and its learner are on different GPUs.; set weight_sync: auto",
+            "can only travel by nccl or object_store .the engine and its learner are on different GPUs.; set",
         ),
         (0.5, 0.5, "nccl", "can only travel by ipc or object_store .the engine and its learner share a GPU"),
     ],
 )
-def test_a_way_that_cannot_be_taken_is_refused_with_its_reason(gpu, learner_gpus, wanted, says):
+def test_a_route_that_cannot_be_taken_is_refused_with_its_reason(gpu, learner_gpus, requested, says):
     with pytest.raises(LongShortError, match=says):
-        choose(config(gpu, learner_gpus, weight_sync=wanted), LONG, "vllm")
+        choose(config(gpu, learner_gpus, weight_sync=requested), LONG, "vllm")
 
 
 def test_a_sleep_that_frees_nothing_for_the_learner_is_refused():
@@ -89,7 +90,7 @@ def test_what_vllm_is_told_when_an_engine_is_made():
 def test_the_world_of_nccl_counts_the_engines_workers():
     def world(**extra):
         settings = config(long={"model": "m", "engine": {"extra": extra}})
-        return make_sync(settings, "nccl", LONG, SimpleNamespace())._world_size
+        return make_route(settings, "nccl", LONG, SimpleNamespace())._world_size
 
     assert world() == 2
     assert world(tensor_parallel_size=4, pipeline_parallel_size=2) == 9
@@ -102,35 +103,39 @@ class Remote:
         self.remote = call
 
 
-class Actors:
-    """An engine's actor and its learner that write down, in one list, what they are asked; `fail` names a step that goes wrong once."""
+class Process:
+    """Writes down, in a list that several share, what it is asked; `fail` names a step that goes wrong once."""
 
-    role = LONG
-
-    def __init__(self, log, name="engine", fail=()):
+    def __init__(self, log, name, fail=()):
         self.log, self.name, self.fail = log, name, dict(fail)
-        self.between_steps = Remote(lambda method, *arguments: self._do(self.name, method, *arguments))
-        self.load_weights = Remote(lambda *arguments: self._do(self.name, "load_weights", *arguments))
-        self.submit = Remote(lambda requests: None)
-        self.ready = Remote(lambda: self._do(self.name, "ready"))
-        self.parcels = [{"names": ["a"]}, {"names": ["b"]}, {}]
 
-    async def _do(self, who, step, *arguments):
-        self.log.append(f"{who} {step}")
+    async def _do(self, step, answer=None):
+        self.log.append(f"{self.name} {step}")
         await asyncio.sleep(0)
         if error := self.fail.pop(step, None):
             raise error
-        if step == "pack":
-            return self.parcels.pop(0)
-        return {"manifest": MANIFEST, "wire": {"gpu": "gpu-a", "buffer_bytes": 9}}.get(step)
+        return answer
+
+
+class Engine(Process):
+    def __init__(self, log, name, fail=()):
+        super().__init__(log, name, fail)
+        self.between_steps = Remote(lambda method, *arguments: self._do(method))
+        self.submit = Remote(lambda requests: None)
+        self.ready = Remote(lambda: self._do("ready"))
+
+
+class Learner(Process):
+    role, parcels = LONG, []
 
     def send(self, step, *arguments):
         if step == "manifest":
             self.parcels = [{"names": ["a"]}, {"names": ["b"]}, {}]
-        return self._do("learner", step, *arguments)
+        answers = {"manifest": MANIFEST, "wire": {"gpu": "gpu-a", "buffer_bytes": 9}}
+        return self._do(step, self.parcels.pop(0) if step == "pack" else answers.get(step))
 
     async def ready(self):
-        await self._do("learner", "ready")
+        await self._do("ready")
 
     def weights(self):
         return "reference"
@@ -152,9 +157,9 @@ def engine_of(log, fails=()):
         engine=EngineConfig(),
         backend="vllm",
         model="m",
-        spawn=lambda: Actors(log, next(names), next(fails, ())),
+        spawn=lambda: Engine(log, next(names), next(fails, ())),
         kill=lambda actor, pid: log.append(f"{actor.name} killed"),
-        failures=(),
+        failure=RuntimeError,
     )
 
 
@@ -163,7 +168,7 @@ def deliveries(make, fails=(), learner_fails=(), times=1):
     log: list[str] = []
 
     async def go():
-        sync, engine = make(Actors(log, "learner", learner_fails)), engine_of(log, fails)
+        sync, engine = make(Learner(log, "learner", learner_fails)), engine_of(log, fails)
         try:
             for version in range(1, times + 1):
                 await engine.receive(await sync.delivery(version))

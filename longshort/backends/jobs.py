@@ -1,10 +1,10 @@
-"""Work for one process per role, side by side, with their progress in one line."""
+"""Jobs side by side, each in a process of its own, with their progress in one line."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,19 @@ from longshort.runs.job_progress import PROGRESS
 
 
 async def side_by_side(
-    jobs: Mapping[str, tuple[Callable[..., Any], ...]], folders: Mapping[str, Path], gpus: float = 0.0
+    jobs: Mapping[str, tuple[Any, ...]], folders: Mapping[str, Path], gpus: float = 0.0
 ) -> list[Any]:
-    """Run each job, (function, *arguments), in a process of its own; `folders` say where each keeps its progress file."""
-    for folder in folders.values():
-        (folder / PROGRESS).unlink(missing_ok=True)
+    """Run each job, (function, *arguments), in its own process; each writes its progress file into its folder."""
+    files = {name: folder / PROGRESS for name, folder in folders.items()}
+    for file in files.values():
+        file.unlink(missing_ok=True)
 
     def status() -> str:
-        parts, left = [], 0.0
-        for name, folder in folders.items():
-            if (folder / PROGRESS).is_file():
-                state = json.loads((folder / PROGRESS).read_text())
-                parts.append(f"{name} {state['step']}/{state['steps']} loss {state['loss']:.3f}")
-                left = max(left, state["left_s"])
-        return "   ".join(parts) + (f"   eta {console.duration(left)}" if left else "") or "making the training data"
+        states = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+        parts = [f"{name} {state['step']}/{state['steps']} loss {state['loss']:.3f}" for name, state in states.items()]
+        if left := max((state["left_s"] for state in states.values()), default=0.0):
+            parts.append(f"eta {console.duration(left)}")
+        return "   ".join(parts) or "making the training data"
 
     async with console.heartbeat(status):
         results = await asyncio.gather(*(ray_cluster.in_process(*job, gpus=gpus) for job in jobs.values()))

@@ -1,4 +1,4 @@
-"""What drivers need of calls to other processes: the answer, and the reason of a failure. Knows no library."""
+"""Calls to other processes, as the driver sees them: the answer, or the reason of a failure. Imports no library."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from longshort.types import LongShortError
 
 
 async def result_of(reference: Awaitable[Any]) -> Any:
-    """Await a reference to a remote result, so that it can be a task, or wait with a deadline."""
-    return await reference
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """Return the LongShortError that the other process raised, unwrapped; any other error as it is."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, LongShortError) else error
+    """Await a remote result; a LongShortError of the other process is raised as itself."""
+    try:
+        return await reference
+    except Exception as error:
+        if isinstance(cause := getattr(error, "cause", None), LongShortError):
+            raise cause from None
+        raise
 
 
 def reason_of(error: BaseException) -> str:
-    """The last line of what went wrong, as short as it can be told."""
+    """Return the last line of an error's message, or of the error that the other process raised."""
     text = str(getattr(error, "cause", None) or error) or type(error).__name__
     return text.strip().splitlines()[-1][:300]

@@ -1,8 +1,8 @@
-"""Who holds the GPUs: engines and learners at once, or in turns.
+"""Who holds the GPUs: engines and learners at the same time, or in turns.
 
-In turns, all engines sleep from the moment the first learner starts on an update until the last one has finished, so that two learners of
-one step may share a GPU with both engines. An engine sleeps at level 2 (its weights are forgotten, for new ones come) when its own role
-learns, else at level 1 (they wait in host memory).
+In turns, all engines sleep from the first learner's start on an update until the last learner has finished, so two
+learners may share a GPU with both engines. vLLM has two levels of sleep. An engine whose own role learns sleeps at
+level 2: its weights are dropped, since new ones come. The others sleep at level 1: their weights wait in host memory.
 """
 
 from __future__ import annotations
@@ -10,71 +10,72 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
-KEEP, FORGET = 1, 2
-"""vLLM's levels of sleep."""
+from longshort.backends.engines.remote_engine import RemoteEngine
+from longshort.backends.learners.remote_learner import RemoteLearner
+
+KEEP_WEIGHTS, DROP_WEIGHTS = 1, 2
 
 
-class Resident:
+class NoTimeShare:
     """Engines and learners keep their memory; nobody waits."""
 
     @contextlib.asynccontextmanager
     async def learning(self, role: str) -> AsyncIterator[None]:
-        """The role's learner works inside."""
+        """Enter while the role's learner works."""
         yield
 
-    def forgot(self, role: str) -> bool:
+    def dropped_weights(self, role: str) -> bool:
         """Whether the role's engine needs its weights again, changed or not."""
         return False
 
     @contextlib.asynccontextmanager
     async def receiving(self, role: str) -> AsyncIterator[None]:
-        """The role's engine is given weights inside, and can be asked afterwards."""
+        """Enter while the role's engine receives weights; afterwards it answers again."""
         yield
 
 
-class InTurns(Resident):
-    """`engines` (by role) sleep while any learner works; `learners` give back what they only need for an update before they wake."""
+class TimeShare(NoTimeShare):
+    """All engines sleep while any learner works; learners free what only an update needs before the engines wake."""
 
-    def __init__(self, engines: Mapping[str, Any], learners: Mapping[str, Any]):
+    def __init__(self, engines: Mapping[str, RemoteEngine], learners: Mapping[str, RemoteLearner]):
         self._engines, self._learners = engines, learners
-        self._asleep: dict[str, int] = {}
-        self._working: set[str] = set()
-        self._falling = asyncio.Lock()
-        self._free = asyncio.Event()
+        self._sleep_levels: dict[str, int] = {}
+        self._learning: set[str] = set()
+        self._putting_to_sleep = asyncio.Lock()
+        self._nobody_learns = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def learning(self, role: str) -> AsyncIterator[None]:
-        self._working.add(role)
-        self._free.clear()
+        self._learning.add(role)
+        self._nobody_learns.clear()
         try:
-            await asyncio.sleep(0)  # the partner's update, begun in the same step, says so first
-            async with self._falling:
+            await asyncio.sleep(0)  # lets the partner's update of the same step register first
+            async with self._putting_to_sleep:
                 await self._sleep()
             yield
             await self._learners[role].free_cache()
         finally:
-            self._working.discard(role)
-            if not self._working:
-                self._free.set()
-        await self._free.wait()
-        for partner in [name for name, level in self._asleep.items() if level == KEEP]:
-            del self._asleep[partner]
+            self._learning.discard(role)
+            if not self._learning:
+                self._nobody_learns.set()
+        await self._nobody_learns.wait()
+        for partner in [name for name, level in self._sleep_levels.items() if level == KEEP_WEIGHTS]:
+            del self._sleep_levels[partner]
             await self._engines[partner].wake(("weights", "kv_cache"))
 
     async def _sleep(self) -> None:
         for role, engine in self._engines.items():
-            if role not in self._asleep:
-                self._asleep[role] = FORGET if role in self._working else KEEP
-                await engine.sleep(self._asleep[role])
+            if role not in self._sleep_levels:
+                self._sleep_levels[role] = DROP_WEIGHTS if role in self._learning else KEEP_WEIGHTS
+                await engine.sleep(self._sleep_levels[role])
 
-    def forgot(self, role: str) -> bool:
-        return role in self._asleep
+    def dropped_weights(self, role: str) -> bool:
+        return role in self._sleep_levels
 
     @contextlib.asynccontextmanager
     async def receiving(self, role: str) -> AsyncIterator[None]:
         await self._engines[role].wake(("weights",))
         yield
         await self._engines[role].wake(("kv_cache",))
-        self._asleep.pop(role, None)
+        self._sleep_levels.pop(role, None)

@@ -1,12 +1,13 @@
-"""How new weights get from a learner's processes to its engine's: which way, and what happens in which order.
+"""How new weights travel from a learner's processes to its engine's: by which route, and in which order.
 
-    object_store  learner: a copy in host memory            engine: loads it between two steps                 always possible
-    ipc           learner: manifest, pack …, release         engine: connect (once), start, update …, finish    both on the same GPU
-    nccl          learner: manifest, meet (once), broadcast  engine: connect (once), start, update, finish      on different GPUs
+    route         learner                           engine, between two steps                  where
+    object_store  a copy in host memory             load_weights                              always
+    ipc           manifest, pack …, release         connect (once), start, update …, finish    both on the same GPU
+    nccl          manifest, meet (once), broadcast  connect (once), start, update, finish      on different GPUs
 
-The learner's half of the last two is longshort/backends/weights/weight_outbox.py, the engine's longshort/backends/weights/vllm_inbox.py. Whatever the way,
-the learner's values are finite and the engine has agreed to names and shapes before it is touched, and a canary proves the result
-(LivePolicy.publish). Free of ray, torch and vllm.
+The learner's half of ipc and nccl is weights/weight_outbox.py, the engine's is weights/vllm_inbox.py. On every route,
+the learner checks that its values are finite and the engine agrees to names and shapes before it is touched; a canary
+then proves the result (LivePolicy.publish). Free of ray, torch and vllm.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from longshort.types import LongShortError
 
 
 class ObjectStore:
-    """A copy of the weights in Ray's object store: shared memory on one node, over the network between two."""
+    """A copy of the weights in Ray's object store: shared memory on one node, the network between two."""
 
     def __init__(self, learner: RemoteLearner):
         self._learner = learner
 
     async def delivery(self, version: int) -> Delivery:
-        """Make the weights ready: a learner that dies making them is not the engine's failure."""
+        """Return the function that delivers this version, once the learner is ready: its death is not the engine's."""
         weights = self._learner.weights()
         await self._learner.ready()
-        return lambda actor: actor.load_weights.remote(weights, version)
+        return lambda actor: actor.between_steps.remote("load_weights", weights, version)
 
 
 class CudaIpc:
-    """The engine opens a buffer in the learner's GPU memory and copies each parcel out of it before the next one is packed."""
+    """The engine opens a buffer in the learner's GPU memory, and copies each parcel before the next one is packed."""
 
     def __init__(self, learner: RemoteLearner):
         self._learner = learner
@@ -49,7 +50,7 @@ class CudaIpc:
         return lambda actor: self._deliver(actor, version)
 
     async def _deliver(self, actor: Any, version: int) -> None:
-        """To an engine that was replaced while its learner updated go the weights after that update, under the older version's number."""
+        """Deliver the learner's weights; an engine replaced during an update gets those after it, under `version`."""
         manifest = await self._learner.send("manifest")
         if actor is not self._connected:
             self._wire = await self._learner.send("wire")
@@ -63,7 +64,7 @@ class CudaIpc:
 
 
 class Nccl:
-    """The learner broadcasts into the engine's GPUs. NCCL cannot be interrupted: a transfer that is cut off ends the run."""
+    """The learner broadcasts into the engine's GPUs. NCCL cannot be interrupted: a transfer cut off ends the run."""
 
     def __init__(self, learner: RemoteLearner, workers: int):
         self._learner, self._world_size = learner, workers + 1
@@ -82,22 +83,20 @@ class Nccl:
         if actor is not self._connected:
             address = await self._learner.address()
             self._wire = await self._learner.send("wire") | {"address": address, "world_size": self._world_size}
-            await self._both(
-                actor.between_steps.remote("connect", self._wire), self._learner.send("meet", address, self._world_size)
-            )
+            meeting = self._learner.send("meet", address, self._world_size)
+            await self._both(actor.between_steps.remote("connect", self._wire), meeting)
             self._connected = actor
         await actor.between_steps.remote("start_update", manifest)
-        await self._both(
-            actor.between_steps.remote("update", {}), self._learner.send("broadcast", self._wire["buffer_bytes"])
-        )
+        sending = self._learner.send("broadcast", self._wire["buffer_bytes"])
+        await self._both(actor.between_steps.remote("update", {}), sending)
         await actor.between_steps.remote("finish_update", version)
 
     async def _both(self, *halves: Awaitable[Any]) -> None:
-        """Two halves that wait for each other; when one fails the other can only be left behind."""
+        """Await two halves that wait for each other; when one fails, the other can only be left behind."""
         self._under_way = True
         tasks = [asyncio.ensure_future(result_of(half)) for half in halves]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if failed := [task.exception() for task in tasks if task.done() and task.exception()]:
+        if failed := [error for task in tasks if task.done() and (error := task.exception())]:
             for task in tasks:
                 task.cancel()
             raise self._cut_off(reason_of(failed[0])) from failed[0]
@@ -105,13 +104,16 @@ class Nccl:
 
     def _cut_off(self, reason: str) -> LongShortError:
         return LongShortError(
-            f"a transfer of the {self._learner.role} learner's weights over NCCL was cut off ({reason}), and the side that is left waits "
-            "in it for ever; resume from the last checkpoint, or set weight_sync: object_store"
+            f"a transfer of the {self._learner.role} learner's weights over NCCL was cut off ({reason}), and the side "
+            "that is left waits in it forever; resume from the last checkpoint, or set weight_sync: object_store"
         )
 
 
+Route = ObjectStore | CudaIpc | Nccl
+
+
 def choose(config: LongShortConfig, role: str, backend: str) -> tuple[str, str]:
-    """The way of a role's weights to its engine (of this backend) and why; LongShortError where the recipe's cannot work."""
+    """Return the route of a role's weights to its engine, and why. LongShortError if the recipe's cannot work."""
     engine = config.role(role).engine
     if config.role(role).lora:
         fitting, reason = "object_store", "an adapter is merged, or sent by itself, in host memory"
@@ -133,8 +135,8 @@ def choose(config: LongShortConfig, role: str, backend: str) -> tuple[str, str]:
     )
 
 
-def make_sync(config: LongShortConfig, name: str, role: str, learner: RemoteLearner) -> ObjectStore | CudaIpc | Nccl:
-    """The way of that name."""
+def make_route(config: LongShortConfig, name: str, role: str, learner: RemoteLearner) -> Route:
+    """Return the route of that name."""
     if name == "nccl":
         extra = config.role(role).engine.extra
         return Nccl(learner, extra.get("tensor_parallel_size", 1) * extra.get("pipeline_parallel_size", 1))
@@ -142,7 +144,7 @@ def make_sync(config: LongShortConfig, name: str, role: str, learner: RemoteLear
 
 
 def engine_options(config: LongShortConfig, name: str, role: str) -> dict[str, Any]:
-    """What vLLM's EngineArgs must be given for that way, and for sleep; a CPU engine has no memory to give back."""
+    """Return what vLLM's EngineArgs need for the route, and for sleep (a CPU engine has no memory to give back)."""
     on_gpu = config.role(role).engine.num_gpus > 0
     transfer = {} if name == "object_store" else {"weight_transfer_config": {"backend": name}}
     return transfer | ({"enable_sleep_mode": True} if config.time_share and on_gpu else {})

@@ -39,7 +39,7 @@ from longshort.mixture.reweighting import (
     signals,
     smooth,
 )
-from longshort.pair import Pair
+from longshort.pair import LearningPair, Pair
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs import checkpoint
 from longshort.types import LongShortError
@@ -161,7 +161,7 @@ async def train(job: Job, bounds: Bounds) -> list[Measurement]:
     if facts["step"] >= settings.max_steps:
         console.say(f"  trained before: {folder}")
         return rows
-    async with Pair(
+    async with LearningPair(
         job.config,
         {role: job.start},
         learner_models={role: str(folder / role)} if folder else None,
@@ -188,7 +188,7 @@ async def train(job: Job, bounds: Bounds) -> list[Measurement]:
     return rows
 
 
-async def _next(job: Job, bounds: Bounds, pair: Pair, rows: Sequence[Measurement], steps: range) -> Measurement:
+async def _next(job: Job, bounds: Bounds, pair: LearningPair, rows: Sequence[Measurement], steps: range) -> Measurement:
     """Train over `steps`, publish, measure, move the ratios."""
     last, settings, policy = rows[-1] if rows else None, job.settings, pair.policies[job.settings.role]
     ratios = (last.alpha_short, last.alpha_long) if last else EVEN
@@ -215,7 +215,7 @@ async def _next(job: Job, bounds: Bounds, pair: Pair, rows: Sequence[Measurement
     )
 
 
-async def _save(job: Job, bounds: Bounds, pair: Pair, rows: Sequence[Measurement]) -> None:
+async def _save(job: Job, bounds: Bounds, pair: LearningPair, rows: Sequence[Measurement]) -> None:
     """Commit a checkpoint; of the older ones only the chosen so far stays."""
     role, step = job.settings.role, rows[-1].step
     folder = checkpoint.begin(job.folder, step)

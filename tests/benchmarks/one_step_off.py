@@ -21,7 +21,7 @@ from longshort.dialogue.rollout import Admission, Decoding
 from longshort.dialogue.solo import Solo
 from longshort.learning.advantages import advantages
 from longshort.learning.loop import roll_out, train_loop
-from longshort.pair import Pair
+from longshort.pair import LearningPair
 from longshort.types import LONG, ROLES, Reward
 from tests.benchmarks import sleeping
 from tests.benchmarks.common import Figure, leave, options, say, spread
@@ -111,7 +111,9 @@ async def real(folder, runs):
     models = make_models(folder)
     settings = config(models, max_num_seqs=SLOTS, protocol={"name": "solo"}, staleness=1, lr_scheduler_type="constant")
     protocol = Drawn()
-    async with Pair(settings, {LONG: models[LONG]}, total_updates={LONG: 10**6}, protocol=protocol) as pair:
+    async with LearningPair(
+        settings, {LONG: models[LONG]}, total_updates={LONG: 10**6}, protocol=protocol
+    ) as pair:
         return await compare(pair.policies, protocol, runs, "vLLM and torch")
 
 

@@ -20,7 +20,7 @@ import ray
 from transformers import AutoTokenizer
 
 from longshort.backends import ray_cluster
-from longshort.backends.engines.vllm_engine import environment
+from longshort.backends.engines.vllm_engine import ENVIRONMENT
 from longshort.coldstart.records import OK, ChunkLine, Thought
 from longshort.coldstart.rollouts import roll_out
 from longshort.coldstart.traces import load_traces
@@ -70,7 +70,7 @@ async def main(model, count):
     undo = ray_cluster.start(config)
     engine = ray_cluster.make_engine(SHORT, model, config, AutoTokenizer.from_pretrained(model))
     await engine.start()
-    options = {"num_cpus": 0.2, "runtime_env": {"env_vars": environment(config.short.engine, 1)}}
+    options = {"num_cpus": 0.2, "runtime_env": {"env_vars": ENVIRONMENT}}
     alone = ray.remote(Alone).options(**options).remote(model, config.short.engine)
     ours, theirs = [], []
     for run in range(RUNS + 1):

@@ -117,6 +117,7 @@ async def engines(settings: LongShortConfig) -> AsyncIterator[tuple[Pair, Callab
         async def forget() -> None:
             for role, policy in pair.policies.items():
                 policy.version += 1
-                await policy.engine.load_weights(weights[role], policy.version)
+                load = ("load_weights", weights[role], policy.version)
+                await policy.engine.receive(lambda actor, load=load: actor.between_steps.remote(*load))
 
         yield pair, forget

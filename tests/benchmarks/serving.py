@@ -29,7 +29,7 @@ from unittest.mock import patch
 import ray
 
 from longshort.backends import ray_cluster
-from longshort.backends.engines.vllm_engine import environment
+from longshort.backends.engines.vllm_engine import ENVIRONMENT
 from longshort.miniature.world import make_problems
 from longshort.recipe.schema import dump
 from longshort.serving.command import listen
@@ -196,7 +196,7 @@ def by_itself(name, model, engine, tokenizer):
     options = {"num_cpus": 0.1}
     if name == "work a sleep":
         return ray.remote(AloneAsleep).options(**options).remote(SLOTS, SLEEP_S, digit(tokenizer))
-    return ray.remote(Alone).options(**options, runtime_env={"env_vars": environment(engine, 1)}).remote(model, engine)
+    return ray.remote(Alone).options(**options, runtime_env={"env_vars": ENVIRONMENT}).remote(model, engine)
 
 
 async def serve(name, source, runs):

@@ -22,6 +22,8 @@ from longshort.backends import ray_cluster
 from longshort.backends.engines.engine_loop import EngineLoop
 from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.backends.learners.remote_learner import RemoteLearner
+from longshort.backends.time_share import NoTimeShare
+from longshort.backends.weight_transfer import ObjectStore
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.pair import LivePolicy
 from longshort.recipe.schema import LongShortConfig
@@ -169,7 +171,7 @@ def remote_engine(
         model="",
         spawn=lambda: actor.remote(core, *arguments),
         kill=_kill,
-        failures=(RayError,),
+        failure=RayError,
     )
 
 
@@ -190,7 +192,7 @@ def policies(config: LongShortConfig, *, seconds: float, update_s: float = 0.0) 
             undo.callback(sampler.close)
             trainer = RemoteLearner(role, [learner.remote(update_s)], kill=_kill, death=RayActorError)
             undo.callback(trainer.close)
-            live[role] = LivePolicy(role, sampler, trainer, config)
+            live[role] = LivePolicy(role, sampler, trainer, config, ObjectStore(trainer), NoTimeShare())
         yield live
 
 

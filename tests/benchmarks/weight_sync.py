@@ -27,6 +27,8 @@ from statistics import median
 from unittest.mock import patch
 
 from longshort.backends import ray_cluster
+from longshort.backends.time_share import NoTimeShare
+from longshort.backends.weight_transfer import ObjectStore
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.pair import LivePolicy
@@ -81,7 +83,7 @@ class Swaps:
         )
         learner = ray_cluster.make_learner(LONG, config.long.model, config, 10 * runs)
         engine = ray_cluster.make_engine(LONG, config.long.model, config, tokenizer)
-        self.policy = LivePolicy(LONG, engine, learner, config)
+        self.policy = LivePolicy(LONG, engine, learner, config, ObjectStore(learner), NoTimeShare())
         self.seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         self.parts: dict[str, list[float]] = {name: [] for name in ("canary", "save", "vLLM's loading", "one copy")}
 

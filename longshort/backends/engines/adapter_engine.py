@@ -1,4 +1,4 @@
-"""One engine process for several roles, seen by each of them as an engine of its own."""
+"""One engine process for several roles, as each of them sees it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from longshort.types import Completion, Sampling
 
 
 class AdapterEngine:
-    """One role's view of an engine that both share: its turns are written with its adapter, its updates replace that adapter alone.
+    """One role's view of a shared engine: its turns are written with its adapter, its updates replace that alone.
 
-    The process is one: whoever restarts it, it is given both adapters again, and both views tell the same counters.
+    Both views have the same process, restarts and counters; a restarted process gets both adapters again.
     """
 
     def __init__(self, role: str, engine: RemoteEngine):

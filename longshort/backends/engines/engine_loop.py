@@ -1,37 +1,58 @@
-"""A thread that keeps one steppable engine (`VllmCore`, `TransformersCore`) decoding: requests come and go between any two steps.
+"""A thread that keeps one steppable engine core decoding. Requests come and go between any two steps.
 
-This is continuous batching across episodes: whoever needs a turn submits it at once and waits for nobody. `EngineLoop` is what a Ray
-actor hosts; `LocalEngine` is the same thing inside this process, for tests and small tools.
+This is continuous batching across episodes: a turn is submitted at once and waits for no other. A Ray actor hosts the
+loop (longshort/backends/ray_cluster.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from longshort.recipe.roles import LoraSection
+from longshort.recipe.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
 
 Request = tuple[str, tuple[int, ...], Sampling, bool]
-"""Its id, the prompt's ids, the settings, and whether its ids are wanted while it is being written."""
-Watch = Callable[[Sequence[int]], None]
-"""Told a turn's ids so far, every now and then while it is being written."""
-News = tuple[str, Completion | tuple[int, tuple[int, ...]]]
-"""A request's id, and its completion, or (position, ids) that have been written since the last news of it."""
-GATHER_S, GATHER_EACH_S = 0.05, 0.002
-"""Seconds that a finished turn waits for others to travel with: so many for each turn that is still wanted, and at most so many in all.
-A message per engine step would cost as much as sampling a tiny model; where little is being written, there is nobody to wait for."""
-TELL_S = 0.1
-"""Seconds between two tellings of what watched turns hold so far: often enough for a reader, and each one costs the driver time."""
+"""A request's id, its prompt's ids, its settings, and whether to stream its ids while they are written."""
+OnTokens = Callable[[Sequence[int]], None]
+"""Called with a turn's ids so far, now and then while it is written."""
+Part = tuple[int, tuple[int, ...]]
+"""A position in a turn, and the ids that were written from there on since the last part."""
+Output = tuple[str, Completion | Part]
+"""A request's id, with its completion or the next part of it."""
+MAX_BATCHING_S, BATCHING_S_PER_REQUEST = 0.05, 0.002
+"""How long a finished turn waits so that others are returned with it: BATCHING_S_PER_REQUEST for each open request, at
+most MAX_BATCHING_S. A message per engine step would cost as much as sampling a tiny model.
+"""
+STREAM_INTERVAL_S = 0.1
+"""Time between two parts of a streamed turn: short enough for a reader, long enough to spare the driver."""
 
 
-def make_core(backend: str, model: str, config, seed: int, adapters: Mapping[str, LoraSection] | None = None):
-    """The engine core of that name; with `adapters`, by role, the one that several roles share."""
+class EngineCore(Protocol):
+    """An engine that is stepped: one token per step for every running request. Weights change between two steps."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    decoded: int
+    """Steps so far."""
+
+    @property
+    def busy(self) -> bool: ...
+    def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None: ...
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+    def step(self) -> list[tuple[str, Completion]]: ...
+    def written(self) -> Iterable[tuple[str, Sequence[int]]]: ...
+
+
+def make_core(
+    backend: str, model: str, config: EngineConfig, seed: int, adapters: Mapping[str, LoraSection] | None = None
+) -> EngineCore:
+    """Make the engine core of that name; with `adapters`, by role, one that these roles share."""
     if backend == "vllm":
         from longshort.backends.engines.vllm_engine import VllmCore, VllmLoraCore
 
@@ -42,29 +63,29 @@ def make_core(backend: str, model: str, config, seed: int, adapters: Mapping[str
 
 
 class EngineLoop:
-    """`submit` requests without waiting, `collect` what has finished since; `between_steps` takes what must not meet one."""
+    """`submit` requests without waiting, `collect` their outputs, run the core's other methods `between_steps`."""
 
-    def __init__(self, make: Callable[[], Any], stuck_s: float = math.inf):
-        self._stuck_s, self._pulse = stuck_s, (0, time.monotonic())
+    def __init__(self, make: Callable[[], EngineCore], stuck_s: float = math.inf):
+        self._stuck_s, self._progress = stuck_s, (0, time.monotonic())
         self._changed = threading.Condition()
         self._inbox: list[Request] = []
         self._aborts: list[str] = []
-        self._calls: list[tuple[str, tuple, Future]] = []
-        self._done: list[tuple[str, Completion]] = []
+        self._calls: list[tuple[str, tuple[Any, ...], Future[Any]]] = []
+        self._finished: list[tuple[str, Completion]] = []
         self._open: set[str] = set()
-        self._watched: dict[str, tuple[int, list[int]]] = {}
-        self._told = -math.inf
+        self._streams: dict[str, tuple[int, list[int]]] = {}
+        self._streamed_at = -math.inf
         self._failure: BaseException | None = None
         self._closing = False
         self.busy_s, self.sampled_tokens = 0.0, 0
-        ready: Future = Future()
+        ready: Future[EngineCore] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, ready), name="engine", daemon=True)
         self._thread.start()
         self.core = ready.result()
 
     def submit(self, requests: Sequence[Request]) -> None:
         with self._changed:
-            self._pulse = (self.core.decoded, time.monotonic())  # idle until now is not stuck
+            self._progress = (self.core.decoded, time.monotonic())  # an engine that was idle until now is not stuck
             self._inbox.extend(requests)
             self._changed.notify_all()
 
@@ -74,58 +95,55 @@ class EngineLoop:
             self._aborts.extend(request_ids)
             self._changed.notify_all()
 
-    def collect(self, timeout: float = 1.0) -> list[News]:
-        """Everything finished so far, and what has been written of watched requests; waits up to `timeout` seconds for the first.
+    def collect(self, timeout: float = 1.0) -> list[Output]:
+        """Return all finished turns and new parts of streamed ones; wait up to `timeout` seconds for the first.
 
-        RuntimeError with what killed the engine, or when it has requests but has not decoded a token for `stuck_s` seconds.
+        Raises RuntimeError if the engine died, or if it has requests but decoded nothing for `stuck_s` seconds.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._done or self._failure or self._drafts(), timeout)
+            self._changed.wait_for(lambda: self._finished or self._failure or self._parts(), timeout)
         if self.core.busy and not self._failure:
-            time.sleep(min(GATHER_S, GATHER_EACH_S * len(self._open)))
+            time.sleep(min(MAX_BATCHING_S, BATCHING_S_PER_REQUEST * len(self._open)))
         with self._changed:
-            if self._failure:
-                raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
-            done, self._done = self._done, []
-            if drafts := self._drafts():
-                self._told = time.monotonic()
-                self._watched.update((request_id, (start + len(new), [])) for request_id, (start, new) in drafts)
-        if done or not self.core.busy or self.core.decoded != self._pulse[0]:
-            self._pulse = (self.core.decoded, time.monotonic())
-        elif time.monotonic() - self._pulse[1] > self._stuck_s:
+            self._check_alive()
+            finished, self._finished = self._finished, []
+            if parts := self._parts():
+                self._streamed_at = time.monotonic()
+                self._streams.update((request_id, (start + len(new), [])) for request_id, (start, new) in parts)
+        if finished or not self.core.busy or self.core.decoded != self._progress[0]:
+            self._progress = (self.core.decoded, time.monotonic())
+        elif time.monotonic() - self._progress[1] > self._stuck_s:
             raise RuntimeError(f"the engine has decoded nothing for {self._stuck_s:g} s")
-        return [*done, *drafts]
+        return [*finished, *parts]
 
-    def _drafts(self) -> list[tuple[str, tuple[int, tuple[int, ...]]]]:
-        """What has been written of watched requests since they were told of, if it is time to tell."""
-        if time.monotonic() - self._told < TELL_S:
+    def _parts(self) -> list[tuple[str, Part]]:
+        """Return what streamed turns gained since their last part, if it is time to send it."""
+        if time.monotonic() - self._streamed_at < STREAM_INTERVAL_S:
             return []
-        return [(request_id, (start, tuple(new))) for request_id, (start, new) in self._watched.items() if new]
+        return [(request_id, (start, tuple(new))) for request_id, (start, new) in self._streams.items() if new]
 
-    def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        """Replace the weights before the next step; requests under way go on with them. Raises what the core's `load_weights` raises."""
-        self.between_steps("load_weights", weights, version)
+    def _check_alive(self) -> None:
+        if self._failure:
+            raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
 
     def between_steps(self, method: str, *arguments: Any) -> Any:
-        """Run a method of the core before its next step, in the thread that steps it; what it returns or raises is returned or raised.
+        """Run a method of the core before its next step, in the thread that steps it; return or raise what it does.
 
-        A LongShortError is a refusal and leaves the engine as it was; after any other error it is of no use any more.
+        A LongShortError is a refusal and leaves the engine as it was. Any other error kills the engine.
         """
-        future: Future = Future()
+        future: Future[Any] = Future()
         with self._changed:
-            if self._failure:
-                raise RuntimeError(f"the engine died: {self._failure!r}") from self._failure
+            self._check_alive()
             self._calls.append((method, arguments, future))
             self._changed.notify_all()
         return future.result()
 
     def stats(self) -> dict[str, float]:
-        core = self.core
         return {
             "busy_s": self.busy_s,
             "sampled_tokens": self.sampled_tokens,
-            "prompt_tokens": core.prompt_tokens,
-            "cached_tokens": core.cached_tokens,
+            "prompt_tokens": self.core.prompt_tokens,
+            "cached_tokens": self.core.cached_tokens,
         }
 
     def close(self) -> None:
@@ -134,7 +152,7 @@ class EngineLoop:
             self._changed.notify_all()
         self._thread.join(timeout=10)
 
-    def _run(self, make: Callable[[], Any], ready: Future) -> None:
+    def _run(self, make: Callable[[], EngineCore], ready: Future[EngineCore]) -> None:
         try:
             core = make()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the engine
@@ -144,14 +162,15 @@ class EngineLoop:
         try:
             while self._turn(core):
                 pass
-        except BaseException as error:  # noqa: BLE001 - handed to whoever collects
+        except BaseException as error:  # noqa: BLE001 - handed to the threads that collect or call
             with self._changed:
                 self._failure = error
                 for *_, future in self._calls:
                     future.set_exception(error)
                 self._changed.notify_all()
 
-    def _turn(self, core) -> bool:
+    def _turn(self, core: EngineCore) -> bool:
+        """Wait for work, take in what came, and take one step; return whether to go on."""
         with self._changed:
             self._changed.wait_for(lambda: self._inbox or self._calls or self._aborts or core.busy or self._closing)
             if self._closing:
@@ -161,100 +180,52 @@ class EngineLoop:
             calls, self._calls = self._calls, []
         for call in calls:
             _call(core, *call)
-        for request_id, prompt_ids, sampling, watched in inbox:
+        for request_id, prompt_ids, sampling, streamed in inbox:
             core.add(request_id, prompt_ids, sampling)
             self._open.add(request_id)
-            if watched:
+            if streamed:
                 with self._changed:
-                    self._watched[request_id] = (0, [])
+                    self._streams[request_id] = (0, [])
         if aborts:
             core.abort(aborts)
-            self._open.difference_update(aborts)
-            with self._changed:
-                for request_id in aborts:
-                    self._watched.pop(request_id, None)
+            self._forget(aborts)
         if core.busy:
             self._step(core)
         return True
 
-    def _step(self, core) -> None:
+    def _step(self, core: EngineCore) -> None:
         began = time.perf_counter()
         finished = core.step()
         self.busy_s += time.perf_counter() - began
         self.sampled_tokens += sum(len(completion.token_ids) for _, completion in finished)
-        self._open.difference_update(request_id for request_id, _ in finished)
-        if finished or self._watched:
-            with self._changed:
-                self._done.extend(finished)
-                for request_id, _ in finished:
-                    self._watched.pop(request_id, None)
-                self._note_drafts(core)
-                self._changed.notify_all()
+        if not finished and not self._streams:
+            return
+        with self._changed:
+            self._finished.extend(finished)
+            self._forget([request_id for request_id, _ in finished])
+            self._note_parts(core)
+            self._changed.notify_all()
 
-    def _note_drafts(self, core) -> None:
-        """Between two steps, for in the midst of one a turn may hold the tag that closes it already."""
-        if self._watched:
+    def _forget(self, request_ids: Sequence[str]) -> None:
+        self._open.difference_update(request_ids)
+        with self._changed:  # reentrant
+            for request_id in request_ids:
+                self._streams.pop(request_id, None)
+
+    def _note_parts(self, core: EngineCore) -> None:
+        """Note what streamed turns gained. Only between two steps: within one, a turn may hold its closing tag."""
+        if self._streams:
             for request_id, ids in core.written():
-                if request_id in self._watched:
-                    start, new = self._watched[request_id]
+                if request_id in self._streams:
+                    start, new = self._streams[request_id]
                     new.extend(ids[start + len(new) :])
 
 
-def _call(core, method: str, arguments: tuple, future: Future) -> None:
+def _call(core: EngineCore, method: str, arguments: tuple[Any, ...], future: Future[Any]) -> None:
     try:
         future.set_result(getattr(core, method)(*arguments))
-    except LongShortError as error:  # refused before the engine was touched: the engine lives on
+    except LongShortError as error:  # a refusal, before the engine was touched: it lives on
         future.set_exception(error)
     except BaseException as error:
         future.set_exception(error)
         raise
-
-
-class LocalEngine:
-    """An engine in this process behind the `Engine` contract of longshort/dialogue/rollout.py."""
-
-    def __init__(self, backend: str, model: str, config, tokenizer, seed: int = 0):
-        self.tokenizer, self.context = tokenizer, config.max_model_len
-        self.loop = EngineLoop(lambda: make_core(backend, model, config, seed))
-        self._count, self._wanted, self._collector = 0, {}, None
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, watch: Watch | None = None) -> Completion:
-        """Sample one turn; `watch(ids_so_far)` is called while it is written."""
-        self._count += 1
-        request_id, future = str(self._count), asyncio.get_running_loop().create_future()
-        self._wanted[request_id] = (future, watch, [])
-        self.loop.submit([(request_id, tuple(prompt_ids), sampling, watch is not None)])
-        if self._collector is None or self._collector.done():
-            self._collector = asyncio.create_task(self._collect())
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if self._wanted.pop(request_id, None):
-                self.loop.abort([request_id])
-            raise
-
-    async def _collect(self) -> None:
-        while self._wanted:
-            try:
-                found = await asyncio.to_thread(self.loop.collect)
-            except RuntimeError as error:
-                for future, *_ in self._wanted.values():
-                    future.set_exception(error)
-                self._wanted.clear()
-                return
-            for request_id, news in found:
-                if request_id in self._wanted:
-                    self._deliver(request_id, news)
-
-    def _deliver(self, request_id: str, news: Completion | tuple[int, tuple[int, ...]]) -> None:
-        future, watch, written = self._wanted[request_id]
-        if isinstance(news, Completion):
-            del self._wanted[request_id]
-            if not future.done():
-                future.set_result(news)
-        else:
-            written.extend(news[1])
-            watch(written)
-
-    def close(self) -> None:
-        self.loop.close()

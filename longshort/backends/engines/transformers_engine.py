@@ -1,6 +1,6 @@
-"""Sampling with plain transformers, behind the same contract as vLLM: for machines without vLLM, and the reference in tests.
+"""Sampling with plain transformers: for machines without vLLM, and the reference in tests.
 
-Requests are decoded in waves: all that are waiting start together, later ones wait for the next wave. Correct, not fast.
+Requests are decoded in waves: all that wait start together, later ones wait for the next wave. Correct, not fast.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from longshort.backends.weights.weight_sync import check_weights
 from longshort.recipe.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
 
-TAIL = 32  # tokens re-read for a stop string at every step; a role tag is far shorter
+STOP_WINDOW = 32
+"""Tokens in which a stop string is looked for at every step; a role tag is far shorter."""
 
 
 @dataclass(slots=True, kw_only=True)
-class _Running:
+class _Row:
     """A request, waiting or in the current wave."""
 
     request_id: str
@@ -37,23 +38,22 @@ class _Running:
 class TransformersCore:
     """A steppable engine: `add` requests, `step` until they finish, `load_weights` between any two steps."""
 
-    name = "transformers"
-
     def __init__(self, model: str, config: EngineConfig, seed: int = 0):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.device = torch.device("cuda" if config.num_gpus and torch.cuda.is_available() else "cpu")
-        self._model = (
-            AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, config.dtype)).to(self.device).eval()
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, config.dtype))
+        self._model = loaded.to(self.device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         eos = self._model.generation_config.eos_token_id
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())
-        self.context, self.version, self.max_num_seqs = config.max_model_len, 0, config.max_num_seqs
+        self.version, self.max_num_seqs = 0, config.max_num_seqs
         self._expected = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
-        self._waiting: list[_Running] = []
-        self._wave: list[_Running] = []
-        self._cache = self._inputs = self._mask = None
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._waiting: list[_Row] = []
+        self._wave: list[_Row] = []
+        self._input: tuple[torch.Tensor, torch.Tensor, Any] | None = None
+        """The next step's ids [B, T], their mask, and the cache before them; None: read the whole sequences again."""
         self._asleep: set[str] = set()
         self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
@@ -63,76 +63,68 @@ class TransformersCore:
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         generator = torch.Generator().manual_seed(sampling.seed)
-        self._waiting.append(
-            _Running(request_id=request_id, prompt_ids=tuple(prompt_ids), sampling=sampling, generator=generator)
-        )
+        row = _Row(request_id=request_id, prompt_ids=tuple(prompt_ids), sampling=sampling, generator=generator)
+        self._waiting.append(row)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._waiting = [row for row in self._waiting if row.request_id not in request_ids]
         self._wave = [row for row in self._wave if row.request_id not in request_ids]
-        self._cache = None
+        self._input = None
 
     @torch.inference_mode()
     def step(self) -> list[tuple[str, Completion]]:
-        """Decode one token for every request of the wave; returns those that finished. After the last of them the next wave starts."""
+        """Decode one token for every row of the wave; return those that finished. An empty wave starts the next one."""
         if not self._wave:
             self._begin_wave()
             self.prompt_tokens += sum(len(row.prompt_ids) for row in self._wave)
-            self._cache = None
-        if self._cache is None:
-            self._inputs, self._mask = self._whole_sequences()
-        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._inputs.shape[1] :]
+            self._input = None
+        ids, mask, cache = self._input or self._whole_sequences()
         output = self._model(
-            self._inputs,
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._cache,
+            ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        self._cache = output.past_key_values
         self.decoded += 1
-        tokens = [
-            self._sample(row, logits)
-            for row, logits in zip(self._wave, output.logits[:, -1].float().cpu(), strict=True)
-        ]
+        rows = zip(self._wave, output.logits[:, -1].float().cpu(), strict=True)
+        tokens = [self._sample(row, logits) for row, logits in rows]
         finished = [(row.request_id, self._completion(row)) for row in self._wave if row.stop]
-        self._go_on_with([i for i, row in enumerate(self._wave) if not row.stop], tokens)
+        self._input = self._next_input(tokens, mask, output.past_key_values)
+        self._wave = [row for row in self._wave if not row.stop]
         return finished
 
     def _begin_wave(self) -> None:
         self._wave, self._waiting = self._waiting[: self.max_num_seqs], self._waiting[self.max_num_seqs :]
 
-    def _version_of(self, row: _Running) -> int:
+    def _version_of(self, row: _Row) -> int:
         return self.version
 
     def written(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """The requests of the wave, each with its ids so far."""
+        """Yield the requests of the wave, each with its ids so far."""
         for row in self._wave:
             yield row.request_id, row.ids
 
-    def _whole_sequences(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The wave's ids so far, padded on the left, and their mask, int64 [B, T]: the input when there is no cache."""
+    def _whole_sequences(self) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """Return the wave's ids so far, padded on the left, and their mask, int64 [B, T]; without a cache."""
         sequences = [[*row.prompt_ids, *row.ids] for row in self._wave]
         pad = [max(map(len, sequences)) - len(ids) for ids in sequences]
         inputs = [[0] * p + ids for p, ids in zip(pad, sequences, strict=True)]
         mask = [[0] * p + [1] * len(ids) for p, ids in zip(pad, sequences, strict=True)]
-        return torch.tensor(inputs, device=self.device), torch.tensor(mask, device=self.device)
+        return torch.tensor(inputs, device=self.device), torch.tensor(mask, device=self.device), None
 
-    def _go_on_with(self, alive: list[int], tokens: list[int]) -> None:
-        """Prepare the next step: these rows of the wave, and the token that each of them has just got."""
-        if len(alive) < len(self._wave):
-            index = torch.tensor(alive, dtype=torch.long, device=self.device)
-            self._cache.batch_select_indices(index)
-            self._wave, self._mask, tokens = (
-                [self._wave[i] for i in alive],
-                self._mask[index],
-                [tokens[i] for i in alive],
-            )
-        self._inputs = torch.tensor(tokens, device=self.device).view(-1, 1)
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+    def _next_input(self, tokens: list[int], mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Return the next step's input: each unfinished row's new token, with the mask and cache of these rows."""
+        going_on = [i for i, row in enumerate(self._wave) if not row.stop]
+        if len(going_on) < len(tokens):
+            index = torch.tensor(going_on, dtype=torch.long, device=self.device)
+            cache.batch_select_indices(index)
+            mask, tokens = mask[index], [tokens[i] for i in going_on]
+        ids = torch.tensor(tokens, device=self.device).view(-1, 1)
+        return ids, torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1), cache
 
-    def _sample(self, row: _Running, logits: torch.Tensor) -> int:
+    def _sample(self, row: _Row, logits: torch.Tensor) -> int:
         logprobs = processed_logprobs(logits, row.sampling)
         if row.sampling.temperature == 0:
             token = int(logprobs.argmax())
@@ -143,14 +135,14 @@ class TransformersCore:
         self._check_stop(row, token)
         return token
 
-    def _check_stop(self, row: _Running, token: int) -> None:
+    def _check_stop(self, row: _Row, token: int) -> None:
         sampling = row.sampling
         strings = sampling.stop[len(sampling.stop_token_ids) :]
         if token in sampling.stop_token_ids:
             row.stop, row.text = sampling.stop[sampling.stop_token_ids.index(token)], self._decode(row.ids[:-1])
         elif token in self._eos:
             row.stop, row.text = "eos", self._decode(row.ids[:-1])
-        elif strings and any(tag in self._decode(row.ids[-TAIL:]) for tag in strings):
+        elif strings and any(tag in self._decode(row.ids[-STOP_WINDOW:]) for tag in strings):
             text = self._decode(row.ids)
             start, row.stop = min((text.find(tag), tag) for tag in strings if tag in text)
             row.text = text[:start]
@@ -160,7 +152,7 @@ class TransformersCore:
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def _completion(self, row: _Running) -> Completion:
+    def _completion(self, row: _Row) -> Completion:
         return Completion(
             token_ids=tuple(row.ids),
             logprobs=tuple(row.logprobs),
@@ -173,25 +165,26 @@ class TransformersCore:
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         """Replace the weights in place, after checking that they are complete, of the right shapes and finite.
 
-        Requests under way keep their tokens and go on: the new weights read them again, since the old ones' keys and values are dropped.
+        Running requests keep their tokens; the new weights read them again, since the old keys and values are dropped.
         """
         check_weights(weights, self._expected)
         self._model.load_state_dict(weights)
-        self._cache = None
-        for row in self._wave:
-            row.updates += [len(row.ids)] * (version - self.version)
+        self._continue_with_new_weights(version - self.version)
         self.version = version
 
+    def _continue_with_new_weights(self, updates: int) -> None:
+        self._input = None
+        for row in self._wave:
+            row.updates += [len(row.ids)] * updates
+
     def sleep(self, level: int) -> None:
-        """Give back the device's memory: the cache, and the weights, which level 1 keeps in host memory and level 2 forgets."""
+        """Free the device's memory: the cache, and the weights, which level 1 keeps on the host and level 2 drops."""
         if self._waiting or self._wave:
             raise LongShortError(
                 "an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)"
             )
-        self._cache = None
-        self._buffers = {
-            name: buffer.cpu().clone() for name, buffer in self._model.named_buffers()
-        }  # no update brings them again
+        self._input = None
+        self._buffers = {name: buffer.cpu().clone() for name, buffer in self._model.named_buffers()}
         self._model.to("cpu" if level == 1 else "meta")
         self._asleep = {"weights", "kv_cache"}
         if self.device.type == "cuda":
@@ -199,7 +192,9 @@ class TransformersCore:
 
     @torch.no_grad()
     def wake(self, tags: Sequence[str]) -> None:
-        """Take back the memory of `weights` or `kv_cache`; forgotten weights are NaN, and say so, until new ones come."""
+        """Take back the memory of `weights` or `kv_cache`; dropped weights are NaN, so that using them shows, until new
+        ones come. Buffers are restored: no update brings them.
+        """
         if "weights" in tags and "weights" in self._asleep:
             if next(self._model.parameters()).is_meta:
                 self._model.to_empty(device=self.device).tie_weights()
@@ -212,9 +207,9 @@ class TransformersCore:
 
 
 class TransformersLoraCore(TransformersCore):
-    """One model for several roles: a wave holds turns of one role, and the model that role's adapter while it lasts.
+    """One model for several roles: a wave holds turns of one role, and the model has that role's adapter merged.
 
-    The other role's turns wait for its end: correct, not fast, as the rest of this engine.
+    The other role's turns wait for the next wave: correct, not fast.
     """
 
     def __init__(self, model: str, config: EngineConfig, seed: int = 0):
@@ -232,24 +227,22 @@ class TransformersLoraCore(TransformersCore):
         self._waiting = [row for row in self._waiting if row.request_id not in begun]
         self._model.load_state_dict(merged(self._base, self._adapters[role]))
 
-    def _version_of(self, row: _Running) -> int:
+    def _version_of(self, row: _Row) -> int:
         return self._versions[row.sampling.adapter]
 
     def load_weights(self, adapter: Adapter, version: int) -> None:
-        """Replace one role's adapter after checking it; turns of that role under way go on with the new one, which reads them again."""
+        """Replace one role's adapter after checking it; running turns of that role continue with the new one."""
         role = adapter.role
-        held = self._adapters[role].tensors if role in self._adapters else ()
-        check_adapter(adapter, self._expected, held)
-        before, self._adapters[role], self._versions[role] = self._versions.get(role, version), adapter, version
+        check_adapter(adapter, self._expected, self._adapters[role].tensors if role in self._adapters else ())
+        before = self._versions.get(role, version)
+        self._adapters[role], self._versions[role] = adapter, version
         if self._wave and self._wave[0].sampling.adapter == role:
             self._model.load_state_dict(merged(self._base, adapter))
-            self._cache = None
-            for row in self._wave:
-                row.updates += [len(row.ids)] * (version - before)
+            self._continue_with_new_weights(version - before)
 
 
 def processed_logprobs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Log-probs [V] after temperature, top-k and top-p, as vLLM's `processed_logprobs`; greedy sampling leaves the logits as they are."""
+    """Return log-probs [V] after temperature, top-k and top-p, as vLLM's `processed_logprobs`; greedy ignores them."""
     if sampling.temperature:
         logits = logits / sampling.temperature
         if sampling.top_k:

@@ -1,9 +1,8 @@
 """vLLM as one policy's sampler: token ids in; ids, processed log-probs and the weight version out.
 
-Only this module and the two halves of vLLM's weight transfer (vllm_inbox.py, weight_outbox.py) import vllm.
-
-One engine per process, stepped in that process (no second vLLM process: half the latency on small models). Works on 0.26 to 0.31:
-options that only some versions have are probed by feature.
+Only this module and the two halves of vLLM's weight transfer (vllm_inbox.py, weight_outbox.py) import vllm. One engine
+per process, stepped in that process: a second vLLM process would double the latency of small models. Works with vLLM
+0.26 to 0.31.
 """
 
 from __future__ import annotations
@@ -24,25 +23,20 @@ from longshort.runs.model_files import expected_weights
 from longshort.types import Completion, LongShortError, Sampling
 
 SHARED_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Where an adapter lies for the moment in which vLLM, which takes folders only, reads it."""
-
-
-def environment(config: EngineConfig, threads: int = 1) -> dict[str, str]:
-    """The process environment a vLLM engine needs; it must be set before vllm is imported (measured: docs/operations.md)."""
-    return {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the default binds every engine of the machine to the same core
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+"""Where an adapter is written for vLLM, which reads folders only; removed at once."""
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the default binds every engine of the machine to the same core
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""The environment of an engine's process; it must be set before vllm is imported (measured: docs/operations.md)."""
 
 
 class VllmCore:
     """A steppable engine: `add` requests, `step` until they finish, `load_weights` between any two steps."""
-
-    name = "vllm"
 
     def __init__(self, model: str, config: EngineConfig, seed: int = 0, **changes: Any):
         from vllm import EngineArgs
@@ -53,14 +47,13 @@ class VllmCore:
             raise LongShortError(f"engine.extra: vLLM's EngineArgs has no {', '.join(sorted(unknown))}")
         self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(model, config, seed, **changes)))
         self._tokenizer = self._engine.get_tokenizer()
-        self.context, self.version = config.max_model_len, 0
+        self.version = 0
         self._expected = expected_weights(model)
         self._sampling: dict[str, Sampling] = {}
         self._updates: dict[str, list[int]] = {}
         self._asleep: set[str] = set()
-        self._inbox = Inbox(
-            self._engine, config.extra.get("weight_transfer_config", {}).get("backend", ""), self._expected
-        )
+        route = config.extra.get("weight_transfer_config", {}).get("backend", "")
+        self._inbox = Inbox(self._engine, route, self._expected)
         self.cached_tokens = self.prompt_tokens = self.decoded = 0
 
     @property
@@ -86,13 +79,12 @@ class VllmCore:
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._engine.add_request(
-            request_id, {"prompt_token_ids": list(prompt_ids)}, params, lora_request=self._adapter_of(sampling)
-        )
+        lora = self._adapter_of(sampling)
+        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params, lora_request=lora)
         self._sampling[request_id], self._updates[request_id] = sampling, []
 
     def _adapter_of(self, sampling: Sampling) -> Any:
-        """vLLM's name of the adapter that writes the turn; None: the model itself does."""
+        """Return vLLM's LoRARequest of the adapter that writes the turn; None: the model itself does."""
         return None
 
     def _version_of(self, sampling: Sampling) -> int:
@@ -105,24 +97,23 @@ class VllmCore:
             self._updates.pop(request_id, None)
 
     def step(self) -> list[tuple[str, Completion]]:
-        """Decode one token for every running request; returns those that finished."""
+        """Decode one token for every running request; return those that finished."""
         finished = [(output.request_id, self._completion(output)) for output in self._engine.step() if output.finished]
         self.decoded += 1
         return finished
 
     def written(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """The running requests, each with its ids so far."""
-        for (
-            state
-        ) in self._engine.output_processor.request_states.values():  # vLLM tells of a request only when it is finished
-            yield state.external_req_id, state.detokenizer.output_token_ids
+        """Yield the running requests, each with its ids so far.
+
+        Reads vLLM's private record. Its public outputs show unfinished turns only if every step builds one per turn.
+        """
+        for state in self._engine.output_processor.request_states.values():
+            if state.detokenizer is not None:
+                yield state.external_req_id, state.detokenizer.output_token_ids
 
     def _completion(self, output) -> Completion:
-        sampling, updates, answer = (
-            self._sampling.pop(output.request_id),
-            self._updates.pop(output.request_id),
-            output.outputs[0],
-        )
+        sampling, updates = self._sampling.pop(output.request_id), self._updates.pop(output.request_id)
+        answer = output.outputs[0]
         self.prompt_tokens += len(output.prompt_token_ids)
         self.cached_tokens += output.num_cached_tokens or 0
         ids = tuple(answer.token_ids)
@@ -142,48 +133,48 @@ class VllmCore:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        """Replace the weights in place and forget every key and value made by the old ones; nothing is touched if they are refused.
+        """Replace the weights in place and drop all keys and values of the old ones; a refusal touches nothing.
 
-        Requests under way keep their tokens and go on: vLLM takes their blocks away and reads their ids again with the new weights.
+        Running requests keep their tokens: vLLM takes their blocks away and reads their ids again with the new weights.
         """
         check_weights(weights, self._expected)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         self._adopt(version)
 
     def connect(self, wire: Mapping[str, Any]) -> None:
-        """Prepare to receive weights from GPU to GPU (longshort/backends/weight_transfer.py says in which order all this is called)."""
+        """Prepare to receive weights from GPU to GPU; weight_transfer.py has the order of the calls."""
         self._inbox.connect(wire)
 
     def start_update(self, manifest: Manifest) -> None:
-        """Agree to the weights that will come, or refuse them; nothing is decoded from here to `finish_update`."""
+        """Agree to the weights that will come, or refuse them; nothing is decoded until `finish_update`."""
         self._inbox.start(manifest)
 
     def update(self, parcel: Mapping[str, Any]) -> None:
         self._inbox.update(parcel)
 
     def finish_update(self, version: int) -> None:
-        """All weights have come; requests under way go on as after `load_weights`."""
+        """Use the weights that have come; running requests continue as after `load_weights`."""
         self._inbox.finish()
         self._adopt(version)
 
     def _adopt(self, version: int) -> None:
-        self._forget_keys_and_values()
+        self._drop_keys_and_values()
         self._count_updates(self._sampling, version - self.version)
         self.version = version
 
-    def _forget_keys_and_values(self) -> None:
-        # Without `reset_running_requests` a reset is refused while anything runs, and new requests would hit blocks of the old weights.
+    def _drop_keys_and_values(self) -> None:
+        # Without `reset_running_requests` vLLM refuses while anything runs, and new requests would hit old blocks.
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM refused to reset its prefix cache after a weight update")
 
     def _count_updates(self, request_ids: Collection[str], updates: int) -> None:
-        """Note for these requests how many of their tokens stood when their weights were updated."""
+        """Note for these requests how many tokens they had when their weights were updated."""
         for request_id, ids in self.written():
             if ids and request_id in request_ids:
                 self._updates[request_id] += [len(ids)] * updates
 
     def sleep(self, level: int) -> None:
-        """Give back the GPU's memory: the KV cache, and the weights, which level 1 keeps in host memory and level 2 forgets."""
+        """Free the GPU's memory: the KV cache, and the weights, which level 1 keeps on the host and level 2 drops."""
         if self._engine.has_unfinished_requests():
             raise LongShortError(
                 "an engine cannot sleep while turns are being written; wait for them (time_share needs staleness 0)"
@@ -193,14 +184,14 @@ class VllmCore:
             self._asleep = {"weights", "kv_cache"}
 
     def wake(self, tags: Sequence[str]) -> None:
-        """Take back the memory of `weights` or `kv_cache`; after level 2 the weights hold nothing until new ones come."""
-        if tags := [tag for tag in tags if tag in self._asleep]:
-            self._engine.wake_up(tags)
-            self._asleep -= set(tags)
+        """Take back the memory of `weights` or `kv_cache`; after level 2 the weights are undefined until an update."""
+        if asleep := [tag for tag in tags if tag in self._asleep]:
+            self._engine.wake_up(asleep)
+            self._asleep.difference_update(asleep)
 
 
 def engine_arguments(model: str, config: EngineConfig, seed: int, **changes: Any) -> dict[str, Any]:
-    """What vLLM's EngineArgs are given: ours, `changes` to it, and `engine.extra` last."""
+    """Return the arguments of vLLM's EngineArgs: ours, then `changes`, then the recipe's `engine.extra`."""
     options: dict[str, Any] = dict(
         model=model,
         dtype=config.dtype,
@@ -213,75 +204,70 @@ def engine_arguments(model: str, config: EngineConfig, seed: int, **changes: Any
         logprobs_mode="processed_logprobs",  # the default is raw: the sampling temperature would be missing
         disable_log_stats=True,
         max_num_batched_tokens=max(config.max_model_len, 8192),
-        # A seeded request that is prefilled in two parts kills a CPU engine: vLLM rewinds its generator, which torch cannot on a CPU.
+        # A seeded request that is prefilled in two parts kills a CPU engine: torch cannot rewind a generator there.
         enable_chunked_prefill=bool(config.num_gpus),
         seed=seed,
         generation_config="vllm",  # sampling defaults of the model's folder must not override the recipe's
     )
-    if (
-        0 < config.num_gpus < 1
-    ):  # vLLM refuses to start where this share of the GPU is not free; by default that is nearly all of it
+    if 0 < config.num_gpus < 1:  # vLLM refuses to start unless this share of the GPU is free; its default is 0.9
         options["gpu_memory_utilization"] = config.num_gpus
     return options | changes | dict(config.extra)
 
 
 class VllmLoraCore(VllmCore):
-    """One model for several roles: each turn is written with its role's adapter (`Sampling.adapter`), each update replaces one adapter.
+    """One model for several roles: their adapters write the turns (`Sampling.adapter`), an update replaces one adapter.
 
-    A role must have been given its adapter before its first turn: vLLM's CPU kernels (0.31) lay the last adapter on requests without one.
+    A role gets its adapter before its first turn: vLLM's CPU kernels (0.31) apply the last adapter to requests without.
     """
 
     def __init__(self, model: str, config: EngineConfig, seed: int, adapters: Mapping[str, LoraSection]):
-        options: dict[str, Any] = {
-            "enable_lora": True,
-            "max_loras": len(adapters),
-            "max_lora_rank": _max_rank(adapters),
-        }
+        rank = _max_rank(adapters)
+        options: dict[str, Any] = {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
         if not config.num_gpus:
-            # The CPU kernels copy the adapter of a layer once per token of a step: keep the steps that read prompts small.
+            # The CPU kernels copy a layer's adapter once per token of a step: keep the steps that read prompts small.
             options["max_num_batched_tokens"] = max(config.max_model_len, config.max_num_seqs)
         super().__init__(model, config, seed, **options)
         self._ids = {role: number for number, role in enumerate(adapters, 1)}
         self._requests: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
-        self._held: dict[str, frozenset[str]] = {}
+        self._tensor_names: dict[str, frozenset[str]] = {}
 
     def _adapter_of(self, sampling: Sampling) -> Any:
         if sampling.adapter not in self._requests:
-            raise RuntimeError(
-                f"a turn for the adapter {sampling.adapter!r}, but the engine holds {sorted(self._requests)}"
-            )
+            holds = sorted(self._requests)
+            raise RuntimeError(f"a turn for the adapter {sampling.adapter!r}, but the engine holds {holds}")
         return self._requests[sampling.adapter]
 
     def _version_of(self, sampling: Sampling) -> int:
         return self._versions[sampling.adapter]
 
     def load_weights(self, adapter: Adapter, version: int) -> None:
-        """Replace one role's adapter; nothing is touched if it is refused. The other role's turns go on with theirs.
+        """Replace one role's adapter; a refusal touches nothing. The other role's turns continue with theirs.
 
-        Turns of this role that are under way keep their tokens and are read again with the new adapter. vLLM files keys and values under
-        the adapter's name (0.31: and path), so one per version keeps new turns from those of the old; only turns under way need a reset.
+        Running turns of this role keep their tokens and are read again with the new adapter. vLLM stores keys and
+        values by the adapter's name (0.31: and path), so a new name per version separates new turns from old values;
+        only running turns need a reset.
         """
         from vllm.lora.request import LoRARequest
 
         role = adapter.role
-        check_adapter(adapter, self._expected, self._held.get(role, ()))
+        check_adapter(adapter, self._expected, self._tensor_names.get(role, ()))
         with tempfile.TemporaryDirectory(prefix=f"longshort-{role}-{version}-", dir=SHARED_MEMORY) as folder:
             write(adapter, Path(folder))
             self._engine.add_lora(LoRARequest(folder, self._ids[role], folder, load_inplace=True))
-        under_way = {request_id for request_id, sampling in self._sampling.items() if sampling.adapter == role}
-        if under_way:
-            self._forget_keys_and_values()
-            self._count_updates(under_way, version - self._versions[role])
+        running = {request_id for request_id, sampling in self._sampling.items() if sampling.adapter == role}
+        if running:
+            self._drop_keys_and_values()
+            self._count_updates(running, version - self._versions[role])
         self._requests[role], self._versions[role] = LoRARequest(folder, self._ids[role], folder), version
-        self._held[role] = frozenset(adapter.tensors)
+        self._tensor_names[role] = frozenset(adapter.tensors)
 
 
 def _max_rank(adapters: Mapping[str, LoraSection]) -> int:
-    """The smallest of the ranks that vLLM has kernels for which holds every adapter's."""
+    """Return the smallest rank that vLLM has kernels for and that fits every adapter."""
     from vllm.config.lora import MaxLoRARanks
 
-    wanted, known = max(lora.r for lora in adapters.values()), sorted(get_args(MaxLoRARanks))
-    if wanted > known[-1]:
-        raise LongShortError(f"lora.r is {wanted}, vLLM's largest is {known[-1]}; lower it, or remove share_engine")
-    return next(rank for rank in known if rank >= wanted)
+    largest, known = max(lora.r for lora in adapters.values()), sorted(get_args(MaxLoRARanks))
+    if largest > known[-1]:
+        raise LongShortError(f"lora.r is {largest}, vLLM's largest is {known[-1]}; lower it, or remove share_engine")
+    return next(rank for rank in known if rank >= largest)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longshort.backends.remote import cause_of, reason_of, result_of
+from longshort.backends.remote import reason_of, result_of
 from longshort.types import LongShortError, Sample
 
 SETTLE_S = 5.0
@@ -94,9 +94,7 @@ class RemoteLearner:
         finally:
             for task in tasks:
                 task.cancel()
-        errors = {
-            rank: cause_of(task.exception()) for rank, task in enumerate(tasks) if task.done() and task.exception()
-        }
+        errors = {rank: error for rank, task in enumerate(tasks) if task.done() and (error := task.exception())}
         if errors:
             raise self._failure(errors, [rank for rank, task in enumerate(tasks) if not task.done()])
         return tasks[0].result()

@@ -74,7 +74,8 @@ async def evaluate(output, seed, base, models):
         for version, (title, folder) in enumerate(models.items(), 1):
             if not todo[title].is_file():
                 weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-                await pair.policies[LONG].engine.load_weights(weights, version)
+                load = ("load_weights", weights, version)
+                await pair.policies[LONG].engine.receive(lambda actor, load=load: actor.between_steps.remote(*load))
                 todo[title].parent.mkdir(exist_ok=True)
                 todo[title].write_text(json.dumps(await measure(config, pair, "test") | {"model": folder}))
             results[title] = json.loads(todo[title].read_text())
