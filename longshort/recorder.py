@@ -18,7 +18,7 @@ from longshort.evaluation.command import measure
 from longshort.evaluation.records import TRAINING
 from longshort.evaluation.tasks import Prepared, prepare_benchmarks
 from longshort.learning.advantages import zero_variance
-from longshort.learning.loop import AdvantageFunction, Step, spoken
+from longshort.learning.loop import AdvantageFunction, Step, speaking_episodes
 from longshort.pair import LearningPair
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs import checkpoint
@@ -193,7 +193,7 @@ def episode_rows(
     places = [[(i, j) for j in range(len(group.episodes))] for i, group in enumerate(step.groups)]
     gaps_at: dict[tuple[int, int], dict[str, list[float]]] = defaultdict(dict)
     for role, of_role in gaps.items():
-        for (_, place), gap in zip(spoken(step.groups, role, places), of_role, strict=True):
+        for (_, place), gap in zip(speaking_episodes(step.groups, role, places), of_role, strict=True):
             if gap is not None:
                 gaps_at[place][role] = gap
     for (i, j), row in _scored_rows(step.index + 1, step.groups, roles, advantage):

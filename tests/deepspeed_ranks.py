@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 
 from longshort.backends.learners.torch_learner import TorchLearner
-from longshort.learning import step as step_module
+from longshort.learning import logprobs
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, LongShortError, Sample
 from tests.learning_cases import VOCABULARY, sample_like
@@ -60,7 +60,7 @@ def plain(config: LongShortConfig) -> LongShortConfig:
 def learner_of(folder: str, config: LongShortConfig, **options):
     from longshort.backends.learners.deepspeed_learner import DeepSpeedLearner
 
-    return DeepSpeedLearner(LONG, folder, config, 4, **options)
+    return DeepSpeedLearner.from_pretrained(LONG, folder, config, 4, **options)
 
 
 def gradient_of(learner, samples: list[Sample]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -122,7 +122,7 @@ def variants(folder: str, tied: str) -> dict:
             learner=settings_of(stage, **changes.get("learner", {})),
             **{k: v for k, v in changes.items() if k != "learner"},
         )
-        step_module.LOGITS_HELD = 5 * VOCABULARY if "chunks" in name else 2**26
+        logprobs.LOGITS_HELD = 5 * VOCABULARY if "chunks" in name else 2**26
         results[name] = two_updates(learner_of({"untied": folder, "tied": tied}[model], chosen), gradient_of)
     return results
 
@@ -157,7 +157,7 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
         bad = dataclasses.replace(good, advantages=tuple(value * m for m in good.mask))
         seen[name] = learner.update([*SAMPLES, bad]), learner.gaps(), same(learner.weights(), before)
     batch = dataclasses.replace(empty_batch(LONG, learner.device), mask=torch.tensor([[False, True]]))
-    endless = learner.process.descend(
+    endless = learner.process.optimizer_step(
         learner.policy, learner.optimizer, [batch], lambda b: learner.policy(b, 1.0)[0].sum() + math.inf, 1
     )
     seen["infinite loss"] = endless, same(learner.weights(), before)

@@ -127,11 +127,11 @@ def rollouts(
     live=10**6,
     starting=EPISODES,
     spares=lambda index: [],
-    dull=lambda index, group: False,
+    zero_variance=lambda index, group: False,
     reward=score,
 ):
     return functools.partial(
-        roll_out, steps=steps, problems=lambda index: PROBLEMS[PER_STEP * index :][:PER_STEP], spares=spares, dull=dull, policies=policies,
+        roll_out, steps=steps, problems=lambda index: PROBLEMS[PER_STEP * index :][:PER_STEP], spares=spares, zero_variance=zero_variance, policies=policies,
         protocol=Alternate(), reward=reward, group_size=GROUP, decoding=Decoding(), seed=3,
         admission=Admission(live=live, starting=starting),
     )  # fmt: skip

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from longshort.backends.learners import attention
-from longshort.backends.learners.attention import boundaries, choose_attention, each_alone, row_budget
+from longshort.backends.learners.attention import boundaries, choose_attention, sample_by_sample, row_budget
 from longshort.backends.learners.learner_model import load_model
 from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.learning.packing import pack
-from longshort.learning.step import token_logprobs
+from longshort.learning.logprobs import token_logprobs
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, LongShortError
 from tests.learning_cases import sample_like, save_tiny
@@ -32,7 +32,7 @@ def test_boundaries_read_by_eye():
 def test_varlen_gives_dense_attentions_log_probs_and_gradient(folder, batch_tokens):
     """Rows of several samples, several rows, padding; to 1e-6 in both."""
     samples = [sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed) for seed in range(5)]
-    attention.enter_attention("varlen")
+    attention.use_attention(config(learner={"attention": "varlen"}))
     found = []
     for name in ("sdpa", "longshort_varlen"):
         model = load_model(folder, name)
@@ -51,8 +51,8 @@ def test_a_window_sees_so_many_tokens_and_no_more():
     query, key = torch.zeros(5, 2, 4), torch.zeros(5, 1, 4)
     value = torch.arange(5.0).view(5, 1, 1).expand(5, 1, 4)
     bounds = torch.tensor([0, 4, 5], dtype=torch.int32)
-    assert each_alone(query, key, value, bounds, 4, None, (2, 0))[:, 0, 0].tolist() == pytest.approx([0, 0.5, 1, 2, 4])
-    assert each_alone(query, key, value, bounds, 4, None, (-1, 0))[:, 1, 3].tolist() == pytest.approx(
+    assert sample_by_sample(query, key, value, bounds, 4, None, (2, 0))[:, 0, 0].tolist() == pytest.approx([0, 0.5, 1, 2, 4])
+    assert sample_by_sample(query, key, value, bounds, 4, None, (-1, 0))[:, 1, 3].tolist() == pytest.approx(
         [0, 0.5, 1, 1.5, 4]
     )
 
@@ -60,53 +60,44 @@ def test_a_window_sees_so_many_tokens_and_no_more():
 def test_a_kernel_that_looks_at_neighbours_is_refused_at_start(folder, monkeypatch):
     def leaking(query, key, value, bounds, longest, scale, window):
         whole = torch.tensor([0, len(query)], dtype=torch.int32)
-        return each_alone(query, key, value, whole, len(query), scale, window)
+        return sample_by_sample(query, key, value, whole, len(query), scale, window)
 
-    monkeypatch.setattr(attention, "each_alone", leaking)
+    monkeypatch.setattr(attention, "sample_by_sample", leaking)
     with pytest.raises(
         LongShortError, match=r"long: samples packed into one row .* attention 'varlen' does not keep them apart"
     ):
-        TorchLearner(LONG, folder, config(learner={"attention": "varlen"}), total_updates=1)
+        TorchLearner.from_pretrained(LONG, folder, config(learner={"attention": "varlen"}), total_updates=1)
 
 
 def test_a_learner_with_varlen_attention_learns_the_same_in_longer_rows(folder):
     samples = [sample_like(i, sampled=2 + i, advantage=(-1.0) ** i) for i in range(5)]
     runs = []
     for name in ("sdpa", "varlen"):
-        learner = TorchLearner(LONG, folder, config(learner={"attention": name}), total_updates=4)
+        learner = TorchLearner.from_pretrained(LONG, folder, config(learner={"attention": name}), total_updates=4)
         report = learner.update(samples)
-        runs.append((learner.row_tokens, report["loss"], report["grad_norm"]))
+        runs.append((learner.settings.row_tokens, report["loss"], report["grad_norm"]))
     assert [row_tokens for row_tokens, _, _ in runs] == [0, 8192]
     assert runs[0][1:] == pytest.approx(runs[1][1:], rel=1e-5)
 
 
+HALF_ON_GPU = {"learner_gpus": 1, "dtype": "bfloat16"}
+
+
 @pytest.mark.parametrize(
-    ("settings", "there", "chosen"),
+    ("settings", "available", "chosen"),
     [
-        ({}, (), ("sdpa", "the learner is on the CPU")),
-        ({"learner_gpus": 1}, ("varlen",), ("sdpa", "varlen kernels need dtype: bfloat16")),
-        (
-            {"learner_gpus": 1, "dtype": "bfloat16"},
-            ("varlen", "flash_attention_2"),
-            ("varlen", "the learner is on a GPU, in bfloat16"),
-        ),
-        (
-            {"learner_gpus": 1, "dtype": "bfloat16"},
-            ("flash_attention_2",),
-            ("flash_attention_2", "the learner is on a GPU, in bfloat16"),
-        ),
-        (
-            {"learner_gpus": 1, "dtype": "bfloat16", "deterministic": True},
-            ("varlen",),
-            ("sdpa", "deterministic, and varlen kernels add up gradients in no fixed order"),
-        ),
-        ({"learner_gpus": 1, "dtype": "bfloat16"}, (), ("sdpa", "no varlen; no flash_attention_2")),
-        ({"learner": {"attention": "varlen"}}, (), ("varlen", "the recipe says so")),
+        ({}, (), "sdpa"),
+        ({"learner_gpus": 1}, ("varlen",), "sdpa"),
+        (HALF_ON_GPU, ("varlen", "flash_attention_2"), "varlen"),
+        (HALF_ON_GPU, ("flash_attention_2",), "flash_attention_2"),
+        (HALF_ON_GPU | {"deterministic": True}, ("varlen",), "sdpa"),
+        (HALF_ON_GPU, (), "sdpa"),
+        ({"learner": {"attention": "varlen"}}, (), "varlen"),
     ],
 )
-def test_auto_takes_what_is_there_and_says_why(monkeypatch, settings, there, chosen):
+def test_auto_takes_the_first_kernel_that_works(monkeypatch, settings, available, chosen):
     kernels = {
-        name: (lambda name=name: (print, "" if name in there else f"no {name}"))
+        name: (lambda name=name: (print, "" if name in available else f"no {name}"))
         for name in ("varlen", "flash_attention_2")
     }
     monkeypatch.setattr(attention, "KERNELS", kernels)

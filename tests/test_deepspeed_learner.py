@@ -56,7 +56,7 @@ def assert_the_same(found: dict, expected: dict, tolerance: float) -> None:
 @pytest.fixture(scope="module")
 def torch_results(models) -> dict[str, dict]:
     return {
-        cut: two_updates(TorchLearner(LONG, models["untied"], plain(recipe(**sizes)), 4), torch_gradient_of)
+        cut: two_updates(TorchLearner.from_pretrained(LONG, models["untied"], plain(recipe(**sizes)), 4), torch_gradient_of)
         for cut, sizes in CUTS.items()
     }
 
@@ -78,7 +78,7 @@ def test_other_settings_do_what_they_do_on_one_device(models, tmp_path):
     found = launch(2, "variants", models["untied"], models["tied"], folder=tmp_path)
     for name, _, model, changes in VARIANTS:
         chosen = plain(recipe(**{key: value for key, value in changes.items() if key != "learner"}))
-        expected = two_updates(TorchLearner(LONG, models[model], chosen, 4), torch_gradient_of)
+        expected = two_updates(TorchLearner.from_pretrained(LONG, models[model], chosen, 4), torch_gradient_of)
         assert_the_same(found[name], expected, 2e-2 if "bfloat16" in name else 1e-6)
     tied = found["tied head, layers recomputed, ZeRO-3"]["weights"]
     assert torch.equal(tied["lm_head.weight"], tied["model.embed_tokens.weight"])
@@ -98,13 +98,13 @@ def test_rank_0_packs_whole_weights_for_an_engine_and_every_rank_refuses_what_is
 
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_good_days_and_bad_days_on_three_ranks(models, tmp_path, stage):
-    teacher = TorchLearner(LONG, models["untied"], plain(recipe()), 4)
+    teacher = TorchLearner.from_pretrained(LONG, models["untied"], plain(recipe()), 4)
     teacher.update(SAMPLES)
     teacher.save(tmp_path / "torch/model", tmp_path / "torch/state")
     seen = launch(3, "life", models["untied"], tmp_path / "saved", tmp_path / "torch", stage, folder=tmp_path / "ranks")
     assert seen["nothing"] == {"tokens": 7.0, "skipped": 0.0, "skipped_empty": 1.0, "optimizer_steps": 0.0}
 
-    alone = TorchLearner(LONG, models["untied"], plain(recipe()), 4)
+    alone = TorchLearner.from_pretrained(LONG, models["untied"], plain(recipe()), 4)
     alone.update([sample_like(1, advantage=0.0)])
     assert seen["one sample"] == pytest.approx(
         alone.update(SAMPLES[:1]), abs=2e-5
@@ -126,7 +126,7 @@ def test_good_days_and_bad_days_on_three_ranks(models, tmp_path, stage):
     assert same(seen["loaded"], seen["saved"]) and same(seen["end, resumed"], seen["end"])
     assert seen["supervised, resumed"] == seen["supervised"] and seen["good again, resumed"] == seen["good again"]
     assert same(dict(AutoModelForCausalLM.from_pretrained(tmp_path / "saved/model").state_dict()), seen["saved"])
-    heir = TorchLearner(LONG, tmp_path / "saved/model", plain(recipe()), 4)
+    heir = TorchLearner.from_pretrained(LONG, tmp_path / "saved/model", plain(recipe()), 4)
     heir.load(tmp_path / "saved/state")
     heir.supervise(SAMPLES)
     heir.update(SAMPLES)
@@ -161,7 +161,7 @@ def test_a_rank_that_dies_or_falls_silent_ends_the_update_and_is_named(cluster, 
             assert (await learner.update(SAMPLES))["optimizer_steps"] == 1.0
             weights = learner.weights()
             await learner.ready()
-            alone = TorchLearner(LONG, models["untied"], plain(cluster), 4)
+            alone = TorchLearner.from_pretrained(LONG, models["untied"], plain(cluster), 4)
             alone.update(SAMPLES)
             assert distance(await weights, alone.weights()) < 1e-6
             pid = await learner._actors[1].__ray_call__.remote(lambda actor: os.getpid())

@@ -147,7 +147,7 @@ def no_difference(index, group):
 def test_groups_that_teach_nothing_give_their_places_to_spare_problems_up_to_the_cap(spares, groups, replaced):
     policies = {role: Policy(role) for role in ROLES}
     by_id = {problem.id: problem for problem in PROBLEMS}
-    run = rollouts(policies, 1, spares=lambda index: [by_id[name] for name in spares], dull=no_difference, reward=same)
+    run = rollouts(policies, 1, spares=lambda index: [by_id[name] for name in spares], zero_variance=no_difference, reward=same)
     rollout, _ = on_virtual_clock(run(0))
     assert (ids(rollout.groups), ids(rollout.replaced)) == (groups, replaced)
 
@@ -161,7 +161,7 @@ def test_which_problem_takes_a_place_does_not_depend_on_who_is_faster():
             return await super().generate(prompt_ids, sampling)
 
     spares = [problem for problem in PROBLEMS if problem.id in ("p21", "p23", "p25", "p22", "p24")]
-    run = functools.partial(rollouts, steps=1, spares=lambda index: spares, dull=no_difference, reward=same)
+    run = functools.partial(rollouts, steps=1, spares=lambda index: spares, zero_variance=no_difference, reward=same)
     steady, _ = on_virtual_clock(run({role: Policy(role) for role in ROLES})(0))
     unsteady, _ = on_virtual_clock(run({role: Unsteady(role) for role in ROLES}, live=7, starting=2)(0))
     assert steady == unsteady

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from longshort.backends.engines.adapter_engine import AdapterEngine
 from longshort.backends.engines.transformers_engine import TransformersLoraCore
-from longshort.backends.learners.lora_learner import AdapterLearner, LoraLearner, _base_state, learner_class
+from longshort.backends.learners.learner_model import trained
+from longshort.backends.learners.lora_learner import AdapterLearner, LoraLearner, base_state, learner_class
 from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.backends.weights.adapters import PREFIX, Adapter, check_adapter, matching, merged
 from longshort.preflight.checks import check_adapters, check_names, checkpoint_bytes
@@ -70,7 +71,7 @@ def test_one_step_is_the_step_of_a_hand_made_peft_model_and_loss(folder, beta):
         max_grad_norm=1e9,
         lr_scheduler_type="constant",
     )
-    learner = moved(LoraLearner(LONG, folder, chosen, total_updates=9))
+    learner = moved(LoraLearner.from_pretrained(LONG, folder, chosen, total_updates=9))
     model, plain = by_hand("all-linear"), tiny_model()
     set_adapter(model, learner.adapter().tensors)
     drawn = [sample_like(7, prompt=4, sampled=3, advantage=1.0), sample_like(8, prompt=2, sampled=5, advantage=-0.5)]
@@ -92,7 +93,7 @@ def test_one_step_is_the_step_of_a_hand_made_peft_model_and_loss(folder, beta):
     loss.backward()
     seen = {}
     learner.optimizer.register_step_pre_hook(
-        lambda *_: seen.update({n: p.grad.clone() for n, p in learner._parameters().items()})
+        lambda *_: seen.update({n: p.grad.clone() for n, p in trained(learner.model).items()})
     )
     report = learner.update(drawn)
     hand = {name.removeprefix(PREFIX): p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -105,11 +106,11 @@ def test_one_step_is_the_step_of_a_hand_made_peft_model_and_loss(folder, beta):
 
 
 def test_only_the_adapter_moves_and_only_it_has_optimizer_state(folder):
-    learner = LoraLearner(LONG, folder, config(), total_updates=9)
-    base = {name: tensor.clone() for name, tensor in _base_state(learner.model).items()}
+    learner = LoraLearner.from_pretrained(LONG, folder, config(), total_updates=9)
+    base = {name: tensor.clone() for name, tensor in base_state(learner.model).items()}
     before = learner.adapter().tensors
     moved(learner)
-    assert same(base, _base_state(learner.model)) and same(base, dict(tiny_model().state_dict()))
+    assert same(base, base_state(learner.model)) and same(base, dict(tiny_model().state_dict()))
     assert all(not torch.equal(before[name], tensor) for name, tensor in learner.adapter().tensors.items())
     assert {name.rpartition("lora_")[2][0] for name in learner.shapes} == {"A", "B"} and len(
         learner.optimizer.state
@@ -129,7 +130,7 @@ def test_published_weights_are_base_plus_alpha_over_r_times_b_a(folder):
         and found["m.norm.weight"] is base["m.norm.weight"]
     )
 
-    learner = moved(LoraLearner(LONG, folder, config(), total_updates=9))
+    learner = moved(LoraLearner.from_pretrained(LONG, folder, config(), total_updates=9))
     weights, tensors = learner.weights(), learner.adapter().tensors
     change = 8 / 4 * tensors[f"{PREFIX}{Q}.lora_B.weight"] @ tensors[f"{PREFIX}{Q}.lora_A.weight"]
     assert (
@@ -143,29 +144,29 @@ def test_published_weights_are_base_plus_alpha_over_r_times_b_a(folder):
     plain.load_state_dict(weights)
     logp = (plain(torch.tensor([[3, 4, 5, 6]])).logits[0] / 0.7).log_softmax(-1)
     assert learner.score((3, 4), (5, 6), 0.7) == pytest.approx([logp[1, 5].item(), logp[2, 6].item()], abs=2e-6)
-    half = moved(LoraLearner(LONG, folder, config(dtype="bfloat16"), total_updates=9)).weights()
+    half = moved(LoraLearner.from_pretrained(LONG, folder, config(dtype="bfloat16"), total_updates=9)).weights()
     assert {tensor.dtype for tensor in half.values()} == {torch.bfloat16}
 
 
 def test_the_kl_is_0_at_the_start_and_its_reference_is_the_same_model(folder):
-    learner = LoraLearner(LONG, folder, config(loss={"beta": 0.1}), total_updates=9)
+    learner = LoraLearner.from_pretrained(LONG, folder, config(loss={"beta": 0.1}), total_updates=9)
     assert learner.update(samples(0))["kl"] == 0.0
     assert learner.update(samples(1))["kl"] > 0.0
     assert learner.reference.get_output_embeddings() is learner.model.lm_head
-    assert all(parameter.requires_grad for parameter in learner._parameters().values())
+    assert all(parameter.requires_grad for parameter in trained(learner.model).values())
 
 
 def test_the_learners_other_settings_work_with_an_adapter(folder):
     """Gradient checkpointing and micro-batches change nothing; a seed and a role fix the adapter's start."""
-    plain = moved(LoraLearner(LONG, folder, config(loss={"beta": 0.1}), total_updates=9))
+    plain = moved(LoraLearner.from_pretrained(LONG, folder, config(loss={"beta": 0.1}), total_updates=9))
     other = config(loss={"beta": 0.1}, learner={"gradient_checkpointing": True})
-    assert same(bits(moved(LoraLearner(LONG, folder, other, total_updates=9))), bits(plain))
-    small = moved(LoraLearner(LONG, folder, config(loss={"beta": 0.1}, batch_tokens=16), total_updates=9))
+    assert same(bits(moved(LoraLearner.from_pretrained(LONG, folder, other, total_updates=9))), bits(plain))
+    small = moved(LoraLearner.from_pretrained(LONG, folder, config(loss={"beta": 0.1}, batch_tokens=16), total_updates=9))
     assert (
         max((a - b).abs().max().item() for a, b in zip(bits(small).values(), bits(plain).values(), strict=True)) < 1e-4
     )
-    seeded = LoraLearner(LONG, folder, config(seed=1), total_updates=9).adapter().tensors
-    assert not same(seeded, LoraLearner(LONG, folder, config(), total_updates=9).adapter().tensors)
+    seeded = LoraLearner.from_pretrained(LONG, folder, config(seed=1), total_updates=9).adapter().tensors
+    assert not same(seeded, LoraLearner.from_pretrained(LONG, folder, config(), total_updates=9).adapter().tensors)
 
 
 def test_which_learner_trains_what():
@@ -179,7 +180,7 @@ def test_which_learner_trains_what():
 
 def test_resumption_is_bit_equal_and_both_folders_load_by_themselves(tmp_path, folder):
     chosen = config(weight_decay=0.01, loss={"beta": 0.05}, warmup_ratio=0.3, num_iterations=2)
-    learner = moved(LoraLearner(LONG, folder, chosen, total_updates=6), 3)
+    learner = moved(LoraLearner.from_pretrained(LONG, folder, chosen, total_updates=6), 3)
     learner.save(tmp_path / "saved/long", tmp_path / "saved/state")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved/long")
     assert same(dict(model.state_dict()), learner.weights())
@@ -187,7 +188,7 @@ def test_resumption_is_bit_equal_and_both_folders_load_by_themselves(tmp_path, f
     adapted = PeftModel.from_pretrained(tiny_model(), tmp_path / "saved/state/adapter")
     assert torch.allclose(model(ids).logits, adapted(ids).logits, atol=1e-5)
     learner.update(samples(3))
-    resumed = LoraLearner(LONG, tmp_path / "saved/long", chosen, total_updates=6, reference_folder=folder)
+    resumed = LoraLearner.from_pretrained(LONG, tmp_path / "saved/long", chosen, total_updates=6, reference_folder=folder)
     resumed.load(tmp_path / "saved/state")
     assert not same(bits(resumed), bits(learner))
     assert resumed.update(samples(3))["kl"] > 0
@@ -205,15 +206,15 @@ def test_resumption_is_bit_equal_and_both_folders_load_by_themselves(tmp_path, f
     ],
 )
 def test_an_adapter_of_another_shape_is_not_continued(tmp_path, folder, changed, message):
-    moved(LoraLearner(LONG, folder, config(), total_updates=6)).save(tmp_path / "m", tmp_path / "s")
-    other = LoraLearner(LONG, tmp_path / "m", config(changed), total_updates=6, reference_folder=folder)
+    moved(LoraLearner.from_pretrained(LONG, folder, config(), total_updates=6)).save(tmp_path / "m", tmp_path / "s")
+    other = LoraLearner.from_pretrained(LONG, tmp_path / "m", config(changed), total_updates=6, reference_folder=folder)
     with pytest.raises(LongShortError, match=message):
         other.load(tmp_path / "s")
 
 
 def test_an_adapter_is_not_continued_over_another_base_or_without_its_file(tmp_path, folder):
-    moved(LoraLearner(LONG, folder, config(), total_updates=6)).save(tmp_path / "m", tmp_path / "s")
-    other = LoraLearner(
+    moved(LoraLearner.from_pretrained(LONG, folder, config(), total_updates=6)).save(tmp_path / "m", tmp_path / "s")
+    other = LoraLearner.from_pretrained(
         LONG, tmp_path / "m", config(), total_updates=6, reference_folder=save_tiny(tmp_path / "other", seed=1)
     )
     with pytest.raises(
@@ -223,26 +224,26 @@ def test_an_adapter_is_not_continued_over_another_base_or_without_its_file(tmp_p
         other.load(tmp_path / "s")
     (tmp_path / "s/adapter/adapter_model.safetensors").unlink()
     with pytest.raises(LongShortError, match=r"adapter .* cannot be read"):
-        LoraLearner(LONG, tmp_path / "m", config(), total_updates=6, reference_folder=folder).load(tmp_path / "s")
+        LoraLearner.from_pretrained(LONG, tmp_path / "m", config(), total_updates=6, reference_folder=folder).load(tmp_path / "s")
 
 
 def test_rl_starts_from_an_adapter_that_was_trained_before(tmp_path, folder):
-    first = moved(LoraLearner(LONG, folder, config(), total_updates=6))
+    first = moved(LoraLearner.from_pretrained(LONG, folder, config(), total_updates=6))
     first.peft.save_pretrained(tmp_path / "sft")
     start = {"adapter": str(tmp_path / "sft")}
-    learner = LoraLearner(LONG, folder, config(start), total_updates=6)
+    learner = LoraLearner.from_pretrained(LONG, folder, config(start), total_updates=6)
     assert same(bits(learner), bits(first)) and not learner.optimizer.state
     moved(learner).save(tmp_path / "m", tmp_path / "s")
     gone = config({"adapter": str(tmp_path / "moved away")})
-    resumed = LoraLearner(LONG, tmp_path / "m", gone, total_updates=6, reference_folder=folder)
+    resumed = LoraLearner.from_pretrained(LONG, tmp_path / "m", gone, total_updates=6, reference_folder=folder)
     resumed.load(tmp_path / "s")
     assert same(bits(resumed), bits(learner))
     with pytest.raises(LongShortError, match=r"adapter .*moved away cannot be read"):
-        LoraLearner(LONG, folder, gone, total_updates=6)
+        LoraLearner.from_pretrained(LONG, folder, gone, total_updates=6)
 
 
 def test_an_adapter_to_start_from_is_checked_before_anything_starts(tmp_path, folder):
-    LoraLearner(LONG, folder, config(), total_updates=6).peft.save_pretrained(tmp_path / "sft")
+    LoraLearner.from_pretrained(LONG, folder, config(), total_updates=6).peft.save_pretrained(tmp_path / "sft")
     wide = tiny_models.make(tmp_path)[LONG]
 
     def check(model=folder, **changes):
@@ -283,7 +284,7 @@ def test_target_modules_are_ends_of_names_or_an_expression():
 
 
 def test_an_expression_is_kept_from_the_head_and_the_embedding(folder):
-    learner = LoraLearner(LONG, folder, config({"target_modules": ".*(q_proj|embed_tokens|lm_head)"}), total_updates=1)
+    learner = LoraLearner.from_pretrained(LONG, folder, config({"target_modules": ".*(q_proj|embed_tokens|lm_head)"}), total_updates=1)
     assert learner.adapter().modules == [Q, Q.replace(".0.", ".1.")]
 
 
@@ -293,7 +294,7 @@ def test_target_modules_that_match_nothing_are_told_before_anything_starts(folde
     with pytest.raises(LongShortError, match=says):
         check_adapters(parse({"long": wrong}))
     with pytest.raises(LongShortError, match=says):
-        LoraLearner(LONG, folder, parse({"long": wrong}), total_updates=1)
+        LoraLearner.from_pretrained(LONG, folder, parse({"long": wrong}), total_updates=1)
     check_adapters(parse({"long": wrong | {"lora": {}}}))
 
 
@@ -402,8 +403,8 @@ def test_the_plan_counts_a_frozen_base_and_one_engine(tmp_path):
         "short learner (torch)",
     ]
     assert len(apart.processes) == len(shared.processes) + 1
-    facts, learner = read_facts(model, "long.model"), LoraLearner(LONG, model, parse(settings), total_updates=1)
-    numbers = sum(parameter.numel() for parameter in learner._parameters().values())
+    facts, learner = read_facts(model, "long.model"), LoraLearner.from_pretrained(LONG, model, parse(settings), total_updates=1)
+    numbers = sum(parameter.numel() for parameter in trained(learner.model).values())
     for process in (shared.processes[2], apart.processes[2]):
         assert process.parts["frozen base"] == 4 * facts.parameters / 2**30
         assert process.parts["adapter + gradient + AdamW"] == 16 * numbers / 2**30

@@ -7,7 +7,7 @@ import pytest
 
 from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.rollout import Admission, Decoding, run_episode, run_group, stable_seed
-from longshort.learning.loop import spoken, training_samples
+from longshort.learning.loop import speaking_episodes, training_samples
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.types import LONG, SHORT, Completion, Episode, Group, Problem, Reward, Turn
 
@@ -170,11 +170,11 @@ def test_training_samples_stand_beside_the_episodes_that_they_came_from():
         ((9,), 0.5),
     ]
     names = [["a", "b"], ["c", "d", "e"]]
-    assert list(spoken(groups, SHORT, names)) == [
+    assert list(speaking_episodes(groups, SHORT, names)) == [
         (groups[0].episodes[0], "a"),
         (groups[1].episodes[1], "d"),
         (groups[1].episodes[2], "e"),
     ]
-    assert list(spoken(groups, LONG, names)) == []
+    assert list(speaking_episodes(groups, LONG, names)) == []
     with pytest.raises(ValueError, match="zip"):
-        list(spoken(groups, SHORT, [["a", "b"], ["c", "d"]]))
+        list(speaking_episodes(groups, SHORT, [["a", "b"], ["c", "d"]]))

@@ -5,18 +5,11 @@ import math
 import pytest
 import torch
 
-from longshort.learning import step as step_module
+from longshort.learning import logprobs
+from longshort.learning.logprobs import token_logprobs, token_statistics
 from longshort.learning.optim import build_optimizer
 from longshort.learning.packing import pack
-from longshort.learning.step import (
-    StepSettings,
-    Tally,
-    micro_batches,
-    policy_gradient_step,
-    token_logprobs,
-    token_loss,
-    token_statistics,
-)
+from longshort.learning.step import StepSettings, UpdateMetrics, micro_batches, policy_gradient_step, token_loss
 from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import VOCABULARY, sample_like, tiny_model
@@ -75,7 +68,7 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
     (batch,) = pack(SAMPLES, [1.0] * 6, row_tokens=32, batch_tokens=1000)
     results = []
     for held in (2**26, 5 * VOCABULARY):  # everything at once; five tokens at a time
-        monkeypatch.setattr(step_module, "LOGITS_HELD", held)
+        monkeypatch.setattr(logprobs, "LOGITS_HELD", held)
         model = tiny_model()
         logp, entropy = token_statistics(model, batch, 0.7, with_entropy=True)
         logp.sum().backward()
@@ -204,7 +197,7 @@ def test_old_log_probs_are_those_before_the_update_by_sample_whatever_the_packin
             row_tokens=budget[0], batch_tokens=budget[1], temperature=temperature, num_iterations=num_iterations
         )
         assert len(micro_batches(samples, chosen, "cpu")) == batches
-        model, tally = tiny_model(), Tally()
+        model, tally = tiny_model(), UpdateMetrics()
         policy_gradient_step(model, None, build_optimizer(model, learning_rate=0.1), samples, chosen, tally)
         assert sorted(tally.old_logprobs) == [0, 2, 3]
         for number, logprobs in tally.old_logprobs.items():

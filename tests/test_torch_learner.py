@@ -50,7 +50,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_an_update_raises_the_log_prob_of_a_praised_sample(folder):
-    learner = TorchLearner(LONG, folder, config(), total_updates=4)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=4)
     praised = sample_like(3, prompt=4, sampled=5)
     before = sum(learner.score(praised.token_ids[:4], praised.token_ids[4:9], 1.0))
     report = learner.update([praised])
@@ -73,7 +73,7 @@ def test_gaps_are_learner_minus_engine_per_sampled_token_in_the_samples_order(fo
             advantages=(0.0, 1.0, 0.0, 1.0),
         ),
     ]
-    learner = TorchLearner(LONG, folder, config(batch_tokens=batch_tokens, temperature=temperature), total_updates=1)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(batch_tokens=batch_tokens, temperature=temperature), total_updates=1)
     assert learner.gaps() == []
     ((five,), (eight,), (two,)) = (
         learner.score(*case, temperature) for case in (((3, 4), (5,)), ((7,), (8,)), ((7, 8, 9), (2,)))
@@ -86,7 +86,7 @@ def test_gaps_are_learner_minus_engine_per_sampled_token_in_the_samples_order(fo
 
 
 def test_an_engine_that_agrees_has_no_gap_and_only_the_last_update_is_kept(folder):
-    learner = TorchLearner(LONG, folder, config(), total_updates=9)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=9)
     learner.update(samples(0))
     prompt, sampled = (2, 3), (4, 5, 6)
     logprobs = (0.0, 0.0, *learner.score(prompt, sampled, 1.0))
@@ -108,7 +108,7 @@ def test_an_engine_that_agrees_has_no_gap_and_only_the_last_update_is_kept(folde
 
 
 def test_an_update_that_is_not_finite_has_no_gaps(folder):
-    learner = TorchLearner(LONG, folder, config(), total_updates=9)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=9)
     learner.update([*samples(0), *broken()])
     assert learner.gaps() == [None] * 6
     with torch.no_grad():
@@ -117,20 +117,20 @@ def test_an_update_that_is_not_finite_has_no_gaps(folder):
 
 
 def test_score_is_the_models_own_log_prob_at_the_given_temperature(folder):
-    learner = TorchLearner(LONG, folder, config(), total_updates=1)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=1)
     logp = (tiny_model()(torch.tensor([[3, 4, 5, 6]])).logits[0] / 0.7).log_softmax(-1)
     assert learner.score((3, 4), (5, 6), 0.7) == pytest.approx([logp[1, 5].item(), logp[2, 6].item()], abs=2e-6)
 
 
 def test_the_learning_rate_follows_the_updates_with_warm_up_and_decay(folder):
-    learner = TorchLearner(LONG, folder, config(warmup_ratio=0.5, lr_scheduler_type="linear"), total_updates=4)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(warmup_ratio=0.5, lr_scheduler_type="linear"), total_updates=4)
     rates = [learner.update(batch).get("learning_rate") for batch in (samples(0), [], samples(1), samples(2))]
     assert rates == [pytest.approx(1e-2 / 3), None, pytest.approx(1e-2), pytest.approx(5e-3)]
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_are_a_copy_that_names_the_head(tmp_path, tied):
-    learner = TorchLearner(LONG, save_tiny(tmp_path / "model", tied=tied), config(), total_updates=2)
+    learner = TorchLearner.from_pretrained(LONG, save_tiny(tmp_path / "model", tied=tied), config(), total_updates=2)
     weights = learner.weights()
     assert weights.keys() == tiny_model(tied=tied).state_dict().keys() and "lm_head.weight" in weights
     assert all(
@@ -147,7 +147,7 @@ def test_a_second_pass_in_bfloat16_computes_with_the_weights_of_the_first(folder
     """Autocast keeps its bfloat16 copies of the weights for as long as its context is open: an optimizer step must make them anew."""
     settings = {"dtype": "bfloat16", "num_iterations": 2, "loss": {"importance_correction": "none"}}
     one, two = (
-        TorchLearner(LONG, folder, config(**(settings | {"num_iterations": n})), total_updates=1) for n in (1, 2)
+        TorchLearner.from_pretrained(LONG, folder, config(**(settings | {"num_iterations": n})), total_updates=1) for n in (1, 2)
     )
     first, second = one.update(samples(0))["loss"], two.update(samples(0))["loss"]
     assert (
@@ -156,7 +156,7 @@ def test_a_second_pass_in_bfloat16_computes_with_the_weights_of_the_first(folder
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_small_updates(folder):
-    learner = TorchLearner(LONG, folder, config(dtype="bfloat16", learning_rate=1e-6), total_updates=50)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(dtype="bfloat16", learning_rate=1e-6), total_updates=50)
     start = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     for step in range(3):
         learner.update(samples(step))
@@ -170,12 +170,12 @@ def test_resumption_is_bit_equal(tmp_path, folder, num_iterations):
     chosen = config(
         num_iterations=num_iterations, weight_decay=0.01, loss={"name": "gspo", "beta": 0.05}, warmup_ratio=0.3
     )
-    learner = TorchLearner(LONG, folder, chosen, total_updates=6)
+    learner = TorchLearner.from_pretrained(LONG, folder, chosen, total_updates=6)
     for step in range(3):
         learner.update(samples(step))
     learner.save(tmp_path / "saved/long", tmp_path / "saved/state")
     learner.update(samples(3))
-    resumed = TorchLearner(LONG, tmp_path / "saved/long", chosen, total_updates=6, reference_folder=folder)
+    resumed = TorchLearner.from_pretrained(LONG, tmp_path / "saved/long", chosen, total_updates=6, reference_folder=folder)
     resumed.load(tmp_path / "saved/state")
     assert not same(bits(resumed), bits(learner))
     resumed.update(samples(3))
@@ -188,7 +188,7 @@ def test_supervise_takes_the_steps_of_fit(folder):
     chosen = config(
         warmup_ratio=0.25, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=0.5, batch_tokens=24
     )
-    learner, data, order = TorchLearner(LONG, folder, chosen, total_updates=8), samples(0), endless_order(5, seed=1)
+    learner, data, order = TorchLearner.from_pretrained(LONG, folder, chosen, total_updates=8), samples(0), endless_order(5, seed=1)
     reports = [learner.supervise([data[next(order)] for _ in range(3)]) for _ in range(8)]
     model = tiny_model()
     same_settings = {
@@ -210,7 +210,7 @@ def test_supervise_takes_the_steps_of_fit(folder):
 
 
 def test_supervise_skips_what_is_not_finite_and_stops_when_it_goes_on(folder):
-    learner = TorchLearner(LONG, folder, config(max_skipped_steps=2), total_updates=9)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(max_skipped_steps=2), total_updates=9)
     good = learner.model.lm_head.weight[0, 0].item()
 
     def set_weight(value: float) -> None:
@@ -233,15 +233,15 @@ def test_supervise_skips_what_is_not_finite_and_stops_when_it_goes_on(folder):
 
 
 def test_a_fresh_learner_saves_and_loads(tmp_path, folder):
-    learner = TorchLearner(LONG, folder, config(), total_updates=3)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=3)
     learner.save(tmp_path / "m", tmp_path / "s")
-    resumed = TorchLearner(LONG, tmp_path / "m", config(), total_updates=3)
+    resumed = TorchLearner.from_pretrained(LONG, tmp_path / "m", config(), total_updates=3)
     resumed.load(tmp_path / "s")
     assert resumed.update(samples(0)) == learner.update(samples(0)) and same(bits(resumed), bits(learner))
 
 
 def test_the_saved_model_folder_loads_with_from_pretrained(tmp_path, folder):
-    learner = TorchLearner(LONG, folder, config(), total_updates=3)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=3)
     learner.update(samples(0))
     learner.save(tmp_path / "m", tmp_path / "s")
     assert same(dict(AutoModelForCausalLM.from_pretrained(tmp_path / "m").state_dict()), learner.weights())
@@ -250,7 +250,7 @@ def test_the_saved_model_folder_loads_with_from_pretrained(tmp_path, folder):
 
 
 def test_non_finite_updates_in_a_row_stop_the_run_and_a_good_one_resets_the_count(folder):
-    learner = TorchLearner(LONG, folder, config(max_skipped_steps=2), total_updates=9)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(max_skipped_steps=2), total_updates=9)
     start = bits(learner)
     assert learner.update(broken())["skipped"] == 1.0 and same(bits(learner), start)
     assert learner.update(samples(1))["skipped"] == 0.0
@@ -261,24 +261,24 @@ def test_non_finite_updates_in_a_row_stop_the_run_and_a_good_one_resets_the_coun
 
 
 def test_zero_variance_everywhere_changes_nothing(folder):
-    learner = TorchLearner(LONG, folder, config(weight_decay=0.1), total_updates=9)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(weight_decay=0.1), total_updates=9)
     start = bits(learner)
     assert learner.update([sample_like(1, advantage=0.0)])["skipped_empty"] == 1.0
     assert same(bits(learner), start)
 
 
 def test_the_reference_stays_where_it_was_and_costs_nothing_without_beta(folder):
-    learner = TorchLearner(LONG, folder, config(loss={"beta": 0.1}), total_updates=9)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(loss={"beta": 0.1}), total_updates=9)
     assert learner.update(samples(0))["kl"] == 0.0
     assert learner.update(samples(1))["kl"] > 0.0
     assert same(dict(learner.reference.state_dict()), dict(tiny_model().state_dict()))
-    assert TorchLearner(LONG, folder, config(), total_updates=9).reference is None
+    assert TorchLearner.from_pretrained(LONG, folder, config(), total_updates=9).reference is None
 
 
 def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(folder):
     runs, calls = [], []
     for chosen in (config(), config(learner={"gradient_checkpointing": True})):
-        learner = TorchLearner(LONG, folder, chosen, total_updates=1)
+        learner = TorchLearner.from_pretrained(LONG, folder, chosen, total_updates=1)
         learner.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
         report = learner.update(samples(0))
         runs.append((report, learner.weights(), len(calls)))
@@ -293,7 +293,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(folder
 
 def test_deterministic_mode_keeps_the_engines_log_probs_out_of_the_loss(folder):
     def after_update(logprob: float, deterministic: bool) -> dict[str, torch.Tensor]:
-        learner = TorchLearner(LONG, folder, config(deterministic=deterministic), total_updates=1)
+        learner = TorchLearner.from_pretrained(LONG, folder, config(deterministic=deterministic), total_updates=1)
         learner.update(
             [
                 Sample(
@@ -342,7 +342,7 @@ def edit_json(path, **changes) -> None:
     ids=["missing", "half-written", "truncated", "pickle", "other role"],
 )
 def test_a_damaged_or_foreign_state_is_refused(tmp_path, folder, damage, message):
-    learner = TorchLearner(LONG, folder, config(), total_updates=3)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=3)
     learner.update(samples(0))
     learner.save(tmp_path / "m", tmp_path / "s")
     damage(tmp_path / "s")
@@ -351,30 +351,30 @@ def test_a_damaged_or_foreign_state_is_refused(tmp_path, folder, damage, message
 
 
 def test_the_state_of_another_model_is_refused(tmp_path, folder):
-    learner = TorchLearner(LONG, folder, config(), total_updates=3)
+    learner = TorchLearner.from_pretrained(LONG, folder, config(), total_updates=3)
     learner.update(samples(0))
     learner.save(tmp_path / "m", tmp_path / "s")
-    tied = TorchLearner(LONG, save_tiny(tmp_path / "tied", tied=True), config(), total_updates=3)
+    tied = TorchLearner.from_pretrained(LONG, save_tiny(tmp_path / "tied", tied=True), config(), total_updates=3)
     with pytest.raises(LongShortError, match=r"lm_head.weight is .* no such parameter"):
         tied.load(tmp_path / "s")
 
 
 def test_refused_models_and_settings(tmp_path, folder):
     with pytest.raises(LongShortError, match="nowhere cannot be loaded"):
-        TorchLearner(LONG, tmp_path / "nowhere", config(), total_updates=1)
+        TorchLearner.from_pretrained(LONG, tmp_path / "nowhere", config(), total_updates=1)
     edit_json(tmp_path / "model/config.json", auto_map={"AutoModelForCausalLM": "evil.Model"})
     with pytest.raises(LongShortError, match="auto_map"):
-        TorchLearner(LONG, folder, config(), total_updates=1)
+        TorchLearner.from_pretrained(LONG, folder, config(), total_updates=1)
     with pytest.raises(LongShortError, match="cap on the ratio"):
-        TorchLearner(LONG, folder, config(loss={"name": "cispo"}), total_updates=1)
+        TorchLearner.from_pretrained(LONG, folder, config(loss={"name": "cispo"}), total_updates=1)
     with pytest.raises(ValueError, match=r"'long' got samples of \['short'\]"):
-        TorchLearner(LONG, save_tiny(tmp_path / "good"), config(), total_updates=1).update([sample_like(0, role=SHORT)])
+        TorchLearner.from_pretrained(LONG, save_tiny(tmp_path / "good"), config(), total_updates=1).update([sample_like(0, role=SHORT)])
 
 
 def test_a_gpu_that_is_not_there_is_refused(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(LongShortError, match=r"learner_gpus is 1 but torch .* sees no GPU"):
-        TorchLearner(LONG, folder, config(learner_gpus=1), total_updates=1)
+        TorchLearner.from_pretrained(LONG, folder, config(learner_gpus=1), total_updates=1)
 
 
 def test_a_model_that_scales_its_logits_in_an_unknown_way_is_refused(tmp_path, folder):
@@ -389,5 +389,5 @@ def test_a_model_that_scales_its_logits_in_an_unknown_way_is_refused(tmp_path, f
     )
     torch.manual_seed(0)
     GraniteForCausalLM(granite).save_pretrained(tmp_path / "model")
-    with pytest.raises(LongShortError, match="'granite' computes its logits in a way"):
-        TorchLearner(LONG, folder, config(), total_updates=1)
+    with pytest.raises(LongShortError, match="'granite' computes its logits in an unknown way"):
+        TorchLearner.from_pretrained(LONG, folder, config(), total_updates=1)

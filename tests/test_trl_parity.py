@@ -11,7 +11,7 @@ import torch
 
 from longshort.learning import step as step_module
 from longshort.learning.packing import pack
-from longshort.learning.step import token_logprobs
+from longshort.learning.logprobs import token_logprobs
 from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import sample_like, save_tiny, tiny_model
@@ -138,10 +138,10 @@ def by_trl(trainer, samples: list[Sample], loss: LossConfig) -> tuple[float, tor
     return value.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-class FromOld(step_module.Alone):
+class FromOld(step_module.Process):
     """Takes the old policy's log-probs from a model of its own, as TRL's batch does, and leaves the gradients where they are."""
 
-    def descend(self, model, optimizer, work, loss_of, max_grad_norm):
+    def optimizer_step(self, model, optimizer, work, loss_of, max_grad_norm):
         total = 0.0
         for batch, _ in work:
             with torch.no_grad():

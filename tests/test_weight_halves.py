@@ -28,7 +28,7 @@ def test_parcels_hold_what_fits_and_never_half_a_tensor():
 
 @pytest.fixture
 def learner(tmp_path):
-    return TorchLearner(
+    return TorchLearner.from_pretrained(
         SHORT, save_tiny(tmp_path / "model", tied=True), LongShortConfig(dtype="bfloat16"), total_updates=1
     )
 

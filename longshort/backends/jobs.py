@@ -16,7 +16,7 @@ from longshort.runs.job_progress import PROGRESS
 async def side_by_side(
     jobs: Mapping[str, tuple[Any, ...]], folders: Mapping[str, Path], gpus: float = 0.0
 ) -> list[Any]:
-    """Run each job, (function, *arguments), in its own process; each writes its progress file into its folder."""
+    """Run each job, (function, recipe, *arguments), in its own process; each writes a progress file into its folder."""
     files = {name: folder / PROGRESS for name, folder in folders.items()}
     for file in files.values():
         file.unlink(missing_ok=True)

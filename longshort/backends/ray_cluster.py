@@ -34,6 +34,8 @@ from longshort.backends.engines.engine_loop import EngineLoop, make_core
 from longshort.backends.engines.remote_engine import RemoteEngine
 from longshort.backends.learners.remote_learner import RemoteLearner
 from longshort.backends.remote import reason_of, result_of
+from longshort.recipe.plugins import environment as plugin_environment
+from longshort.recipe.plugins import import_from_environment
 from longshort.recipe.roles import LoraSection
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
@@ -51,6 +53,10 @@ ONE_COPY = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
 class EngineActor(EngineLoop):
     """Hosts one engine in its own process; its methods are called from several threads at once."""
 
+    def __init__(self, make: Callable[[], Any], stuck_s: float):
+        import_from_environment()
+        super().__init__(make, stuck_s)
+
     def ready(self) -> int:
         """Return the process id, once the engine has loaded its model."""
         return os.getpid()
@@ -67,7 +73,8 @@ class LearnerActor:
         from longshort.backends.learners.lora_learner import learner_class
 
         torch.set_num_threads(1)
-        make = learner_class(config, role)
+        import_from_environment()
+        make = learner_class(config, role).from_pretrained
         self._learner = make(role, model, config, total_updates, reference_folder=config.role(role).model)
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -99,6 +106,7 @@ class RankActor(LearnerActor):
     """Hosts one rank of a DeepSpeedLearner in its own process. The learner is made in `join`, when all ranks meet."""
 
     def __init__(self, rank: int, role: str, model: str, config: LongShortConfig, total_updates: int):
+        import_from_environment()
         self._rank, self._config = rank, config
         self._arguments = role, model, config, total_updates
 
@@ -125,7 +133,8 @@ class RankActor(LearnerActor):
         )
         join(store, self._rank, ranks, timeout_s, gpu=bool(self._config.learner_gpus))
         role = self._arguments[0]
-        self._learner = DeepSpeedLearner(*self._arguments, reference_folder=self._config.role(role).model)
+        reference_folder = self._config.role(role).model
+        self._learner = DeepSpeedLearner.from_pretrained(*self._arguments, reference_folder=reference_folder)
 
 
 def cpu_share(ranks: int = 1) -> float:
@@ -154,10 +163,16 @@ def shared_place(config: LongShortConfig, role: str) -> PlacementGroup | None:
 
 
 def _options(
-    cpus: float, gpus: float, environment: Mapping[str, str], place: PlacementGroup | None, bundle: int = 0
+    config: LongShortConfig,
+    cpus: float,
+    gpus: float,
+    environment: Mapping[str, str],
+    place: PlacementGroup | None,
+    bundle: int = 0,
 ) -> dict[str, Any]:
     """Return Ray's options for an actor or task: what it reserves, its environment, and its bundle of a place."""
-    options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": dict(environment)}}
+    variables = dict(environment) | plugin_environment(config.plugins)
+    options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
     if place is None:
         return options
     return options | {
@@ -175,7 +190,7 @@ def make_learner(
     arguments = (role, model, config, total_updates)
     if config.learner.backend == "deepspeed":
         return _make_ranks(config, arguments, place)
-    options = _options(cpu_share(), config.learner_gpus, ONE_THREAD | ONE_COPY, place)
+    options = _options(config, cpu_share(), config.learner_gpus, ONE_THREAD | ONE_COPY, place)
     actor = ray.remote(LearnerActor).options(**options).remote(*arguments)
     return RemoteLearner(role, [actor], kill=_kill, death=RayActorError)
 
@@ -195,10 +210,8 @@ def _make_ranks(
     reserved = place or placement_group(
         [{"CPU": cpus} | ({"GPU": gpus_each} if gpus_each else {})] * ranks, strategy="PACK"
     )
-    actors = [
-        ray.remote(RankActor).options(**_options(cpus, gpus_each, environment, reserved, rank)).remote(rank, *arguments)
-        for rank in range(ranks)
-    ]
+    options = [_options(config, cpus, gpus_each, environment, reserved, rank) for rank in range(ranks)]
+    actors = [ray.remote(RankActor).options(**options[rank]).remote(rank, *arguments) for rank in range(ranks)]
     address = actors[0].listen.remote()
     joined = [actor.join.remote(address) for actor in actors]
 
@@ -209,13 +222,19 @@ def _make_ranks(
     return RemoteLearner(arguments[0], actors, kill=kill, death=RayActorError, joined=joined)
 
 
-async def in_process(function: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> Any:
-    """Run a function in a process of its own and await its result; a LongShortError arrives as itself."""
-    task = ray.remote(function).options(max_retries=0, **_options(cpu_share(), gpus, ONE_THREAD, None))
+async def in_process(function: Callable[..., Any], config: LongShortConfig, *arguments: Any, gpus: float = 0.0) -> Any:
+    """Run function(config, *arguments) in its own process and await the result; a LongShortError arrives as itself."""
+    options = _options(config, cpu_share(), gpus, ONE_THREAD, None)
+    task = ray.remote(_run_job).options(name=function.__name__, max_retries=0, **options)
     try:
-        return await result_of(task.remote(*arguments))
+        return await result_of(task.remote(function, config, *arguments))
     except RayError as error:
         raise LongShortError(f"{function.__name__} failed in its process: {reason_of(error)}") from error
+
+
+def _run_job(function: Callable[..., Any], *arguments: Any) -> Any:
+    import_from_environment()
+    return function(*arguments)
 
 
 def make_engine(
@@ -237,21 +256,11 @@ def make_engine(
     environment = ONE_THREAD
     if backend == "vllm":
         from longshort.backends.engines.vllm_engine import ENVIRONMENT as environment
-    options = _options(cpu_share(), settings.num_gpus, environment, place)
+    options = _options(config, cpu_share(), settings.num_gpus, environment, place)
     actor = ray.remote(EngineActor).options(max_concurrency=8, **options)
     core = partial(make_core, backend, model, settings, config.seed, adapters)
     spawn = partial(actor.remote, core, config.engine_timeout_s)
-    return RemoteEngine(
-        name,
-        config,
-        tokenizer,
-        engine=settings,
-        backend=backend,
-        model=model,
-        spawn=spawn,
-        kill=_kill,
-        failure=RayError,
-    )
+    return RemoteEngine(name, config, tokenizer, settings, backend, model, spawn=spawn, kill=_kill, failure=RayError)
 
 
 def make_shared_engine(model: str, config: LongShortConfig, tokenizers: Mapping[str, Any]) -> dict[str, AdapterEngine]:

@@ -1,16 +1,18 @@
 """Advantages: how much better an episode did than the others of its group (GRPO, arXiv 2402.03300, section 4.1.2).
 
-    A = (score - mean of the group) / (std + 1e-4)        std of the group, of the whole batch, or no division (TRL's `scale_rewards`)
+    A = (score - mean of the group) / (std + 1e-4)
 
-An advantage kind is a function (group, role) -> one score per episode, plus one line in `ADVANTAGES`.
+The std is the group's or the whole batch's, or nothing is divided (TRL's `scale_rewards`). An advantage kind is a
+function (group, role) -> one score per episode, plus one line in `ADVANTAGES`.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from longshort.types import Group, LongShortError
+from longshort.recipe.schema import lookup
+from longshort.types import Group
 
 STD_EPSILON = 1e-4
 """TRL's."""
@@ -19,27 +21,26 @@ EQUAL_SCORES = 1e-8
 
 
 def team(group: Group, role: str) -> list[float]:
-    """The mean of the roles' totals: both roles get the same advantage."""
+    """Score by the mean of the roles' totals: both roles get the same advantage."""
     return [statistics.fmean(reward.totals.values()) for reward in group.rewards]
 
 
 def own(group: Group, role: str) -> list[float]:
-    """The role's own total: a format fault counts against its author alone."""
+    """Score by the role's own total: a format fault counts against its author alone."""
     return [reward.totals[role] for reward in group.rewards]
 
 
-ADVANTAGES = {"team": team, "role": own}
+ADVANTAGES: dict[str, Callable[[Group, str], list[float]]] = {"team": team, "role": own}
 
 
 def advantages(groups: Sequence[Group], role: str, kind: str, scale: str) -> list[list[float]]:
-    """One advantage per episode, in the shape of `groups`; a group whose episodes scored the same gets exact zeros.
+    """Return one advantage per episode, in the shape of `groups`; a group whose episodes scored the same gets zeros.
 
     `scale` is "group", "batch" or "none". The standard deviation is the sample one (n - 1), as in TRL.
-    Raises LongShortError for a kind that is not in `ADVANTAGES`.
+    Raises LongShortError for an unknown kind.
     """
-    if kind not in ADVANTAGES:
-        raise LongShortError(f"advantage {kind!r} is unknown; known: {', '.join(ADVANTAGES)}")
-    scores = [ADVANTAGES[kind](group, role) for group in groups]
+    score = lookup(ADVANTAGES, kind, "advantage")
+    scores = [score(group, role) for group in groups]
     all_scores = [score for group in scores for score in group]
     divisor = {
         "group": lambda group: sample_std(group) + STD_EPSILON,
@@ -50,6 +51,7 @@ def advantages(groups: Sequence[Group], role: str, kind: str, scale: str) -> lis
 
 
 def normalise(scores: Sequence[float], divisor: float) -> list[float]:
+    """Return (score - mean) / divisor, or exact zeros for equal scores."""
     if equal(scores):
         return [0.0] * len(scores)
     mean = statistics.fmean(scores)
@@ -57,7 +59,7 @@ def normalise(scores: Sequence[float], divisor: float) -> list[float]:
 
 
 def zero_variance(group: Group, role: str, kind: str = "team") -> bool:
-    """Whether the group trains nothing because all its episodes scored the same."""
+    """Tell whether the group trains nothing because all its episodes scored the same."""
     return equal(ADVANTAGES[kind](group, role))
 
 

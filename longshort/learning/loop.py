@@ -1,6 +1,6 @@
-"""The training loop, as the papers say it: roll out groups with both policies, then update the scheduled roles from the same episodes.
+"""The training loop as in the papers: both policies roll out groups, then the scheduled roles learn from the episodes.
 
-Whether rollouts and updates take turns or go on side by side is only a matter of when a rollout is begun (`staleness`).
+Whether rollouts and updates alternate or run side by side depends only on when a rollout is begun (`staleness`).
 Nothing here knows about devices, processes or engines: a policy generates turns and takes samples, wherever it lives.
 """
 
@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from longshort.dialogue.rollout import Admission, Decoding, Engine, RewardFunction, run_group, stable_seed
+from longshort.dialogue.turns import TurnProtocol
 from longshort.learning.samples import sample_of
 from longshort.types import Episode, Group, Problem, Sample
+from longshort.waiting import cancel_and_wait
 
 T = TypeVar("T")
 
 
 class Policy(Engine, Protocol):
-    """An engine that also learns: `update` takes optimizer steps, then publishes the new weights to its engine, verified."""
+    """An engine that also learns: `update` takes optimizer steps, then publishes the new weights, verified."""
 
     async def update(self, samples: Sequence[Sample]) -> dict[str, float]: ...
 
@@ -32,7 +34,7 @@ AdvantageFunction = Callable[[Sequence[Group], str], list[list[float]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """The scored groups of a step, and those whose places were given to other problems because they teach nothing."""
+    """The scored groups of a step, and the zero-variance groups that were replaced by other problems."""
 
     groups: tuple[Group, ...]
     replaced: tuple[Group, ...] = ()
@@ -40,7 +42,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one pass of the loop did: what was rolled out, each updated role's metrics, and seconds spent.
+    """What one pass of the loop did: its groups, each updated role's metrics, and seconds spent.
 
     `rollout_s` is how long learning waited for the groups; with staleness they were begun in earlier steps.
     """
@@ -67,17 +69,17 @@ async def train_loop(
 ) -> None:
     """Run steps `start` to `steps`; `after` sees each finished step (log, save, evaluate).
 
-    A step's rollout begins `staleness` steps early and goes on beside the updates in between, whose weights reach it in flight: at its own
-    update no token is more updates old than that. With 0 nothing is rolled out while the policies learn.
-    `stop` ends the loop between two updates: rollouts under way are dropped, an update under way is finished, so that both policies
-    always stand at the same step.
+    A step's rollout begins `staleness` steps early and runs beside the updates in between, whose weights reach it in
+    flight: at its own update no token is older than that many updates. With 0, nothing is rolled out during an update.
+    `stop` ends the loop between two updates: rollouts under way are dropped, an update under way is finished, so that
+    both policies always stand at the same step.
     """
-    ahead: deque[asyncio.Task[Rollout]] = deque()
+    ahead: deque[asyncio.Future[Rollout]] = deque()
     try:
         for index in range(start, steps):
             began = time.perf_counter()
             while len(ahead) <= staleness and index + len(ahead) < steps:
-                ahead.append(asyncio.create_task(roll_out(index + len(ahead))))
+                ahead.append(asyncio.ensure_future(roll_out(index + len(ahead))))
             if await stopped_before(stop, ahead[0]):
                 return
             rollout = await ahead.popleft()
@@ -98,13 +100,11 @@ async def train_loop(
                 )
             )
     finally:
-        for task in ahead:
-            task.cancel()
-        await asyncio.gather(*ahead, return_exceptions=True)
+        await cancel_and_wait(ahead)
 
 
-async def stopped_before(stop: asyncio.Event, rollout: asyncio.Task) -> bool:
-    """Wait for either; whether `stop` is set."""
+async def stopped_before(stop: asyncio.Event, rollout: asyncio.Future) -> bool:
+    """Wait for either; tell whether `stop` is set."""
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait((rollout, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -117,18 +117,18 @@ async def roll_out(
     steps: int,
     problems: Callable[[int], Sequence[Problem]],
     spares: Callable[[int], Sequence[Problem]],
-    dull: Callable[[int, Group], bool],
+    zero_variance: Callable[[int, Group], bool],
     policies: Mapping[str, Engine],
-    protocol,
+    protocol: TurnProtocol,
     reward: RewardFunction,
     group_size: int,
     decoding: Decoding,
     seed: int,
     admission: Admission,
 ) -> Rollout:
-    """A step's groups. Where one teaches nothing (`dull`), a spare problem is rolled out in its place, as long as there are any.
+    """Roll out a step's groups, replacing those with zero variance by spare problems while there are any.
 
-    Places are filled round by round and in order, so that which problem stands where does not depend on which episode ends first.
+    Places are filled round by round and in order, so the result does not depend on which episode ends first.
     """
 
     async def groups_of(chosen: Sequence[Problem], first: int) -> list[Group]:
@@ -141,23 +141,26 @@ async def roll_out(
         )
 
     groups, replaced, spare = await groups_of(problems(index), 0), [], spares(index)
-    while places := [place for place, group in enumerate(groups) if dull(index, group)][: len(spare) - len(replaced)]:
+    while True:
+        places = [place for place, group in enumerate(groups) if zero_variance(index, group)]
+        if not (places := places[: len(spare) - len(replaced)]):
+            return Rollout(groups=tuple(groups), replaced=tuple(replaced))
         chosen = spare[len(replaced) : len(replaced) + len(places)]
         for place, group in zip(places, await groups_of(chosen, len(groups) + len(replaced)), strict=True):
             replaced.append(groups[place])
             groups[place] = group
-    return Rollout(groups=tuple(groups), replaced=tuple(replaced))
 
 
 def training_samples(groups: Sequence[Group], role: str, advantage: AdvantageFunction) -> list[Sample]:
-    """One sample per episode in which the role spoke, in the order of the groups."""
-    return [sample_of(episode, role, value) for episode, value in spoken(groups, role, advantage(groups, role))]
+    """Return one sample per episode in which the role spoke, in the order of the groups."""
+    speaking = speaking_episodes(groups, role, advantage(groups, role))
+    return [sample for episode, value in speaking if (sample := sample_of(episode, role, value))]
 
 
-def spoken(groups: Sequence[Group], role: str, values: Sequence[Sequence[T]]) -> Iterator[tuple[Episode, T]]:
-    """Each episode in which the role sampled something, with its entry of `values` (in the shape of `groups`), in the order of the groups.
+def speaking_episodes(groups: Sequence[Group], role: str, values: Sequence[Sequence[T]]) -> Iterator[tuple[Episode, T]]:
+    """Yield each episode in which the role sampled something, with its entry of `values` (in the shape of `groups`).
 
-    So whatever a policy says about its training samples, one by one, can be put beside the episodes that they came from.
+    They come in the order of a policy's training samples.
     """
     for group, of_group in zip(groups, values, strict=True):
         for episode, value in zip(group.episodes, of_group, strict=True):
@@ -166,7 +169,7 @@ def spoken(groups: Sequence[Group], role: str, values: Sequence[Sequence[T]]) ->
 
 
 def role_schedule(schedule: str | Sequence[str], steps: int, roles: Sequence[str]) -> Callable[[int], Sequence[str]]:
-    """Which roles learn at a step: all of them (`joint`), or the paper's rounds of equal length, the partner frozen."""
+    """Return which roles learn at a step: all (`joint`), or one per round of equal length, the partner frozen."""
     if schedule == "joint":
         return lambda index: roles
     return lambda index: (schedule[min(index * len(schedule) // steps, len(schedule) - 1)],)

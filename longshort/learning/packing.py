@@ -1,8 +1,8 @@
 """From samples to micro-batches: several samples per row, several rows per batch, the same gradient whatever the cut.
 
-Attention tells samples apart by `position_ids` alone (transformers: a step that is not +1 begins a new sequence), so a row needs no mask.
-Behind several samples a padding id has position 0 and is thereby a sequence of its own that nobody else can see. Behind a single one the
-positions go on: what comes later is hidden from it anyway, and where no row breaks off, attention needs no dense mask at all.
+Attention tells samples apart by `position_ids` alone (transformers: a step that is not +1 begins a new sequence), so a
+row needs no mask. After several samples each padding id has position 0, which makes it a sequence of its own. After a
+single sample the positions go on: it cannot see what comes later, and without breaks attention needs no dense mask.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from longshort.types import Batch, Sample
 
-FILL = {
+PADDING_VALUES = {
     "input_ids": 0,
     "position_ids": 0,
     "sequence": -1,
@@ -25,8 +25,8 @@ FILL = {
 }
 """Field of a Batch -> its value on padding."""
 FLOATS = ("logprobs", "advantages", "weights")
-PADDING = 64
-"""Padding tokens in a micro-batch from which on another micro-batch is the cheaper one (measured with 5M parameters on a CPU)."""
+MAX_PADDING = 64
+"""With more padding tokens in a micro-batch, another micro-batch is cheaper (measured with 5M parameters on a CPU)."""
 
 
 def pack(
@@ -38,9 +38,9 @@ def pack(
 ) -> list[Batch]:
     """Pack the samples of one optimizer step; `token_weights[i]` is the weight of each sampled token of sample i.
 
-    Rows hold at most `row_tokens` (0: one sample each, since dense attention pays for a row's whole width), batches at most `batch_tokens`
-    with their padding; only a sample that is longer by itself exceeds them, in a row of its own. Rows of like width share a batch.
-    Deterministic.
+    Rows hold at most `row_tokens` (0: one sample each, since dense attention pays for a row's whole width), batches at
+    most `batch_tokens` with their padding. Only a sample that is longer by itself exceeds them, in a row of its own.
+    Rows of similar width share a batch. Deterministic.
     """
     if len(samples) != len(token_weights):
         raise ValueError(f"{len(samples)} samples but {len(token_weights)} token weights")
@@ -57,24 +57,25 @@ def pack(
 
 
 def like_widths(widths: Sequence[int], batch_tokens: int) -> list[range]:
-    """Cut rows, widest first, into batches of at most `batch_tokens` and at most `PADDING` tokens of padding; returns places in `widths`.
+    """Cut rows, widest first, into batches of at most `batch_tokens` and `MAX_PADDING` tokens of padding.
 
+    Returns places in `widths`:
     like_widths([400, 390, 350, 90], batch_tokens=8192) -> [range(0, 3), range(3, 4)]
     """
     cuts, padding = [0], 0
     for place, width in enumerate(widths):
         widest = widths[cuts[-1]]
         padding += widest - width
-        if padding > PADDING or (place + 1 - cuts[-1]) * widest > max(batch_tokens, widest):
+        if padding > MAX_PADDING or (place + 1 - cuts[-1]) * widest > max(batch_tokens, widest):
             cuts.append(place)
             padding = 0
     return [range(*ends) for ends in pairwise([*cuts, len(widths)]) if widths]
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put items into rows of at most `capacity`, longest first, each in the first row with room; returns the item numbers by row.
+    """Put items, longest first, each into the first row of `capacity` with room; return the item numbers by row.
 
-    With a capacity of 0 each has a row of its own.
+    With a capacity of 0 each item has a row of its own.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -96,9 +97,9 @@ def _stack(
     width: int,
     device: torch.device | str,
 ) -> Batch:
-    table: dict[str, list[list]] = {name: [] for name in FILL}
+    table: dict[str, list[list]] = {name: [] for name in PADDING_VALUES}
     for row in rows:
-        line: dict[str, list] = {name: [] for name in FILL}
+        line: dict[str, list] = {name: [] for name in PADDING_VALUES}
         for i in row:
             sample, length = samples[i], len(samples[i].token_ids)
             line["input_ids"] += sample.token_ids
@@ -109,7 +110,7 @@ def _stack(
             line["advantages"] += sample.advantages
             line["weights"] += [token_weights[i]] * length
         for name, values in line.items():
-            table[name].append(values + [FILL[name]] * (width - len(values)))
+            table[name].append(values + [PADDING_VALUES[name]] * (width - len(values)))
         if len(row) == 1:
             table["position_ids"][-1] = list(range(width))
     tensors = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def cost(tokens: int, hidden: int) -> float:
-    """Work of a sequence in tokens' worth of matrix products: T + T²/(12 h).
+    """Return the work of a sequence in tokens' worth of matrix products: T + T²/(12 h).
 
     Per layer and token the products take about 24 h² operations, causal attention 2 h T: as much at T = 12 h.
     """
@@ -15,10 +15,10 @@ def cost(tokens: int, hidden: int) -> float:
 
 
 def shard(costs: Sequence[float], ranks: int) -> list[list[int]]:
-    """Item numbers by rank, ascending; a rank may be left with none.
+    """Return the item numbers of each rank, ascending; a rank may have none.
 
-    The dearest item first, each to the rank with the least work so far: no rank has more than 4/3 of the best partition's work
-    (Graham 1969, longest processing time). The same on every rank that asks, ties included.
+    The costliest item goes first, each to the rank with the least work so far: no rank has more than 4/3 of the best
+    partition's work (Graham 1969, longest processing time). Every rank computes the same, ties included.
 
         shard([5, 3, 3, 2], ranks=2) -> [[0, 3], [1, 2]]
     """

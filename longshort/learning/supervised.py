@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from longshort.learning.optim import build_optimizer, learning_rate_factor, set_learning_rate
-from longshort.learning.step import Alone, shared_batches
+from longshort.learning.step import Process, shared_batches
 from longshort.types import Batch, LongShortError, Sample
 
 
@@ -30,10 +30,11 @@ def fit(
     batch_tokens: int = 8192,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[float]:
-    """Train `model` in place for `steps` optimizer steps of `batch_size` samples; returns each step's mean NLL per masked token (nats).
+    """Train `model` in place for `steps` optimizer steps of `batch_size` samples.
 
-    Samples are drawn without replacement, epoch after epoch, in an order fixed by `seed`. `on_step(step, loss)` is called after each step.
-    Raises LongShortError when a loss or gradient is not finite: supervised data has no reason to be, so nothing is skipped.
+    Returns each step's mean NLL per masked token (nats); `on_step(step, loss)` is called after each. Samples are drawn
+    without replacement, epoch after epoch, in an order fixed by `seed`. Raises LongShortError if a loss or gradient is
+    not finite: supervised data gives no reason for that, so nothing is skipped.
     """
     samples = [sample for sample in samples if any(sample.mask)]
     if not samples:
@@ -69,24 +70,25 @@ def nll_step(
     max_grad_norm: float,
     row_tokens: int,
     batch_tokens: int,
-    process: Alone | None = None,
+    process: Process | None = None,
 ) -> tuple[float, float]:
-    """One optimizer step on the mean NLL per masked token of the whole batch, in nats; returns (loss, gradient norm before clipping).
+    """Take one optimizer step on the mean NLL per masked token of the whole batch.
 
-    If either is not finite, parameters and optimizer stay as they were. With several processes each is given all samples.
+    Returns the loss in nats and the gradient's norm before clipping. If either is not finite, parameters and optimizer
+    stay as they were. With several processes, each is given all samples.
     """
-    process = process or Alone()
+    process = process or Process()
     weights = [1 / sum(sum(sample.mask) for sample in samples)] * len(samples)
     batches = shared_batches(samples, weights, range(len(samples)), row_tokens, batch_tokens, model.device, process)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         return -(process.statistics(model, batch, 1.0)[0] * batch.weights[batch.mask]).sum()
 
-    return process.descend(model, optimizer, batches, loss_of, max_grad_norm)
+    return process.optimizer_step(model, optimizer, batches, loss_of, max_grad_norm)
 
 
 def endless_order(count: int, seed: int) -> Iterator[int]:
-    """Permutations of range(count), one after the other."""
+    """Yield permutations of range(count), one after the other."""
     rng = random.Random(seed)
     while True:
         yield from rng.sample(range(count), count)

@@ -170,7 +170,7 @@ class Duel:
             max_grad_norm=1e9,
             loss={"name": "dapo", "importance_correction": "none"},
         )
-        self.learner = TorchLearner(LONG, folder, config, steps)
+        self.learner = TorchLearner.from_pretrained(LONG, folder, config, steps)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self.keep_first("ours", self.learner.model))
         self.trainer = make_trainer(folder, rollouts, steps, self.callback())
 

@@ -61,13 +61,14 @@ def update(way: str, kept: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from longshort.learning import logprobs as chunks
     from longshort.learning import step
     from longshort.recipe.sections import LossConfig
     from longshort.types import LONG, Sample
 
     torch.set_num_threads(1)
     if way == "whole":
-        step.LOGITS_HELD = TOKENS * VOCABULARY
+        chunks.LOGITS_HELD = TOKENS * VOCABULARY
     rng = random.Random(0)
     length = TOKENS // SAMPLES
     samples = [
@@ -89,7 +90,7 @@ def update(way: str, kept: Path) -> None:
         row_tokens=0,
         batch_tokens=2 * TOKENS,
     )
-    model, tally, gradient = make_model(), step.Tally(), {}
+    model, tally, gradient = make_model(), step.UpdateMetrics(), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(
         lambda *_: gradient.update({n: p.grad for n, p in model.named_parameters() if p.ndim == 2})
@@ -100,7 +101,7 @@ def update(way: str, kept: Path) -> None:
     logprobs = torch.cat([tally.old_logprobs[i] for i in sorted(tally.old_logprobs)])
     save_file({"logprobs": logprobs} | gradient, kept)
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    chunk = 2 * 4 * min(step.LOGITS_HELD, TOKENS * VOCABULARY)
+    chunk = 2 * 4 * min(chunks.LOGITS_HELD, TOKENS * VOCABULARY)
     print(
         json.dumps(
             {"before": before, "peak": peak, "seconds": seconds, "ideal": gradients + chunk, "tokens": len(logprobs)}

@@ -65,7 +65,7 @@ async def steps_of(policies, protocol, staleness, seed):
             steps=STEPS,
             problems=lambda index: problems(PROBLEMS * STEPS)[PROBLEMS * index :][:PROBLEMS],
             spares=lambda index: [],
-            dull=lambda index, group: False,
+            zero_variance=lambda index, group: False,
             policies=policies,
             protocol=protocol,
             reward=alternate,
@@ -111,9 +111,7 @@ async def real(folder, runs):
     models = make_models(folder)
     settings = config(models, max_num_seqs=SLOTS, protocol={"name": "solo"}, staleness=1, lr_scheduler_type="constant")
     protocol = Drawn()
-    async with LearningPair(
-        settings, {LONG: models[LONG]}, total_updates={LONG: 10**6}, protocol=protocol
-    ) as pair:
+    async with LearningPair(settings, {LONG: models[LONG]}, total_updates={LONG: 10**6}, protocol=protocol) as pair:
         return await compare(pair.policies, protocol, runs, "vLLM and torch")
 
 

@@ -67,7 +67,7 @@ async def rolled_out(policies, pool, sizes, tokens, seed):
         steps=1,
         problems=lambda index: problems(count),
         spares=lambda index: [],
-        dull=lambda index, group: False,
+        zero_variance=lambda index, group: False,
         policies=policies,
         protocol=protocol,
         reward=SynergyReward(RewardConfig(), PRICES, protocol, pool),

@@ -26,7 +26,7 @@ from statistics import median
 
 from longshort.dialogue.rewards import SynergyReward
 from longshort.learning.loop import train_loop
-from longshort.learning.step import Alone
+from longshort.learning.step import Process
 from longshort.recorder import Recorder
 from longshort.trainer import LongShortTrainer
 from tests import tiny_models
@@ -37,22 +37,22 @@ MOST_REMAINDER = 0.05
 PROBLEMS, GENERATIONS = 16, 8
 
 
-class TimedAlone(Alone):
+class TimedProcess(Process):
     """Counts the seconds of the passes over the model, the optimizer's included."""
 
     def __init__(self):
         self.seconds = 0.0
 
-    def descend(self, *arguments):
+    def optimizer_step(self, *arguments):
         began = time.perf_counter()
-        result = super().descend(*arguments)
+        result = super().optimizer_step(*arguments)
         self.seconds += time.perf_counter() - began
         return result
 
 
 def set_clocks(actor) -> None:
     """In a learner's process: from now on the report of an update also says where its time went."""
-    learner, clock, optimizing = actor._learner, TimedAlone(), []
+    learner, clock, optimizing = actor._learner, TimedProcess(), []
     learner.process, update = clock, learner.update
     learner.optimizer.register_step_pre_hook(lambda *_: optimizing.append(-time.perf_counter()))
     learner.optimizer.register_step_post_hook(lambda *_: optimizing.append(time.perf_counter()))

@@ -63,7 +63,7 @@ class Outbox:
         """
         first, sizes = self._sent, self._sizes()
         self._sent += parcel(sizes[first:], buffer_bytes)
-        if self._buffer is None and self._learner.process.writes:
+        if self._buffer is None and self._learner.process.writes_files:
             self._buffer = torch.empty(buffer_bytes, dtype=torch.uint8, device=self._learner.device)
         at = 0
         for _, tensor in islice(self._stream, self._sent - first):
@@ -94,7 +94,7 @@ class Outbox:
 
     def meet(self, address: tuple[str, int], world_size: int) -> None:
         """Join the engine's processes over NCCL as their rank 0; they must do so at the same time (`Inbox.connect`)."""
-        if self._learner.process.writes:
+        if self._learner.process.writes_files:
             from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
             self._group = trainer_init(
@@ -103,7 +103,7 @@ class Outbox:
 
     def broadcast(self, buffer_bytes: int) -> None:
         """Send everything that the manifest announced; the engine must receive it at the same time (`Inbox.update`)."""
-        if not self._learner.process.writes:
+        if not self._learner.process.writes_files:
             for _ in self._stream:
                 pass
             return
