@@ -18,7 +18,7 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Future]) -> None:
 
 
 async def gather_or_cancel(*awaitables: Awaitable[T]) -> list[T]:
-    """Await all side by side; when one fails or the caller is cancelled, the others are cancelled and waited for first."""
+    """Await all side by side. When one fails or the caller is cancelled, cancel the others and wait for their end."""
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         return list(await asyncio.gather(*tasks))

@@ -45,6 +45,3 @@ class LocalEngine:
                 else:
                     ids.extend(output[1])
                     on_tokens(ids)
-
-    def close(self) -> None:
-        self.loop.close()

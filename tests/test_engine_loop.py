@@ -45,7 +45,6 @@ def loop():
     yield loop
     loop.abort(list(loop.core.ends))
     loop.core.allowed.release(10)
-    loop.close()
 
 
 def requests(**ends):

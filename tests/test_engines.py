@@ -190,11 +190,9 @@ def test_a_canary_beyond_its_tolerance_or_nan_is_an_error():
 def test_episodes_share_an_engine_in_this_process(models):
     async def go():
         engine = LocalEngine("transformers", models[LONG], CONFIG, build_tokenizer(LONG))
-        answers = await asyncio.gather(
+        return await asyncio.gather(
             *(engine.generate(prompt, Sampling(max_tokens=6, stop=(), seed=2)) for prompt in PROMPTS * 3)
         )
-        engine.close()
-        return answers
 
     answers = asyncio.run(go())
     assert [answer.token_ids for answer in answers[:3]] == [answer.token_ids for answer in answers[3:6]]
@@ -221,7 +219,6 @@ def test_a_turn_is_streamed_while_it_is_written_and_a_closing_token_is_not(model
         await asyncio.gather(gone, return_exceptions=True)
         while engine.loop.core.busy:
             await asyncio.sleep(0.01)
-        engine.close()
         return free, seen, text, closing, closed, told, string
 
     free, seen, text, closing, closed, told, string = asyncio.run(go())

@@ -1,7 +1,6 @@
 """Engines and learners that hold the GPU in turns: who sleeps when, at which level, and with which weights it wakes."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +8,7 @@ from longshort.backends.engines.transformers_engine import TransformersCore
 from longshort.backends.time_share import TimeShare
 from longshort.backends.weight_transfer import ObjectStore
 from longshort.pair import LivePolicy
-from longshort.recipe.schema import parse
+from longshort.recipe.schema import LongShortConfig, parse
 from longshort.recipe.sections import EngineConfig
 from longshort.runs import checkpoint
 from longshort.types import LONG, SHORT, LongShortError, Sample, Sampling
@@ -221,7 +220,7 @@ def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
             finished |= dict(core.step())
         return before, again, stopped, finished["early"], core.version
 
-    stop = ray_cluster.start(SimpleNamespace())
+    stop = ray_cluster.start(LongShortConfig())
     run = ray.remote(slept).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": ENVIRONMENT})
     before, again, stopped, early, version = ray.get(run.remote(models[LONG]), timeout=200)
     stop()

@@ -76,11 +76,9 @@ class EngineLoop:
         self._streams: dict[str, tuple[int, list[int]]] = {}
         self._streamed_at = -math.inf
         self._failure: BaseException | None = None
-        self._closing = False
         self.busy_s, self.sampled_tokens = 0.0, 0
         ready: Future[EngineCore] = Future()
-        self._thread = threading.Thread(target=self._run, args=(make, ready), name="engine", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, args=(make, ready), name="engine", daemon=True).start()
         self.core = ready.result()
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -146,12 +144,6 @@ class EngineLoop:
             "cached_tokens": self.core.cached_tokens,
         }
 
-    def close(self) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(timeout=10)
-
     def _run(self, make: Callable[[], EngineCore], ready: Future[EngineCore]) -> None:
         try:
             core = make()
@@ -160,8 +152,8 @@ class EngineLoop:
             return
         ready.set_result(core)
         try:
-            while self._turn(core):
-                pass
+            while True:
+                self._turn(core)
         except BaseException as error:  # noqa: BLE001 - handed to the threads that collect or call
             with self._changed:
                 self._failure = error
@@ -169,12 +161,10 @@ class EngineLoop:
                     future.set_exception(error)
                 self._changed.notify_all()
 
-    def _turn(self, core: EngineCore) -> bool:
-        """Wait for work, take in what came, and take one step; return whether to go on."""
+    def _turn(self, core: EngineCore) -> None:
+        """Wait for work, take in what came, and take one step."""
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._calls or self._aborts or core.busy or self._closing)
-            if self._closing:
-                return False
+            self._changed.wait_for(lambda: self._inbox or self._calls or self._aborts or core.busy)
             inbox, self._inbox = self._inbox, []
             aborts, self._aborts = self._aborts, []
             calls, self._calls = self._calls, []
@@ -191,7 +181,6 @@ class EngineLoop:
             self._forget(aborts)
         if core.busy:
             self._step(core)
-        return True
 
     def _step(self, core: EngineCore) -> None:
         began = time.perf_counter()

@@ -25,7 +25,7 @@ START_TIMEOUT_S = 300.0
 """For loading a model on a busy machine."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Pending:
     """A turn that was requested and not delivered yet."""
 
@@ -57,10 +57,10 @@ class RemoteEngine:
         role: str,
         config: LongShortConfig,
         tokenizer: Any,
-        *,
         engine: EngineConfig,
         backend: str,
         model: str,
+        *,
         spawn: Callable[[], Any],
         kill: Callable[[Any, int | None], None],
         failure: type[BaseException],
@@ -105,9 +105,7 @@ class RemoteEngine:
         """Sample one turn. `on_tokens(ids_so_far)` is called while it is written; a replaced process starts over."""
         loop = asyncio.get_running_loop()
         request_id, future = f"{self.role}-{next(self._ids)}", loop.create_future()
-        self._pending[request_id] = _Pending(
-            prompt_ids=tuple(prompt_ids), sampling=sampling, future=future, on_tokens=on_tokens
-        )
+        self._pending[request_id] = _Pending(tuple(prompt_ids), sampling, future, on_tokens)
         if not self._outbox:
             loop.call_soon(self._flush)
         self._outbox.append(request_id)
