@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages: Debian's Chromium without a window, told what to do over its debugging pipe."""
+"""A real browser for the tests of pages: Debian's Chromium without a window, driven over its debugging pipe."""
 
 import itertools
 import json

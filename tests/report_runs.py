@@ -1,4 +1,4 @@
-"""Run folders as training and evaluations leave them, made from nothing, for tests of the report and for looking at it.
+"""Run folders as training and evaluations leave them, made from nothing, for the tests of the report.
 
 python -m tests.report_runs FOLDER      writes FOLDER/{demo,demo-random} and a report of both, and one of the first alone
 """
@@ -7,12 +7,21 @@ import json
 import math
 import random
 import sys
+from functools import cache
 from pathlib import Path
 
+from longshort.dialogue.encoding import encode_plain
+from longshort.miniature.tokenizer import build_tokenizer
 from longshort.recipe.schema import LongShortConfig, dump
 from longshort.report.report_page import write_report
 
 ROLES = ("long", "short")
+HOSTILE = (
+    "Wait </script><script>window.hacked=1</script> <img src=x onerror=window.hacked=1> </answer> <think> @0@ \\frac{ "
+    "\u2028 \ud800 \0 \u202eesrever\u202c &amp; <!-- " + "x" * 2_000
+)
+"""What a model, a dataset or a person may write to break a page; \ud800 is a surrogate that UTF-8 cannot encode."""
+SHOWN_HOSTILE = HOSTILE.replace("\ud800", "\ufffd")
 RECIPE = {
     "max_steps": 80,
     "long": {"model": "models/long", "learning_rate": 1e-4},
@@ -146,15 +155,17 @@ def write_results(folder: Path, name: str, content: dict) -> None:
 
 def demo_results(shift: float) -> dict:
     """Five systems, sampled and greedy, compared with the single long model, and a cross-play of three checkpoints."""
-    rows, systems = [], {
+    rows, alone = [], {"protocol": "solo"}
+    systems = {
         "pair": pair_of("checkpoint-80/long", "checkpoint-80/short", "pair, trained"),
         "cold_start": pair_of("sft/long", "sft/short", "pair, after cold start"),
-        "single_long": {"title": "single long model", "models": {"long": "base-long"}, "protocol": "solo"},
-        "single_long@3": {"title": "single long model, stopped after 3 thoughts", "models": {"long": "base-long"}, "protocol": "solo"},
-        "long_alone": {"title": "trained long model alone", "models": {"long": "checkpoint-80/long"}, "protocol": "solo"},
-    }  # fmt: skip
+        "single_long": alone | {"title": "single long model", "models": {"long": "base-long"}},
+        "single_long@3": alone
+        | {"title": "single long model, stopped after 3 thoughts", "models": {"long": "base-long"}},
+        "long_alone": alone | {"title": "trained long model alone", "models": {"long": "checkpoint-80/long"}},
+    }
     base = measures(0.782, 103.7, 0, rethinking=2.4, rethinking_rate=0.93, turns=1.0, aes=0.0, aes_characters=0.0)
-    found = {
+    measured = {
         "pair": measures(0.935 - shift, 24.2, 16.7, aes=1.14 - shift, aes_characters=1.2, aes_cost=1.3),
         "cold_start": measures(
             0.490, 31.5, 13.0, **{"aes": -1.21, "stop/answered": 0.81, "stop/max_turns": 0.12, "stop/malformed": 0.07}
@@ -165,7 +176,7 @@ def demo_results(shift: float) -> dict:
     }
     for decoding, gain in (("sampled", 0.0), ("greedy", 0.04)):
         rows += [
-            row(name, values | {"accuracy": values["accuracy"] + gain}, decoding) for name, values in found.items()
+            row(name, values | {"accuracy": values["accuracy"] + gain}, decoding) for name, values in measured.items()
         ]
     checkpoints = ["cold_start", "checkpoint-40", "checkpoint-80"]
     for i, long in enumerate(checkpoints):
@@ -205,24 +216,56 @@ def demo_training(shift: float) -> dict:
     )
 
 
-def episode(step: int, number: int, rng: random.Random) -> dict:
-    """A dialogue of two turns, as training writes it."""
-    problem = {
-        "id": f"p{number}",
-        "question": f"Last digit of 7*{number}*9+12?",
-        "answer": str((63 * number + 12) % 10),
+@cache
+def tokenizer(role: str):
+    return build_tokenizer(role)
+
+
+def turn(role: str, text: str, stop: str, logprobs=None, version: int = 3) -> dict:
+    """A turn as episodes have it; the miniature's tokenizer gives the ids, and each has log-prob ln 0.5 unless said."""
+    ids = list(encode_plain(tokenizer(role), text.replace("\ud800", "?")))
+    ids += [tokenizer(role).convert_tokens_to_ids(stop)] if stop.startswith("<") else []
+    logprobs = [-0.6931] * len(ids) if logprobs is None else logprobs
+    return {"role": role, "text": text, "stop": stop, "version": version, "context_ids": [7, 8]} | {
+        "token_ids": ids,
+        "logprobs": logprobs,
     }
-    turn = lambda role, text, stop: {  # noqa: E731
-        "role": role, "text": text, "stop": stop, "version": step, "context_ids": [1, 5, 6], "token_ids": [7, 8, 9],
-        "logprobs": [round(-rng.random(), 4) for _ in range(3)],
-    }  # fmt: skip
-    turns = [turn("long", f"7*{number} is {7 * number}.", "</think>"), turn("short", problem["answer"], "</answer>")]
-    reward = {
-        "reward": {"long": 1.4, "short": 1.5},
-        "terms": {"correct": 1.0, "length": 0.1},
-        "advantages": {"long": 0.3, "short": 0.3},
-    }
-    return {"step": step, "problem": problem, "stop": "answered", "turns": turns} | reward
+
+
+def line(turns: list[dict], problem: str = "p", question: str = "1+1?", stop: str = "answered", **more) -> dict:
+    """An episode's line; `more` is what training or an evaluation adds."""
+    return {"problem": {"id": problem, "question": question, "answer": "2"}, "stop": stop, "turns": turns} | more
+
+
+def trained(step: int, turns: list[dict], right: bool = True, **more) -> dict:
+    """A line of training."""
+    scores = {"reward": {"long": 1.5, "short": 1.5}, "terms": {"correct": float(right)}}
+    return line(turns, **({"step": step, "advantages": {"long": 0.25, "short": -0.25}} | scores | more))
+
+
+def graded(turns: list[dict], right: bool = True, **more) -> dict:
+    """A line of an evaluation."""
+    return line(turns, id="p#0", reason="match" if right else "no_answer", correct=right, sample=0, **more)
+
+
+def write_graded(folder: Path, rows, evaluation="final", system="pair", benchmark="math", decoding="greedy") -> Path:
+    """An evaluation's file of episodes, with the manifest that says what it holds."""
+    path = folder / "eval" / evaluation / f"{system}.{benchmark}.{decoding}.jsonl"
+    write_lines(path, rows)
+    about = {"system": system, "benchmark": benchmark, "decoding": decoding}
+    path.with_suffix(".manifest.json").write_text(json.dumps({"about": about}))
+    return path
+
+
+def demo_episode(step: int, number: int, rng: random.Random) -> dict:
+    """A dialogue of two turns about one of the miniature's problems."""
+    answer = str((63 * number + 12) % 10)
+    said = (("long", f"7*{number}={7 * number}", "</think>"), ("short", answer, "</answer>"))
+    turns = [turn(*each, version=step) for each in said]
+    for each in turns:
+        each["logprobs"] = [-round(rng.expovariate(1) * rng.choice((0.01, 1.5)), 4) for _ in each["token_ids"]]
+    gaps = {each["role"]: [round(rng.gauss(0, 0.03), 4) for _ in each["token_ids"]] for each in turns}
+    return trained(step, turns, rng.random() < 0.8, problem=f"p{number}", question=f"7*{number}*9+12=?", gaps=gaps)
 
 
 def write_demo(
@@ -234,8 +277,13 @@ def write_demo(
     write_lines(folder / "metrics.jsonl", (metrics_row(step, steps, rng, slow) for step in range(1, steps + 1)))
     write_results(folder, "results", demo_results(shift))
     write_results(folder, "training", demo_training(shift))
+    for role in ROLES:
+        tokenizer(role).save_pretrained(folder / f"checkpoint-{steps}" / role)
     for step in (1, steps):
-        write_lines(folder / "episodes" / f"step-{step:06d}.jsonl", (episode(step, number, rng) for number in range(8)))
+        rows = (demo_episode(step, number, rng) for number in range(8))
+        write_lines(folder / "episodes" / f"step-{step:06d}.jsonl", rows)
+    said = [turn("long", "1+1", "</think>"), turn("short", "2", "</answer>")]
+    write_graded(folder, [graded(said), graded(said, False)], "results", "pair", "miniature:test", "sampled")
     return folder
 
 

@@ -48,8 +48,9 @@ def test_a_watched_run_gets_a_new_page_when_it_goes_on(tmp_path):
     command = [*COMMAND, str(folder), "--watch", "1", "--output", str(tmp_path / "page.html")]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        first, told = watching.stdout.readline(), watching.stdout.readline()
-        assert first.startswith(str(tmp_path / "page.html")) and "Ctrl-C ends this" in told
+        first, second = watching.stdout.readline(), watching.stdout.readline()
+        assert first.startswith(str(tmp_path / "page.html"))
+        assert "Ctrl-C ends this" in second
         assert "0.7125" not in (tmp_path / "page.html").read_text()
         with (folder / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps({"step": 2, "team/accuracy": 0.7125}) + "\n")

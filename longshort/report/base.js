@@ -1,7 +1,7 @@
-// What the scripts of all pages share. Everything from a file, a person or a model is hostile: it only ever becomes a text node.
+// What the scripts of all pages share. Text from a file, a person or a model is hostile: it only ever becomes a text node.
 const byId = (id) => document.getElementById(id);
 
-/** An element with a class and children; strings become text nodes, null and "" are left out. */
+/** An element with a class and children; strings become text nodes; null, false and "" are left out. */
 const el = (tag, className, ...children) => {
   const made = document.createElement(tag);
   if (className) made.className = className;

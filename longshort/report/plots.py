@@ -1,172 +1,174 @@
-"""Drawings as SVG that stands in a page: matplotlib draws, the page's style gives the colours of both themes and the type."""
+"""Drawings as SVG inside a page: points, lines and labels over two axes, in the page's colours and type.
+
+`plot` draws the learning curves, the Pareto plot and the cold start's figures alike. Colours are classes of base.css.
+"""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
 
-import matplotlib
-from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from markupsafe import Markup
 
 RUNS = 8
-"""Colours that runs have; those after take the first again."""
-_NAMES = ("ink", "quiet", "line", "paper", "plain", "long", "short", *(f"run-{number}" for number in range(RUNS)))
-COLOURS = {name: f"#a1b2{number:02x}" for number, name in enumerate(_NAMES)}
-"""Stand-ins, one for each of the page's CSS variables that a drawing uses."""
-POINTS, POINTS_IN_ALL, MARKED = 400, 2400, 60
-"""How many a line may have, all lines of a drawing together, and a line with a dot on every point."""
-TEXT = 11
-"""Size of letters, in units of the drawing: pixels where it is shown as large as it was drawn."""
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "longshort",
-    "font.size": TEXT,
-    "text.color": COLOURS["quiet"],
-    "axes.edgecolor": COLOURS["line"],
-    "axes.axisbelow": True,
-    "lines.solid_joinstyle": "round",
-}
-
-
-class Series(NamedTuple):
-    """Values over steps, in order."""
-
-    steps: Sequence[float]
-    values: Sequence[float]
+"""Number of colours for runs; later runs start again with the first."""
+MOST_POINTS = 400
+"""Points of a drawn line."""
+LABEL_LETTERS = 30
+"""A longer label is cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One line of a plot. `raw` is drawn faintly behind it; `marks` puts a dot on every value, as long as dots can be told apart."""
+class Curve:
+    """Points of one colour, joined by a line ("solid", "dashed", "dotted", "faint" or "") and marked by dots.
 
-    smooth: Series
-    raw: Series | None = None
+    `intervals` has (low, high) per point; `label` stands beside the last point, `tip` appears under the pointer.
+    """
+
+    points: Sequence[tuple[float, float]]
     colour: str
-    dashed: bool = False
-    marks: bool = False
+    line: str = "solid"
+    dots: bool = False
+    hollow: bool = False
+    intervals: Sequence[tuple[float, float]] = ()
+    label: str = ""
+    tip: str = ""
 
 
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and those before it, `window` at most: [1, 3, 5] by 2 -> [1, 2, 4]."""
-    return [sum(values[max(0, at + 1 - window) : at + 1]) / min(at + 1, window) for at in range(len(values))]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """Maps values from `low` to `high` onto pixels from `begin` to `end`."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        low, high, value = map(math.log10, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return round(self.begin + (self.end - self.begin) * (value - low) / (high - low), 1)
+
+    def ticks(self) -> list[float]:
+        """Return about five round numbers within the axis."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            digits = (1, 2, 5) if len(powers) < 4 else (1,)
+            ticks = [digit * 10.0**power for power in powers for digit in digits]
+            return [tick for tick in ticks[:: 1 + len(ticks) // 12] if self.low <= tick <= self.high]
+        coarse = 10.0 ** math.floor(math.log10((self.high - self.low) / 5))
+        step = next(coarse * many for many in (1, 2, 5, 10) if (self.high - self.low) / (coarse * many) <= 5)
+        return [step * n for n in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
 
 
-def curves(name: str, lines: Sequence[Line], *, title: str, low: float | None, high: float | None, log: bool) -> Markup:
-    """Lines over steps, 400 × 200. `name` makes the drawing's ids its own; no value lies beyond `low` and `high`, where they are given,
-    and the y axis goes up to them."""
-    with canvas(400, 200, left=46, right=8, top=8, bottom=24) as (figure, axes):
-        room = max(8, min(POINTS, POINTS_IN_ALL // sum(1 + (line.raw is not None) for line in lines)))
-        for line in lines:
-            if line.raw:
-                axes.plot(
-                    *extremes(line.raw, room), color=COLOURS[line.colour], linewidth=0.8, alpha=0.28, clip_on=False
-                )
-        for line in lines:
-            style = {
-                "color": COLOURS[line.colour],
-                "linewidth": 1.8,
-                "linestyle": (0, (3.2, 2.2)) if line.dashed else "solid",
-            }
-            if len(line.smooth.steps) == 1 or (line.marks and len(line.smooth.steps) <= MARKED):
-                style |= {"linewidth": 1.0, "marker": "o", "markersize": 4, "markeredgewidth": 0}
-            axes.plot(*evenly(line.smooth, room), clip_on=False, **style)
-        if log:
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(low, high)
-        dress(axes, log_y=log, whole_x=True)
-        axes.annotate(
-            "step", (0, 0), (-6, -6), xycoords="axes fraction", textcoords="offset points", ha="right", va="top"
+def plot(
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    x_label: str,
+    width: int = 400,
+    height: int = 200,
+    low: float | None = None,
+    high: float | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Markup:
+    """Return the curves as an SVG element. `low` and `high` end the y axis where no point lies beyond them."""
+    xs = [x for curve in curves for x, _ in curve.points]
+    ys = [y for curve in curves for _, y in curve.points]
+    ys += [end for curve in curves for interval in curve.intervals for end in interval]
+    x_axis = _axis(xs, 46, width - 8, log_x, margin=0.05)
+    y_axis = _axis([*ys, *(end for end in (low, high) if end is not None)], height - 26, 8, log_y, margin=0.0)
+    parts = [
+        Markup('<path class="grid" d="M46 {0}H{1}"/><text x="40" y="{0}" dy="4" text-anchor="end">{2}</text>').format(
+            y_axis.at(tick), width - 8, number(tick)
         )
-        return markup(figure, name, title)
-
-
-def evenly(series: Series, most: int) -> Series:
-    """At most `most` of the points, at even distances, the first and the last among them."""
-    count = len(series.steps)
-    if count <= most:
-        return series
-    chosen = [round(at * (count - 1) / (most - 1)) for at in range(most)]
-    return Series([series.steps[at] for at in chosen], [series.values[at] for at in chosen])
-
-
-def extremes(series: Series, most: int) -> Series:
-    """At most `most` of the points: the lowest and the highest of every stretch, so that no spike is lost."""
-    count, stretches = len(series.steps), most // 2
-    if count <= most:
-        return series
-    chosen: list[int] = []
-    for number in range(stretches):
-        stretch = range(number * count // stretches, (number + 1) * count // stretches)
-        chosen += sorted({min(stretch, key=series.values.__getitem__), max(stretch, key=series.values.__getitem__)})
-    return Series([series.steps[at] for at in chosen], [series.values[at] for at in chosen])
-
-
-@contextmanager
-def canvas(width: int, height: int, *, left: int, right: int, top: int, bottom: int) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of so many units with one pair of axes, and matplotlib's defaults whatever the user's own are."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        FigureCanvasSVG(figure)
-        frame = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
-        axes = figure.add_axes(frame)
-        figure.patch.set_visible(False)
-        axes.patch.set_visible(False)
-        yield figure, axes
-
-
-def dress(axes: Axes, *, log_y: bool = False, whole_x: bool = False, log_x: bool = False) -> None:
-    """Thin lines across, few numbers, no frame."""
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8, clip_on=False)
-    axes.tick_params(length=0, pad=6, labelcolor=COLOURS["quiet"])
-    for axis, log, whole in ((axes.yaxis, log_y, False), (axes.xaxis, log_x, whole_x)):
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_locator(
-            _log_locator(axis.get_view_interval()) if log else MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
-        )
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.5g}".replace("-", "−")))
-
-
-def _log_locator(view: Sequence[float]) -> LogLocator:
-    """Powers of ten, with their doubles and fives where there are few of them."""
-    return LogLocator(subs=(1, 2, 5) if view[1] / view[0] < 300 else (1,), numticks=7)
-
-
-def markup(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an element of the page: its own ids, the page's colours and type, nothing that changes from one writing to the next."""
-    stream = io.StringIO()
-    figure.canvas.print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = stream.getvalue()
-    view = re.search(r'viewBox="([^"]*)"', text).group(1)
-    inner = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
-    inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", inner, flags=re.DOTALL)
-    inner = re.sub(r"<[^>]*>", lambda found: _tag(found.group(), name), inner)
-    inner = re.sub(r"<g/>|<defs>\s*</defs>", "", inner)
-    inner = re.sub(r"\s*\n\s*", "\n", inner).strip()
-    named = escape(title)
+        for tick in y_axis.ticks()
+    ]
+    parts += [
+        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(x_axis.at(tick), height - 8, number(tick))
+        for tick in x_axis.ticks()
+        if width - 8 - x_axis.at(tick) > 6 * len(x_label)
+    ]
+    parts += [_drawn(curve, x_axis, y_axis) for curve in curves]
+    parts += _labels(curves, x_axis, y_axis)
     return Markup(
-        f'<svg class="plot" viewBox="{view}" role="img" aria-label="{named}">\n<title>{named}</title>\n{inner}\n</svg>'
-    )
+        '<svg class="plot" viewBox="0 0 {0} {1}" role="img" aria-label="{2}"><title>{2}</title>'
+        '{3}<text x="{4}" y="{5}" text-anchor="end">{6}</text></svg>'
+    ).format(width, height, title, Markup("\n").join(parts), width - 8, height - 8, x_label)
 
 
-def _tag(tag: str, name: str) -> str:
-    """One tag with the page's colours, ids of the drawing's own, short numbers, and without what the page's style says better."""
-    tag = re.sub(r'<g id="(?!point-)[^"]*"', "<g", tag)  # what is pointed at (marks, points) is no other group
-    tag = re.sub(r'id="', f'id="{name}-', tag)
-    tag = re.sub(r'url\(#|xlink:href="#', lambda found: f"{found.group()}{name}-", tag)
-    tag = re.sub(r"font(-family)?: [^;\"]*'[^;\"]*;? ?|stroke-(miterlimit|linejoin|linecap): \w+;? ?", "", tag)
-    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
-    tag = re.sub(r"#a1b2([0-9a-f]{2})", lambda found: f"var(--{_NAMES[int(found.group(1), 16)]})", tag)
-    return re.sub(r"-?\d+\.\d{2,}", lambda found: f"{float(found.group()):.1f}".removesuffix(".0"), tag)
+def number(value: float) -> str:
+    """Format an axis' number: −0.5, 1,000."""
+    return f"{value:,.10g}".replace("-", "−")
+
+
+def thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Return at most MOST_POINTS points, the lowest and the highest of every stretch, so that no spike is lost."""
+    if len(points) <= MOST_POINTS:
+        return points
+    ends = [n * len(points) * 2 // MOST_POINTS for n in range(MOST_POINTS // 2 + 1)]
+    stretches = [points[begin:end] for begin, end in pairwise(ends)]
+    return [
+        point
+        for stretch in stretches
+        for point in sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
+    ]
+
+
+def _axis(values: Iterable[float], begin: float, end: float, log: bool, margin: float) -> Axis:
+    low, high = min(values := list(values)), max(values)
+    if low == high:
+        low, high = (low / 2, high * 2) if log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+    if log:
+        factor = (high / low) ** margin
+        return Axis(low=low / factor, high=high * factor, begin=begin, end=end, log=True)
+    pad = margin * (high - low)
+    return Axis(low=low - pad, high=high + pad, begin=begin, end=end)
+
+
+def _drawn(curve: Curve, x_axis: Axis, y_axis: Axis) -> Markup:
+    at = [(x_axis.at(x), y_axis.at(y)) for x, y in thin(curve.points)]
+    drawn = Markup('<g class="{}"><title>{}</title>' if curve.tip else '<g class="{}">').format(curve.colour, curve.tip)
+    if curve.line and len(at) > 1:
+        path = "M" + "L".join(f"{x} {y}" for x, y in at)
+        drawn += Markup('<path class="{}" d="{}"/>').format(curve.line, path)
+    for (x, _), (low, high) in zip(curve.points, curve.intervals, strict=False):
+        drawn += Markup('<path class="interval" d="M{} {}V{}"/>').format(x_axis.at(x), y_axis.at(low), y_axis.at(high))
+    if curve.dots or len(at) == 1:
+        kind = "hollow" if curve.hollow else "dot"
+        radius = 3.5 if curve.label else 2
+        drawn += Markup().join(
+            Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(kind, x, y, radius) for x, y in at
+        )
+    return drawn + Markup("</g>")
+
+
+def _labels(curves: Sequence[Curve], x_axis: Axis, y_axis: Axis) -> list[Markup]:
+    """Return the labels, each beside its point and below those it would cover, the highest first."""
+    placed: list[tuple[float, float, float]] = []
+    drawn = []
+    ends = [(x_axis.at(x), y_axis.at(y), curve) for curve in curves if curve.label for x, y in curve.points[-1:]]
+    for x, y, curve in sorted(ends, key=lambda end: end[1]):
+        text = cut(curve.label)
+        size = sum(12 if unicodedata.east_asian_width(letter) in "WF" else 6.3 for letter in text)
+        left_of_point = x + size > x_axis.end
+        left, right = (x - 9 - size, x - 9) if left_of_point else (x + 9, x + 9 + size)
+        while any(abs(y - other) < 13 and left < end and begin < right for begin, end, other in placed):
+            y += 13
+        placed.append((left, right, y))
+        drawn.append(
+            Markup('<text class="label {}" x="{}" y="{}" dy="4" text-anchor="{}">{}</text>').format(
+                curve.colour, x - 9 if left_of_point else x + 9, y, "end" if left_of_point else "start", text
+            )
+        )
+    return drawn
+
+
+def cut(label: str) -> str:
+    """Return the label on one line of at most LABEL_LETTERS letters."""
+    line = " ".join(label.split())
+    return line if len(line) <= LABEL_LETTERS else f"{line[: LABEL_LETTERS - 1]}…"

@@ -1,21 +1,64 @@
-"""What evaluations found, in tables: every system's measures, differences between systems, and checkpoints playing with each other."""
+"""The tables of a report: the systems' measures, their differences, and checkpoints playing with each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from longshort.evaluation.records import ALL, SAMPLED, TRAINING, cross_name
-from longshort.report.cells import COLUMNS, Cell, plain, signed
-from longshort.report.run_files import Benchmark, CrossPlay, Difference, Results, Row, RunFiles
+from longshort.evaluation.records import ALL, SAMPLED, TRAINING, EvaluationFile, ResultRow, cross_name
+from longshort.report.run_files import RunFiles
+from longshort.types import ROLES
 
-KINDS = {"": "", TRAINING: "Checkpoints during training", "cross": "Checkpoints playing with each other"}
-"""Which rows stand together, folded but for the first: a page is read for a few systems, not for all."""
+CROSSED = "cross-play"
+FOLDED = {TRAINING: "Checkpoints during training", CROSSED: "Checkpoints playing with each other"}
+"""Kinds of systems whose tables are folded: a page is read for a few systems, not for all."""
+COLUMNS = {
+    "Tokens": ("tokens", 1),
+    "Characters": ("characters", 0),
+    "Cost": ("cost", 1),
+    "Messages": ("turns", 2),
+    "Hand-back": ("hand_back_rate", 2),
+    "Format": ("format", 2),
+    "Answered": ("stop/answered", 2),
+    "Rethinking": ("rethinking", 2),
+    "AES": ("aes", 2),
+    "AES, characters": ("aes_characters", 2),
+    "AES, cost": ("aes_cost", 2),
+}
+"""The measure of a column and its digits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A row of an evaluation with what tells it from all others. A baseline is what others are compared with, or one model only."""
+class Cell(NamedTuple):
+    """A number for people, what stands small below it, and whether it is the best beyond doubt."""
+
+    main: str = "–"
+    below: str = ""
+    best: bool = False
+
+
+class TableLine(NamedTuple):
+    """A line of a table. `run` gives the colour of its dot, `below` stands small under its title."""
+
+    title: str
+    cells: list[Cell]
+    run: int | None = None
+    below: str = ""
+
+
+class PageTable(NamedTuple):
+    """A table as pages show it. One with a `fold` is closed until it is asked for."""
+
+    title: str
+    columns: list[str]
+    lines: list[TableLine]
+    fold: str = ""
+
+
+class ScoredSystem(NamedTuple):
+    """A row of an evaluation. `kind` is "" or one of FOLDED; `run_name` is empty on a page about one run.
+
+    A baseline is what others are compared with, or one model alone.
+    """
 
     run: int
     run_name: str
@@ -23,206 +66,145 @@ class Entry:
     title: str
     kind: str
     baseline: bool
-    row: Row
+    row: ResultRow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """`groups` by heading: (entry, its cells) in the order of `columns`."""
-
-    decoding: str
-    size: str
-    columns: list[str]
-    groups: dict[str, list[tuple[Entry, list[Cell]]]]
-    differences: list[tuple[str, dict[str, Cell]]]
-    metrics: list[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """One measure of every long model (rows) with every short model (columns); `shade` is 0 to 1, None where a pair has not played."""
-
-    title: str
-    long: list[str]
-    short: list[str]
-    cells: list[list[tuple[str, float | None]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkTables:
-    name: str
-    title: str
-    facts: str
-    tables: list[Table]
-    grids: list[Grid]
-
-
-def entries(runs: Sequence[RunFiles]) -> list[Entry]:
-    """Every row of every evaluation of every run, in their order."""
-    found = []
+def systems(runs: Sequence[RunFiles]) -> list[ScoredSystem]:
+    """Return every row of every evaluation of every run, in their order."""
+    scored = []
     for number, run in enumerate(runs):
-        for results in run.evaluations:
-            bases = {one.base for one in results.comparisons}
-            crossed = set(_crossed(results).values())
-            for row in results.results:
-                system = results.systems.get(row.system)
-                models = set(system.models.values()) if system else set()
-                kind = TRAINING if results.name == TRAINING else "cross" if row.system in crossed else ""
-                found.append(
-                    Entry(
+        for name, results in run.evaluations.items():
+            bases, crossed = {one.base for one in results.comparisons}, _crossed(results)
+            for row in run.rows(name):
+                described = results.systems.get(row.system)
+                alone = described is not None and len(set(described.models.values())) == 1
+                kind = TRAINING if name == TRAINING else CROSSED if row.system in crossed else ""
+                scored.append(
+                    ScoredSystem(
                         run=number,
-                        run_name=run.name,
-                        evaluation=results.name,
+                        run_name=run.name if len(runs) > 1 else "",
+                        evaluation=name,
                         title=results.title(row.system),
                         kind=kind,
-                        baseline=not kind and (row.system in bases or len(models) == 1),
+                        baseline=not kind and (row.system in bases or alone),
                         row=row,
                     )
                 )
-    return found
+    return scored
 
 
-def benchmark_tables(runs: Sequence[RunFiles]) -> list[BenchmarkTables]:
-    """All tables, by benchmark in the order of the files, the mean over benchmarks first; sampled before greedy."""
-    found = entries(runs)
-    made = []
-    for name in benchmarks(found):
-        here = [entry for entry in found if entry.row.benchmark == name]
-        decodings = sorted({entry.row.decoding for entry in here}, key=lambda decoding: (decoding != SAMPLED, decoding))
-        known = [results.benchmarks[name] for run in runs for results in run.evaluations if name in results.benchmarks]
-        made.append(
-            BenchmarkTables(
-                name=name,
-                title=benchmark_title(name, known),
-                facts=_facts(known[0]) if known else "",
-                tables=[
-                    _table(runs, name, decoding, [entry for entry in here if entry.row.decoding == decoding])
-                    for decoding in decodings
-                ],
-                grids=[
-                    grid
-                    for run in runs
-                    for results in run.evaluations
-                    for grid in _grids(results, name, run.name if len(runs) > 1 else "")
-                ],
-            )
-        )
+def benchmarks(scored: Sequence[ScoredSystem], runs: Sequence[RunFiles]) -> dict[str, str]:
+    """Return the benchmarks' titles by name, the mean over all of them first."""
+    described = [one for run in reversed(runs) for file in run.evaluations.values() for one in file.benchmarks.items()]
+    known = {name: one.title for name, one in described if one.title} | {ALL: "Mean over benchmarks"}
+    names = sorted(dict.fromkeys(one.row.benchmark for one in scored), key=lambda name: name != ALL)
+    return {name: known.get(name, name) for name in names}
+
+
+def benchmark_tables(scored: Sequence[ScoredSystem], runs: Sequence[RunFiles]) -> dict[str, list[PageTable]]:
+    """Return all tables by the benchmark's title, sampled before greedy decoding."""
+    made = {}
+    for name, title in benchmarks(scored, runs).items():
+        tables = []
+        here = [one for one in scored if one.row.benchmark == name]
+        for decoding in sorted(
+            {one.row.decoding for one in here}, key=lambda decoding: (decoding != SAMPLED, decoding)
+        ):
+            decoded = [one for one in here if one.row.decoding == decoding]
+            tables += [_measures(decoding, [one for one in decoded if one.kind == kind]) for kind in ("", *FOLDED)]
+            tables.append(_differences(runs, name, decoding))
+            for run in runs:
+                tables += [_cross_play(run, evaluation, name, decoding) for evaluation in run.evaluations]
+        made[title] = [table for table in tables if table.lines]
     return made
 
 
-def benchmarks(found: Iterable[Entry]) -> list[str]:
-    """The benchmarks' names, `all` first."""
-    names = dict.fromkeys(entry.row.benchmark for entry in found)
-    return sorted(names, key=lambda name: name != ALL)
-
-
-def benchmark_title(name: str, known: Sequence[Benchmark]) -> str:
-    return "Mean over benchmarks" if name == ALL else next((one.title for one in known if one.title), name)
-
-
-def _facts(benchmark: Benchmark) -> str:
-    """Where the problems come from, and whether the grader takes every gold answer."""
-    golds = [
-        f"{count:,} golds {done}"
-        for count, done in ((benchmark.golds_parsed, "parsed"), (benchmark.golds_verified, "verified"))
-        if count is not None
+def _measures(decoding: str, here: Sequence[ScoredSystem]) -> PageTable:
+    """Return the table of all measures; a column needs a system that has it."""
+    cells = [_cells(one.row) for one in here]
+    if (best := _best(here)) is not None:
+        cells[best]["Accuracy"] = cells[best]["Accuracy"]._replace(best=True)
+    columns = list(dict.fromkeys(name for each in cells for name in each))
+    sizes = sorted({(n, one.row.get("samples") or 1) for one in here if (n := one.row.get("n")) is not None})
+    size = " or ".join(f"{n:,.0f} problems × {samples:.0f}" for n, samples in sizes)
+    evaluations = len({one.evaluation for one in here}) > 1
+    lines = [
+        TableLine(
+            one.title,
+            [each.get(name, Cell()) for name in columns],
+            one.run if one.run_name else None,
+            " · ".join(filter(None, (one.run_name, one.evaluation if evaluations else ""))),
+        )
+        for one, each in zip(here, cells, strict=True)
     ]
-    problems = [f"{benchmark.problems:,} problems"] if benchmark.problems is not None else []
-    return ", ".join([*([benchmark.source] if benchmark.source else []), *problems, *golds])
+    fold = f"{FOLDED[here[0].kind]}, {decoding}: {len(here)}" if here and here[0].kind else ""
+    return PageTable(f"{decoding}, {size}" if size else decoding, columns, lines, fold)
 
 
-def _table(runs: Sequence[RunFiles], benchmark: str, decoding: str, here: list[Entry]) -> Table:
-    passes = {name: None for entry in here for name in entry.row.named("pass@") if name != "1"}
-    columns = COLUMNS | {f"pass@{k}": plain(f"pass@{k}", 3) for k in sorted(passes, key=lambda k: (len(k), k))}
-    order = [
-        "Accuracy",
-        *(name for name in columns if name.startswith("pass@")),
-        *(name for name in COLUMNS if name != "Accuracy"),
-    ]
-    made = {id(entry): {name: columns[name](entry.row) for name in order} for entry in here}
-    order = [name for name in order if any(cells[name].main != "–" for cells in made.values())]
-    if best := _best([entry for entry in here if not entry.kind]):
-        made[id(best)]["Accuracy"] = made[id(best)]["Accuracy"]._replace(best=True)
-    sizes = {(n, entry.row.get("samples") or 1) for entry in here if (n := entry.row.get("n")) is not None}
-    ours = [
-        (run.name, results, one)
-        for run in runs
-        for results in run.evaluations
-        for one in results.comparisons
-        if (one.benchmark, one.decoding) == (benchmark, decoding)
-    ]
-    return Table(
-        decoding=decoding,
-        size=" or ".join(f"{n:,.0f} problems × {samples:.0f}" for n, samples in sorted(sizes)),
-        columns=order,
-        groups={
-            heading: [(entry, [made[id(entry)][name] for name in order]) for entry in here if entry.kind == kind]
-            for kind, heading in KINDS.items()
-            if any(entry.kind == kind for entry in here)
-        },
-        differences=_differences(ours, several=len(runs) > 1),
-        metrics=list(dict.fromkeys(one.metric for _, _, one in ours)),
-    )
+def _cells(row: ResultRow) -> dict[str, Cell]:
+    """Return a system's measures by column, with each role's part below; what was not measured is absent."""
+    passes = {f"pass@{k}": (f"pass@{k}", 3) for k in row.named("pass@") if k != "1"}
+    cells = {}
+    for column, (name, digits) in ({"Accuracy": ("accuracy", 3)} | passes | COLUMNS).items():
+        value, parts = row.get(name), [row.get(f"{name}/{role}") for role in ROLES]
+        below = " + ".join(f"{part:,.{digits}f}" for part in parts if part is not None)
+        if value is not None:
+            cells[column] = Cell(f"{value:,.{digits}f}".replace("-", "−"), below)
+    stops = {name: share for name, share in row.named("stop/").items() if share >= 0.005 and name != "answered"}
+    if "Answered" in cells:
+        others = "\n".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in stops.items())
+        cells["Answered"] = cells["Answered"]._replace(below=others)
+    if row.interval:
+        cells["Accuracy"] = cells["Accuracy"]._replace(below="[{:.3f}, {:.3f}]".format(*row.interval))
+    return cells
 
 
-def _best(here: Sequence[Entry]) -> Entry | None:
-    """The system whose accuracy interval lies above all others' intervals; None where the intervals do not say so."""
-    if len(here) < 2 or not all(entry.row.bounds for entry in here):
+def _best(here: Sequence[ScoredSystem]) -> int | None:
+    """Return which system's accuracy interval lies above all others'; None if they overlap or are checkpoints."""
+    known = [one.row.interval for one in here if one.row.interval and not one.kind]
+    if len(known) < 2 or len(known) < len(here):
         return None
-    first = max(here, key=lambda entry: entry.row.bounds[0])
-    above = max(entry.row.bounds[1] for entry in here if entry is not first)
-    return first if first.row.bounds[0] > above else None
+    first = max(range(len(known)), key=lambda at: known[at][0])
+    return first if known[first][0] > max(high for at, (_, high) in enumerate(known) if at != first) else None
 
 
-def _differences(
-    ours: Sequence[tuple[str, Results, Difference]], *, several: bool
-) -> list[tuple[str, dict[str, Cell]]]:
-    """One line per pair of systems: what is compared, and by metric the difference with its interval and p."""
-    lines: dict[str, dict[str, Cell]] = {}
-    for run, results, one in ours:
-        title = f"{results.title(one.system)} − {results.title(one.base)}" + (f" ({run})" if several else "")
-        digits = 3 if one.metric == "accuracy" else 1
-        low, high = (signed(value, digits) for value in one.interval)
-        told = "p < 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
-        lines.setdefault(title, {})[one.metric] = Cell(signed(one.difference, digits), f"[{low}, {high}], {told}")
-    return list(lines.items())
+def _differences(runs: Sequence[RunFiles], benchmark: str, decoding: str) -> PageTable:
+    """Return a line per compared pair of systems, with the difference of each metric, its interval and p."""
+    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
+    for run, results in [(one, results) for one in runs for results in one.evaluations.values()]:
+        for one in results.comparisons:
+            if (one.benchmark, one.decoding) == (benchmark, decoding):
+                form = "{:+,.3f}" if one.metric == "accuracy" else "{:+,.1f}"
+                main, low, high = (form.format(value).replace("-", "−") for value in (one.difference, *one.interval))
+                p = "p < 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
+                title = f"{results.title(one.system)} − {results.title(one.base)}"
+                pair = pairs.setdefault((title, run.name if len(runs) > 1 else ""), {})
+                pair[one.metric.capitalize()] = Cell(main, f"[{low}, {high}], {p}")
+    columns = list(dict.fromkeys(metric for pair in pairs.values() for metric in pair))
+    lines = [
+        TableLine(title, [pair.get(column, Cell()) for column in columns], below=run)
+        for (title, run), pair in pairs.items()
+    ]
+    return PageTable("Differences, paired bootstrap over problems", columns, lines)
 
 
-def _crossed(results: Results) -> dict[tuple[str, str], str]:
-    """The systems of the cross-play matrix by (long, short) model."""
-    if not results.cross_play:
-        return {}
-    return {
-        (long, short): cross_name(long, short) for long in results.cross_play.long for short in results.cross_play.short
-    }
+def _crossed(results: EvaluationFile) -> dict[str, tuple[str, str]]:
+    """Return the (long, short) checkpoints of the systems of the cross-play matrix."""
+    played = results.cross_play
+    return {cross_name(long, short): (long, short) for long in played.long for short in played.short} if played else {}
 
 
-def _grids(results: Results, benchmark: str, run: str) -> list[Grid]:
-    """Accuracy and cost of every long with every short model, of the sampled dialogues where there are such."""
-    names = _crossed(results)
-    rows = [row for row in results.results if row.benchmark == benchmark and row.system in names.values()]
-    decoding = SAMPLED if any(row.decoding == SAMPLED for row in rows) else next((row.decoding for row in rows), "")
-    by_system = {row.system: row for row in rows if row.decoding == decoding}
-    grids = []
-    for measure, digits in (("accuracy", 3), ("cost", 1)):
-        values = {
-            pair: value
-            for pair, name in names.items()
-            if name in by_system and (value := by_system[name].get(measure)) is not None
-        }
-        if values:
-            title = ", ".join(part for part in (measure.capitalize(), decoding, run) if part)
-            grids.append(_grid(title, results.cross_play, values, digits))
-    return grids
-
-
-def _grid(title: str, played: CrossPlay, values: Mapping[tuple[str, str], float], digits: int) -> Grid:
-    low, high = min(values.values()), max(values.values())
-
-    def cell(pair: tuple[str, str]) -> tuple[str, float | None]:
-        if pair not in values:
-            return "–", None
-        return f"{values[pair]:,.{digits}f}", (values[pair] - low) / (high - low) if high > low else 0.5
-
-    cells = [[cell((long, short)) for short in played.short] for long in played.long]
-    return Grid(title=title, long=played.long, short=played.short, cells=cells)
+def _cross_play(run: RunFiles, evaluation: str, benchmark: str, decoding: str) -> PageTable:
+    """Return the accuracy of every long model with every short one, with the cost below it."""
+    crossed = _crossed(run.evaluations[evaluation])
+    played: dict[str, dict[str, Cell]] = {}
+    for row in run.rows(evaluation):
+        if row.system in crossed and (row.benchmark, row.decoding) == (benchmark, decoding):
+            long, short = crossed[row.system]
+            cost = row.get("cost")
+            below = "" if cost is None else f"cost {cost:,.1f}"
+            played.setdefault(long, {})[short] = Cell(f"{row.get('accuracy'):.3f}", below)
+    shorts = list(dict.fromkeys(short for cells in played.values() for short in cells))
+    lines = [TableLine(f"long {long}", [each.get(short, Cell()) for short in shorts]) for long, each in played.items()]
+    title = f"Every long model with every short one, {run.name}"
+    return PageTable(title, [f"short {short}" for short in shorts], lines)

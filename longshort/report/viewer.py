@@ -1,82 +1,170 @@
-"""The report's viewer of episodes: a list to search and filter, every dialogue token by token, and one problem's episodes side by side."""
+"""The episodes that a report embeds: an index to search and filter, and every dialogue with its tokens.
+
+Each episode is a JSON element of its own, which the page's script parses when the episode is opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
-from longshort.report.page import asset, embed, environment
-from longshort.report.viewer_data import BLOCK, Packed, choose, pack, squeeze
-from longshort.report.viewer_files import TRAINING, Found, Run, find
-from longshort.report.viewer_vocabulary import vocabularies
+from longshort.evaluation.records import GradedLine, graded_files
+from longshort.report.page import embed
+from longshort.report.reading import parse_record, read_lines
+from longshort.report.run_files import RunFiles
+from longshort.report.token_texts import TokenTexts
+from longshort.runs.episodes import EpisodeLine, TrainingLine
 
-SCRIPTS = ("base.js", "viewer.js", "viewer_tokens.js", "viewer_episode.js", "viewer_list.js")
-"""Parts of one script, in this order."""
+QUESTION_LETTERS = 160
+"""Of a question in the list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Viewer:
-    """A section of a page: its HTML (data included), its script ("" when there is nothing to show), its style, and whole sentences about
-    what could not be read or shown."""
+class EpisodeFile:
+    """A file of episodes: a training step's, or an evaluation of one system on one benchmark.
 
-    html: Markup
-    script: str
-    style: str
-    remarks: list[str]
-
-
-def viewer_parts(runs: Sequence[Run], *, episodes: int = 5000, size_mb: float = 40) -> Viewer:
-    """The viewer of the runs' training and evaluation episodes (longshort/runs/episodes.py), found in their folders.
-
-    At most `episodes` of them are embedded, chosen evenly over steps and evaluations; when they are larger than `size_mb` (packed,
-    1 MB = 10^6 bytes), the tokens of the oldest training steps are left out. Both are said on the page. A `</script>` in an
-    episode cannot end anything: the page gets it as JSON without `<`, or packed.
+    `title` is what a reader filters by; `models` are the folders of the models that played in an evaluation, by role.
     """
-    found = find(runs)
-    packed = pack(choose(found, episodes), size_mb, found.remarks)
-    known = vocabularies(runs, found.sources, packed.ids, packed.samples)
-    index = {
-        "block": BLOCK,
-        "runs": [run.name for run in runs],
-        "sources": [
-            asdict(source) | {"vocabularies": _of_source(known.of, i)} for i, source in enumerate(found.sources)
-        ],
-        "problems": packed.problems,
-        "stops": packed.stops,
-        "rows": packed.rows,
-        "tokens": len(packed.tokens) * BLOCK,
+
+    run: RunFiles
+    path: Path
+    title: str
+    shape: type[TrainingLine] | type[GradedLine]
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        return f"{self.run.name}/{self.path.relative_to(self.run.folder.root)}"
+
+    def count(self) -> int:
+        """Return the number of lines."""
+        with self.path.open("rb") as stream:
+            return sum(1 for _ in stream)
+
+
+@dataclass(slots=True, kw_only=True)
+class Viewer:
+    """What the page's viewer shows: `index` has an entry per item, `total` counts the lines that the runs have."""
+
+    index: list[dict[str, Any]] = field(default_factory=list)
+    items: list[Markup] = field(default_factory=list)
+    total: int = 0
+    without_tokens: int = 0
+
+
+def collect(runs: Sequence[RunFiles], most: int, size_mb: float, remarks: list[str]) -> Viewer:
+    """Return at most `most` episodes: evaluations first, then training from the newest step back.
+
+    Every file gives about as many, from its beginning. Once the episodes take more than `size_mb` (10^6 bytes), later
+    ones come without their tokens. Damaged lines are counted in `remarks`.
+    """
+    files = [file for run in runs for file in _evaluations(run, remarks)] + _training(runs)
+    viewer, texts, room = Viewer(), TokenTexts(), size_mb * 1e6
+    sizes = [file.count() for file in files]
+    viewer.total = sum(sizes)
+    for file, share in zip(files, shares(sizes, most), strict=True):
+        for number, line in read_lines(file.path, partial(parse_record, file.shape), file.where, remarks, share):
+            numbers = _numbers(line)
+            item = numbers | {
+                "where": f"{file.where}, line {number}",
+                "question": line.problem.question,
+                "answer": line.problem.answer,
+                "turns": [[turn.role, turn.text, turn.stop, turn.version, len(turn.token_ids)] for turn in line.turns],
+            }
+            packed = embed(item | {"tokens": _tokens(file, line, texts)})
+            if len(packed) > room:
+                packed = embed(item)
+                viewer.without_tokens += 1
+            room -= len(packed)
+            viewer.items.append(packed)
+            viewer.index.append(_entry(file, line) | {"key": f"{file.where}:{number}"})
+    if texts.unknown:
+        remarks.append(f"{texts.unknown:,} turns show token ids, as no tokenizer of their run fits them.")
+    return viewer
+
+
+def _training(runs: Sequence[RunFiles]) -> list[EpisodeFile]:
+    """Return the files of training, the newest step first."""
+    files = [
+        EpisodeFile(run=run, path=path, title="training", shape=TrainingLine)
+        for run in runs
+        for path in run.folder.episodes.glob("step-*.jsonl")
+    ]
+    return sorted(files, key=lambda file: file.path.name, reverse=True)
+
+
+def _evaluations(run: RunFiles, remarks: list[str]) -> list[EpisodeFile]:
+    """Return the files of every evaluation."""
+    files = []
+    for folder in sorted(path for path in run.folder.evaluations.glob("*") if path.is_dir()):
+        graded, unknown = graded_files(folder)
+        if unknown:
+            where = f"{run.name}/eval/{folder.name}"
+            remarks.append(f"{len(unknown)} files of {where} do not say what they hold; their episodes are left out.")
+        systems = run.evaluations[folder.name].systems if folder.name in run.evaluations else {}
+        for one in graded:
+            title = " · ".join((folder.name, one.system, one.benchmark, one.decoding))
+            models = systems[one.system].models if one.system in systems else {}
+            files.append(EpisodeFile(run=run, path=one.path, title=title, shape=GradedLine, models=models))
+    return files
+
+
+def shares(sizes: Sequence[int], most: int) -> list[int]:
+    """Split `most` among files of these sizes: equal shares; what a small file leaves goes to the others."""
+    taken = [0] * len(sizes)
+    smallest_first = sorted(range(len(sizes)), key=sizes.__getitem__)
+    for done, at in enumerate(smallest_first):
+        taken[at] = min(sizes[at], math.ceil((most - sum(taken)) / (len(sizes) - done)))
+    return taken
+
+
+def _entry(file: EpisodeFile, line: TrainingLine | GradedLine) -> dict[str, Any]:
+    """Return what the list shows and filters by."""
+    entry = {
+        "run": file.run.name,
+        "source": file.title,
+        "id": line.problem.id,
+        "question": line.problem.question[:QUESTION_LETTERS],
+        "stop": line.stop,
+        "turns": len(line.turns),
+        "tokens": sum(len(turn.token_ids) for turn in line.turns),
     }
-    html = (
-        environment()
-        .get_template("viewer.html.j2")
-        .render(
-            shown=len(packed.rows),
-            total=len(found.places),
-            left_out=_left_out(found, packed, size_mb),
-            several_runs=len(runs) > 1,
-            index=embed(index),
-            blocks={
-                "texts": packed.texts,
-                "tokens": packed.tokens,
-                "vocabulary": [squeeze(table) for table in known.tables],
-            },
-        )
-    )
-    script = '"use strict";\n{\n' + "\n".join(asset(name) for name in SCRIPTS) + "}\n" if packed.rows else ""
-    return Viewer(html=Markup(html), script=script, style=asset("viewer.css"), remarks=found.remarks + known.remarks)
+    if isinstance(line, GradedLine):
+        return entry | {"verdict": "right" if line.correct else "wrong"}
+    correct, rewards = line.terms.get("correct"), [value for value in line.reward.values() if math.isfinite(value)]
+    verdict = "not graded" if correct is None else "right" if correct > 0 else "wrong"
+    reward = round(sum(rewards) / len(rewards), 4) if rewards else None
+    return entry | {"verdict": verdict, "step": line.step, "reward": reward}
 
 
-def _of_source(of: dict[tuple[int, str], int], source: int) -> dict[str, int]:
-    return {role: number for (owner, role), number in of.items() if owner == source}
+def _numbers(line: TrainingLine | GradedLine) -> dict[str, Any]:
+    """Return the numbers of the whole episode, or the reason of its verdict."""
+    if isinstance(line, GradedLine):
+        return {"reason": line.reason}
+    numbers = {"reward": line.reward, "advantage": line.advantages, "terms": line.terms}
+    return {name: {key: _rounded(value) for key, value in values.items()} for name, values in numbers.items()}
 
 
-def _left_out(found: Found, packed: Packed, size_mb: float) -> str:
-    """Which episodes have no tokens on the page because it would be larger than `size_mb`; "" when all have."""
-    rows = packed.rows[len(packed.tokens) * BLOCK :]
-    steps = [row[1] for row in rows if found.sources[row[0]].kind == TRAINING and row[1] is not None]
-    if not rows:
-        return ""
-    which = f", training steps {min(steps)} to {max(steps)}," if steps else ""
-    return f"The tokens of {len(rows):,} episodes{which} are left out to keep them all below {size_mb:g} MB; --size raises it."
+def _tokens(file: EpisodeFile, line: EpisodeLine, texts: TokenTexts) -> list[list[list[Any]]]:
+    """Return [texts, log-probs, gaps] of every turn; numbers are left out unless there is one per token."""
+    gaps = {}
+    for role, values in line.gaps.items() if isinstance(line, TrainingLine) else ():
+        sampled = sum(len(turn.token_ids) for turn in line.turns if turn.role == role)
+        gaps[role] = [_rounded(value) for value in values] if len(values) == sampled else []
+    turns = []
+    for turn in line.turns:
+        size, of_role = len(turn.token_ids), gaps.get(turn.role, [])
+        logprobs = [_rounded(value) for value in turn.logprobs] if len(turn.logprobs) == size else []
+        turns.append([texts.of(file.run, file.models, turn), logprobs, of_role[:size]])
+        gaps[turn.role] = of_role[size:]
+    return turns
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

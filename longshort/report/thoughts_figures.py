@@ -1,0 +1,61 @@
+"""Drawings of the cold start: continuations over thoughts kept (arXiv 2505.11827, figures 2 and 3), and the loss."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+
+from markupsafe import Markup
+
+from longshort.coldstart.records import RolloutLine, SftManifest
+from longshort.evaluation.measures import Z95
+from longshort.report.plots import Curve, plot
+
+BINS = 10
+"""Of the relative position k / n."""
+
+
+def rollout_figures(lines: Sequence[RolloutLine]) -> dict[str, Markup]:
+    """Return accuracy and length of the continuations over k / n, by title."""
+    whole = [line for line in lines if line.n and len(line.correct) == len(line.length) > 1]
+    accuracy = by_position([[right / line.n for right in line.correct] for line in whole])
+    length = by_position([line.length for line in whole])
+    titles = {"Accuracy over relative position": accuracy, "Tokens generated over relative position": length}
+    return {title: _over_position(title, groups) for title, groups in titles.items() if groups}
+
+
+def by_position(curves: Sequence[Sequence[float]]) -> dict[float, list[float]]:
+    """Group the traces' values by k / n in bins named by their middle; a trace counts once in a bin, with its mean."""
+    groups: dict[float, list[float]] = defaultdict(list)
+    for curve in curves:
+        bins: dict[int, list[float]] = defaultdict(list)
+        for kept, value in enumerate(curve):
+            bins[min(BINS * kept // (len(curve) - 1), BINS - 1)].append(value)
+        for number, values in bins.items():
+            groups[(number + 0.5) / BINS].append(fmean(values))
+    return dict(sorted(groups.items()))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean ± 1.96 standard errors, at least 0; a single value has no interval."""
+    half = Z95 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return max(0.0, fmean(values) - half), fmean(values) + half
+
+
+def _over_position(title: str, groups: Mapping[float, Sequence[float]]) -> Markup:
+    points = [(x, fmean(values)) for x, values in groups.items()]
+    intervals = [mean_interval(values) for values in groups.values()]
+    curve = Curve(points=points, colour="is-plain", dots=True, intervals=intervals)
+    return plot(title, [curve], x_label="relative position, k / n", low=0)
+
+
+def loss_figure(sft: Mapping[str, SftManifest]) -> Markup | None:
+    """Return both roles' loss over the optimizer steps, logged at even distances."""
+    curves = []
+    for role, manifest in sft.items():
+        every = manifest.steps / max(len(manifest.losses), 1)
+        points = [(every * at, loss) for at, loss in enumerate(manifest.losses, 1)]
+        curves += [Curve(points=points, colour=f"is-{role}")] if points else []
+    return plot("Loss per token of fine-tuning", curves, x_label="optimizer step", low=0) if curves else None
