@@ -14,7 +14,7 @@ from longshort.evaluation.systems import System
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.recipe.schema import parse
 from longshort.serving.server import Service
-from longshort.team.folder import Found
+from longshort.team.folder import StoredTeam
 from longshort.team.team import Team
 from longshort.types import LONG, ROLES, SHORT, Completion, LongShortError
 
@@ -74,7 +74,7 @@ class ScriptedTeam(Team):
         protocol = {"tags": "special", "max_exchanges": 2, "episode_tokens": 150, "final_notice": "Last turn. "}
         config = parse({"long": role, "short": role, "protocol": protocol, "temperature": 0.5, "serve": serve})
         system = System(name="pair", title="pair", models={}, protocol=make_protocol(config))
-        super().__init__(Found(name="scripted", config=config, system=system))
+        super().__init__(StoredTeam(name="scripted", config=config, system=system))
         self.script, self.delay, self.follows = ANSWER, 0.0, True
         self.scripted = {role: ScriptedEngine(role, self) for role in ROLES}
 
@@ -115,7 +115,6 @@ class Served:
 
     async def _serve(self):
         self.loop = asyncio.get_running_loop()
-        self.team._places = asyncio.Semaphore(self.team.capacity)
         self.service = Service(self.team, name="scripted", **self._settings)
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]

@@ -9,14 +9,14 @@ from longshort.dialogue.rollout import Decoding
 from longshort.dialogue.solo import OneMessage
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.team.conversation import (
-    Ask,
-    Asked,
-    Draft,
     Finished,
-    ImpossibleAsk,
+    ImpossibleQuery,
+    LimitedProtocol,
     Piece,
+    Query,
     TurnBegan,
     TurnEnded,
+    TurnText,
     converse,
 )
 from longshort.types import LONG, SHORT, Completion, LongShortError, Problem
@@ -62,8 +62,8 @@ class Writer:
 
 def events_of(ask, long, short, tags="special"):
     async def go():
-        asked = Asked(LongShort(tags=tags, **BUDGETS), ask)
-        return [event async for event in converse({LONG: long, SHORT: short}, asked, PROBLEM, Decoding(), seed=1)]
+        asked = LimitedProtocol(LongShort(tags=tags, **BUDGETS), ask)
+        return [event async for event in converse({LONG: long, SHORT: short}, asked, PROBLEM, Decoding())]
 
     return asyncio.run(go())
 
@@ -80,7 +80,7 @@ def pieces(events):
 
 
 def ask(**settings):
-    return Ask(question=PROBLEM.question, **settings)
+    return Query(question=PROBLEM.question, **settings)
 
 
 @pytest.mark.parametrize("tags", ["special", "text"])
@@ -106,13 +106,13 @@ def test_pieces_are_the_text_in_whole_characters_without_the_tags(tags):
 def test_a_turn_written_again_is_not_told_twice_and_another_text_is_an_error():
     tokenizer = build_tokenizer(LONG)
     one, other = (tokenizer.encode(text, add_special_tokens=False) for text in ("a: 7 b: 9", "a: 8 b: 9"))
-    draft = Draft(tokenizer, ())
+    draft = TurnText(tokenizer, ())
     told = [draft.read(one[:5]), draft.read(one[:2]), draft.read(one[:5]), draft.read(one)]
     assert told == [tokenizer.decode(one[:5]), "", "", tokenizer.decode(one[5:])]
-    assert draft.rest("a: 7 b: 9.") == "."
+    assert draft.finish("a: 7 b: 9.") == "."
     assert draft.read([*other, 5]) == ""
-    with pytest.raises(LongShortError, match="wrote this turn anew with another text"):
-        draft.rest("a: 8 b: 9")
+    with pytest.raises(LongShortError, match="wrote this turn again with another text"):
+        draft.finish("a: 8 b: 9")
 
 
 def test_leaving_the_dialogue_leaves_the_engine():
@@ -120,10 +120,9 @@ def test_leaving_the_dialogue_leaves_the_engine():
         long = Writer(LONG, ("a" * 20, "</think>"))
         events = converse(
             {LONG: long, SHORT: Writer(SHORT, ("b", "</answer>"))},
-            LongShort(tags="special", **BUDGETS),
+            LimitedProtocol(LongShort(tags="special", **BUDGETS), ask()),
             PROBLEM,
             Decoding(),
-            1,
         )
         async for event in events:
             if isinstance(event, Piece):
@@ -152,13 +151,13 @@ def test_max_tokens_is_for_the_whole_episode():
 
 def test_max_turns_is_told_to_the_short_model():
     short = Writer(SHORT, ("e", "</rethink>"))
-    asked = Asked(LongShort(tags="special", max_exchanges=1, **BUDGETS), ask(max_turns=1))
+    asked = LimitedProtocol(LongShort(tags="special", max_exchanges=1, **BUDGETS), ask(max_turns=1))
 
     async def go():
         return [
             event
             async for event in converse(
-                {LONG: Writer(LONG, ("a", "</think>")), SHORT: short}, asked, PROBLEM, Decoding(), 1
+                {LONG: Writer(LONG, ("a", "</think>")), SHORT: short}, asked, PROBLEM, Decoding()
             )
         ]
 
@@ -202,8 +201,8 @@ def test_one_model_alone_under_bounds():
     pair = LongShort(tags="special", **BUDGETS)
 
     async def go(role, engine, wanted):
-        asked = Asked(OneMessage(role=role, turn_tokens=100, pair=pair), wanted)
-        return [event async for event in converse({role: engine}, asked, PROBLEM, Decoding(), 1)][-1]
+        asked = LimitedProtocol(OneMessage(role=role, turn_tokens=100, pair=pair), wanted)
+        return [event async for event in converse({role: engine}, asked, PROBLEM, Decoding())][-1]
 
     last = asyncio.run(go(SHORT, short, ask(mode="short", stop=("STOP",))))
     assert (last.text, last.finish_reason) == ("b", "stop") and short.asked[0][1].stop == (
@@ -223,8 +222,8 @@ def test_tags_and_special_tokens_in_a_question_are_data():
 
     async def go():
         problem = Problem(id="ask", question=question, answer="")
-        asked = Asked(LongShort(tags="special", **BUDGETS), Ask(question=question))
-        return [event async for event in converse({LONG: long, SHORT: short}, asked, problem, Decoding(), 1)]
+        asked = LimitedProtocol(LongShort(tags="special", **BUDGETS), Query(question=question))
+        return [event async for event in converse({LONG: long, SHORT: short}, asked, problem, Decoding())]
 
     events = asyncio.run(go())
     assert isinstance(events[-1], Finished) and events[-1].text == "\\boxed{2}"
@@ -256,13 +255,13 @@ def test_tags_and_special_tokens_in_a_question_are_data():
     ],
 )
 def test_impossible_asks_name_their_field(field, settings):
-    with pytest.raises(ImpossibleAsk, match=f"^{field} ") as found:
+    with pytest.raises(ImpossibleQuery, match=f"^{field} ") as found:
         ask(**settings)
     assert found.value.field == field
 
 
 def test_an_empty_question_is_refused():
-    with pytest.raises(ImpossibleAsk, match="question is empty"):
-        Ask(question=" \n")
-    with pytest.raises(ImpossibleAsk, match="question holds half a character"):
-        Ask(question="1+1 \udc80?")
+    with pytest.raises(ImpossibleQuery, match="question is empty"):
+        Query(question=" \n")
+    with pytest.raises(ImpossibleQuery, match="question holds half a character"):
+        Query(question="1+1 \udc80?")

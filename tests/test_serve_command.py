@@ -30,7 +30,7 @@ def test_an_address_that_is_not_ours_is_refused_in_one_sentence(host, port):
 
 @pytest.mark.parametrize("port", [-1, 65536, 70000])
 def test_a_number_that_is_no_port_is_refused(port):
-    with pytest.raises(LongShortError, match=f"^--port {port} is none; give 0"):
+    with pytest.raises(LongShortError, match=f"^--port {port} is not a port; give 0"):
         listen("127.0.0.1", port)
 
 
@@ -58,7 +58,7 @@ def test_the_greeting_tells_where_who_how_much_and_how():
     lines = list(greeting(team, "pair", "http://127.0.0.1:8000", key=True, loopback=True))
     assert lines[0].startswith("serving pair at http://127.0.0.1:8000 (OpenAI's API at http://127.0.0.1:8000/v1")
     assert lines[1:3] == ["  long: models/a, context 200, 2 at once", "  short: models/b, context 200, 2 at once"]
-    assert lines[3] == "  6 answers at once, 5 more wait; 1048576 bytes a request, 600 s an answer; key: asked for"
+    assert lines[3] == "  6 answers at once, 5 more wait; 1048576 bytes a request, 600 s an answer; key: required"
     assert (
         lines[4].startswith("  curl http://127.0.0.1:8000/v1/chat/completions ")
         and '"model": "pair"' in lines[4]

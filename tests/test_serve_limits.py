@@ -134,12 +134,15 @@ def test_a_bug_is_told_without_its_insides(server, team):
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
     assert (
         answer.status_code == 500
-        and answer.json()["error"]["message"] == "internal error (KeyError); the server's log says more"
+        and answer.json()["error"]["message"] == "internal error (KeyError); see the server's log"
+    )
+    page = httpx.get(f"{server.url}/metrics").text
+    assert re.search(r'requests_total\{path="/v1/chat/completions",status="500"\} 1', page), (
+        "a bug is no client that left"
     )
     raw = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": True}).text
-    assert (
-        '"message":"internal error (KeyError); the server\'s log says more","type":"server_error"' in raw
-        and raw.endswith("data: [DONE]\n\n")
+    assert '"message":"internal error (KeyError); see the server\'s log","type":"server_error"' in raw and raw.endswith(
+        "data: [DONE]\n\n"
     )
 
 

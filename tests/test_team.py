@@ -16,7 +16,7 @@ from longshort.evaluation.runner import evaluate
 from longshort.miniature.world import make_problems
 from longshort.recipe.schema import dump
 from longshort.runs import checkpoint
-from longshort.team.conversation import Ask, Finished, ImpossibleAsk, Piece, TurnEnded
+from longshort.team.conversation import Finished, ImpossibleQuery, Piece, Query, TurnEnded
 from longshort.team.folder import find_team, save_team
 from longshort.team.team import Team
 from longshort.trainer import LongShortTrainer
@@ -67,8 +67,8 @@ def evaluation():
         "name": "results",
         "made": "2026-01-31T10:00:00+00:00",
         "systems": systems,
-        "cross_play": {"long": ["trained"], "short": ["trained"]},
         "benchmarks": {"miniature:dev": {"title": "miniature:dev"}},
+        "cross_play": {"long": ["trained"], "short": ["trained"]},
         "results": [row(name, (2 + number) / 8) for number, name in enumerate(models)],
     }
 
@@ -181,7 +181,7 @@ def test_a_damaged_or_foreign_folder_is_refused_by_name(folder, tmp_path):
     )
     for source, what in (
         (tmp_path / "nowhere", "does not exist; name a team folder"),
-        (tmp_path, "is no team: it has neither team.yaml"),
+        (tmp_path, "is no team: it has no team.yaml"),
     ):
         with pytest.raises(LongShortError, match=re.escape(what)):
             Team.from_pretrained(source)
@@ -204,7 +204,7 @@ def test_what_cannot_be_saved_is_refused(run, tmp_path):
     with pytest.raises(LongShortError, match=r"nothing to save: .* holds no checkpoint yet"):
         LongShortTrainer(args=run.model_copy(update={"output_dir": str(tmp_path / "new")})).save_model()
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(LongShortError, match="is there already and is no team folder"):
+    with pytest.raises(LongShortError, match="exists and is no team folder"):
         LongShortTrainer(args=run).save_model(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -222,14 +222,14 @@ def test_what_a_team_cannot_do_is_said_before_engines_start(folder):
     assert team.capacity == 48
     for field, settings in (("max_tokens", {"max_tokens": 256}), ("long_token_budget", {"long_token_budget": 300})):
         with pytest.raises(
-            ImpossibleAsk, match=f"^{field} is {settings[field]}, but the long model's context holds 256 tokens"
+            ImpossibleQuery, match=f"^{field} is {settings[field]}, but the long model's context holds 256 tokens"
         ):
-            team.protocol_for(Ask(question=QUESTION, **settings))
+            team.protocol_for(Query(question=QUESTION, **settings))
     alone = Team.from_pretrained(folder, overrides=["protocol.name=solo", "long.instructions="])
-    with pytest.raises(ImpossibleAsk, match="mode is 'short', but this team has one model"):
-        alone.protocol_for(Ask(question=QUESTION, mode="short"))
+    with pytest.raises(ImpossibleQuery, match="mode is 'short', but this team has one model"):
+        alone.protocol_for(Query(question=QUESTION, mode="short"))
     with pytest.raises(LongShortError, match="has not been started"):
-        asyncio.run(team.ask(Ask(question=QUESTION)))
+        asyncio.run(team.ask(Query(question=QUESTION)))
 
 
 @pytest.mark.engine
@@ -260,8 +260,8 @@ def test_a_team_answers_from_ordinary_code_as_its_evaluation_does(run, folder):
             "who leaves frees the engines"
         )
         with pytest.raises(LongShortError, match="runs in another event loop"):
-            asyncio.run(team.ask(Ask(question=QUESTION)))
-        with pytest.raises(ImpossibleAsk, match=r"question takes \d+ tokens, but the long model's context holds 256"):
+            asyncio.run(team.ask(Query(question=QUESTION)))
+        with pytest.raises(ImpossibleQuery, match=r"question takes \d+ tokens, but the long model's context holds 256"):
             team.solve(QUESTION * 100)
     assert team._pair is None and team._thread is None
 
@@ -278,7 +278,7 @@ def test_a_team_answers_in_a_coroutine(folder):
             with pytest.raises(LongShortError, match="started by `async with`"):
                 team.solve(QUESTION)
             many = await team.asolve([QUESTION] * 8)
-            abandoned = team.converse(Ask(question=QUESTION))
+            abandoned = team.converse(Query(question=QUESTION))
             await anext(abandoned)
             await abandoned.aclose()
             stats = await team.stats()

@@ -1,4 +1,4 @@
-"""How many episodes go on at once, how many may wait, and what those beyond are told."""
+"""How many episodes run at once and how many may wait; time limits, and the end of a server in good order."""
 
 from __future__ import annotations
 
@@ -7,49 +7,65 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
-from longshort.serving.http_errors import ApiError
+from longshort.serving.errors import ApiError
 
 FAREWELL_S = 5
-"""For telling those who have waited in vain."""
-FORGETTING = 0.1
-"""Weight of the newest episode in the mean that Retry-After is reckoned from."""
+"""Grace period for sending 503s after `drain_s`."""
+NEWEST_WEIGHT = 0.1
+"""Weight of the newest episode in the mean duration behind Retry-After."""
 
 
 class Gate:
-    """At most `capacity` episodes run, `max_queue` wait in order of arrival; a request that finds no place is refused at once (429)."""
+    """At most `capacity` episodes run and `max_queue` wait in order of arrival; requests beyond that are refused (429).
 
-    def __init__(self, *, capacity: int, max_queue: int):
-        self.capacity, self.max_queue = capacity, max_queue
-        self.running = self.waiting = 0
+    An episode that takes longer than `timeout_s`, its wait included, is given up (504).
+    """
+
+    def __init__(self, *, capacity: int, max_queue: int, timeout_s: float):
+        self.capacity, self.max_queue, self.timeout_s = capacity, max_queue, timeout_s
+        self.running = self.waiting = self._admitted = 0
         self.draining = False
-        self._admitted: dict[Any, int] = {}
         self._slots = asyncio.Semaphore(capacity)
+        self._limits: set[asyncio.Timeout] = set()
         self._mean_s = 1.0
+        self._expired: ApiError | None = None
 
     @contextlib.contextmanager
-    def admitted(self, run: Any, episodes: int) -> Iterator[None]:
-        """Places for all episodes of a request; ApiError 503 while draining, 429 where the queue is full, 400 for more than all places."""
+    def admitted(self, episodes: int) -> Iterator[None]:
+        """Hold places for all episodes of a request; ApiError 503 while draining, 429 if the queue is full, 400 if the
+        server has fewer places."""
+        places = self.capacity + self.max_queue
         if self.draining:
             raise ApiError(503, "the server is shutting down and takes no new requests", code="draining", retry_after=1)
-        places = self.capacity + self.max_queue
         if episodes > places:
-            raise ApiError(
-                400, f"the request asks for {episodes} answers but the server holds {places} at most", param="n"
-            )
-        if sum(self._admitted.values()) + episodes > places:
-            told = f"the server is full: {self.running} answers under way, {self.waiting} waiting (serve.max_queue is {self.max_queue})"
-            raise ApiError(429, told, code="queue_full", retry_after=self.retry_after)
-        self._admitted[run] = episodes
+            message = f"the request asks for {episodes} answers but the server holds {places} at most"
+            raise ApiError(400, message, param="n")
+        if self._admitted + episodes > places:
+            counts = f"{self.running} answers under way, {self.waiting} waiting (serve.max_queue is {self.max_queue})"
+            raise ApiError(429, f"the server is full: {counts}", code="queue_full", retry_after=self._retry_after)
+        self._admitted += episodes
         try:
             yield
         finally:
-            del self._admitted[run]
+            self._admitted -= episodes
 
     @contextlib.asynccontextmanager
-    async def running_one(self) -> AsyncIterator[None]:
-        """Wait for a place among the running."""
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a free place and hold it; ApiError 504 when the time is up, 503 when a drain's is."""
+        limit = asyncio.timeout(0 if self._expired else self.timeout_s)
+        self._limits.add(limit)
+        try:
+            async with limit, self._slot():
+                yield
+        except TimeoutError:
+            late = f"no answer within {self.timeout_s:g} s (serve.timeout_s); try again later, or ask for fewer tokens"
+            raise self._expired or ApiError(504, late, code="timeout") from None
+        finally:
+            self._limits.discard(limit)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
         self.waiting += 1
         try:
             await self._slots.acquire()
@@ -59,29 +75,26 @@ class Gate:
         began = time.monotonic()
         try:
             yield
-            self._mean_s += FORGETTING * (time.monotonic() - began - self._mean_s)
+            self._mean_s += NEWEST_WEIGHT * (time.monotonic() - began - self._mean_s)
         finally:
             self.running -= 1
             self._slots.release()
 
     @property
-    def retry_after(self) -> int:
-        """Seconds until, at the present pace, a full house has left half of its queue."""
+    def _retry_after(self) -> int:
+        """Seconds until, at the present pace, half of a full queue has left."""
         return max(1, math.ceil(self._mean_s * self.max_queue / 2 / self.capacity))
 
     async def drain(self, seconds: float) -> bool:
-        """Take nothing new, let what was admitted finish, and fail what has not after `seconds`; whether everything finished."""
+        """Admit nothing new and let what was admitted finish within `seconds`; fail the rest. Return whether all did."""
         self.draining = True
         if await self._emptied(seconds):
             return True
-        for run in self._admitted:
-            run.fail(
-                ApiError(
-                    503,
-                    f"the server is shutting down and the answer was not done within {seconds:g} s",
-                    code="draining",
-                )
-            )
+        message = f"the server is shutting down and the answer was not done within {seconds:g} s"
+        self._expired = ApiError(503, message, code="draining")
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(0)
         await self._emptied(FAREWELL_S)
         return False
 

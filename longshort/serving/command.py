@@ -7,18 +7,21 @@ import contextlib
 import errno
 import ipaddress
 import json
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longshort import console, interruption
-from longshort.serving.api_key import read_key
-from longshort.team.team import Team
 from longshort.types import LongShortError
 
+if TYPE_CHECKING:
+    from longshort.team.team import Team
+
 NEEDS = ("starlette", "uvicorn", "prometheus_client")
-KEEP_ALIVE_S = 75
-"""Longer than clients keep an idle connection, so that it is never closed under a request of theirs."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def serve(
@@ -26,35 +29,48 @@ def serve(
 ) -> None:
     """Serve a team until SIGINT or SIGTERM, then finish what is running (for `serve.drain_s`) and return.
 
-    LongShortError for a missing package, a port in use, an unusable key, or whatever keeps the team from starting.
+    LongShortError for a missing package, a port in use, an unusable key, or a team that cannot start.
     """
     if missing := [package for package in NEEDS if not find_spec(package)]:
         raise LongShortError(f"longshort serve needs {', '.join(missing)}, not installed; pip install -e '.[serve]'")
+    from longshort.team.team import Team
+
     key = read_key(key_file)
     with contextlib.closing(listen(host, port)) as listening:
         team = Team.from_pretrained(source, overrides=overrides)
         interruption.run(_serve(team, listening, is_loopback(host), name or team.name, key))
 
 
+def read_key(file: str | None) -> str:
+    """Return the API key in `file`, else that of LONGSHORT_API_KEY, else "". Neither shows in process lists or in a
+    shell's history."""
+    if file is None:
+        return os.environ.get("LONGSHORT_API_KEY", "").strip()
+    try:
+        words = Path(file).read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LongShortError(f"--api-key-file {file} cannot be read as a key ({error}); give one ASCII word") from error
+    if len(words) != 1:
+        raise LongShortError(f"--api-key-file {file} holds {len(words)} words; a key is one word without spaces")
+    return words[0]
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, before any model is loaded; it answers nobody until the server listens on it."""
+    """Bind a socket before any model is loaded; it accepts no connection until the server listens on it."""
     if not 0 <= port < 2**16:
-        raise LongShortError(f"--port {port} is none; give 0 (any that is free) to 65535")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise LongShortError(f"--host {host}, --port {port} is no address of this machine: {error}") from error
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise LongShortError(
-                f"port {port} on {host} is in use; choose another with --port, or stop what listens there"
-            ) from error
-        raise LongShortError(f"cannot listen on --host {host}, --port {port}: {error}; choose others") from error
+        raise LongShortError(f"--port {port} is not a port; give 0 (any that is free) to 65535")
+    with contextlib.ExitStack() as undo:
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            listening = undo.enter_context(contextlib.closing(socket.socket(family, socket.SOCK_STREAM)))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                remedy = "choose another with --port, or stop what listens there"
+                raise LongShortError(f"port {port} on {host} is in use; {remedy}") from error
+            raise LongShortError(f"cannot listen on --host {host}, --port {port}: {error}; choose others") from error
+        undo.pop_all()
     return listening
 
 
@@ -65,27 +81,21 @@ def is_loopback(host: str) -> bool:
 
 
 async def _serve(team: Team, listening: socket.socket, loopback: bool, name: str, key: str) -> None:
-    from longshort.serving.guard import LOOPBACK
     from longshort.serving.page import page_routes
     from longshort.serving.server import Listener, Service
 
-    host, drain_s = listening.getsockname()[0], team.config.serve.drain_s
+    hosts, drain_s = [*LOOPBACK, listening.getsockname()[0]] if loopback else [], team.config.serve.drain_s
     async with team:
-        service = Service(
-            team, name=name, api_key=key, hosts=[*LOOPBACK, host] if loopback else [], pages=page_routes()
-        )
-        server, stop = Listener(service.app, keep_alive_s=KEEP_ALIVE_S), asyncio.Event()
+        service = Service(team, name=name, api_key=key, hosts=hosts, pages=page_routes())
+        server, stop = Listener(service.app), asyncio.Event()
         with interruption.graceful(stop, f"finishing the answers under way, for {drain_s:g} s at most"):
             serving, stopping = asyncio.create_task(server.serve(sockets=[listening])), asyncio.create_task(stop.wait())
             try:
                 console.say("\n".join(greeting(team, name, _address(listening), key=bool(key), loopback=loopback)))
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 finished = await service.gate.drain(drain_s)
-                console.say(
-                    "stopped"
-                    if finished
-                    else f"stopped; some answers were not done within {drain_s:g} s (serve.drain_s)"
-                )
+                late = f"; some answers were not done within {drain_s:g} s (serve.drain_s)"
+                console.say(f"stopped{'' if finished else late}")
             except asyncio.CancelledError:  # a second signal
                 server.force_exit = True
                 raise
@@ -96,18 +106,18 @@ async def _serve(team: Team, listening: socket.socket, loopback: bool, name: str
 
 
 def greeting(team: Team, name: str, address: str, *, key: bool, loopback: bool) -> Iterator[str]:
-    """What a person who started the server wants to know: where it is, who answers, within which limits, how to ask."""
+    """Yield what the person who starts the server needs to know: where it is, who answers, the limits, how to ask."""
     settings = team.config.serve
     yield f"serving {name} at {address} (OpenAI's API at {address}/v1, a page to chat at {address}/, /health, /metrics)"
     for role in team.protocol.roles:
         engine = team.config.role(role).engine
         yield f"  {role}: {team.models[role]}, context {engine.max_model_len}, {engine.max_num_seqs} at once"
     yield (
-        f"  {team.capacity} answers at once, {settings.max_queue} more wait; {settings.max_request_bytes} bytes a request, "
-        f"{settings.timeout_s:g} s an answer; key: {'asked for' if key else 'none'}"
+        f"  {team.capacity} answers at once, {settings.max_queue} more wait; {settings.max_request_bytes} bytes a "
+        f"request, {settings.timeout_s:g} s an answer; key: {'required' if key else 'none'}"
     )
     if not loopback and not key:
-        yield "! whoever reaches this address may use the models: set LONGSHORT_API_KEY or --api-key-file"
+        yield "! anyone who reaches this address may use the models: set LONGSHORT_API_KEY or --api-key-file"
     if not loopback and not settings.allowed_hosts:
         yield "! any host name is accepted; name those of this server in serve.allowed_hosts"
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "What is 1+1?"}]})

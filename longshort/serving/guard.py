@@ -1,4 +1,4 @@
-"""The door of the server: who may call, from where, and how much they may send. Nothing behind it runs for whom it turns away."""
+"""Who may call the server, from where, and how much they may send. A refused request never reaches a handler."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longshort.serving.http_errors import ApiError
+from longshort.serving.errors import ApiError
 from longshort.serving.metrics import Metrics
 
 BODY_TIMEOUT_S = 30.0
-"""In which a request's body must have arrived."""
+"""Time within which a request's body must arrive."""
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")]
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Guard:
-    """ASGI middleware that refuses requests by host name, origin, type and key, and counts every answer.
+    """ASGI middleware that checks host name, origin, content type and key of every request, and counts every answer.
 
-    A web page elsewhere that a user of this machine opens can reach a server on loopback: under a name of its own that resolves to
-    127.0.0.1 (hence the check of Host), or by a form or fetch (hence the check of Origin, and JSON bodies only). No CORS header is sent.
-    `hosts`: names that Host may hold, empty for any; `partners`: host names of other pages that may call, e.g. those behind a proxy.
+    A foreign web page that is open on this machine can reach a server on loopback: under a host name that resolves to
+    127.0.0.1, hence the check of Host, or by a form or fetch, hence the checks of Origin and Content-Type. No CORS
+    header is ever sent. `hosts` are the names that Host may hold (empty: any), `partners` the hosts of other pages that
+    may call, e.g. of a proxy in front. Host is checked here and not by Starlette's TrustedHostMiddleware, whose refusal
+    is no OpenAI error and does not name the remedy.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 499  # as nginx calls a caller who left before the answer
+        began, status = time.monotonic(), 499  # nginx's status for a client that left before the answer
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -52,19 +53,22 @@ class Guard:
             await self._app(scope, receive, counted)
         except ApiError as error:
             await error.response()(scope, receive, counted)
+        except Exception:  # a bug of ours, which Starlette answers outside of this middleware
+            status = 500
+            raise
         finally:
             self._metrics.answered(scope["path"], status, time.monotonic() - began)
 
     def _check(self, request: Request) -> None:
-        netloc = request.headers.get("host", "")
-        if self._hosts and _name(netloc) not in self._hosts:
+        host = request.headers.get("host", "")
+        if self._hosts and _hostname(host) not in self._hosts:
             raise ApiError(
-                403, f"{netloc!r} is not a name of this server; add it to serve.allowed_hosts", code="unknown_host"
+                403, f"{host!r} is not a name of this server; add it to serve.allowed_hosts", code="unknown_host"
             )
         if request.method not in ("GET", "HEAD"):
             origin = request.headers.get("origin", "")
-            elsewhere = origin.partition("://")[2]
-            if origin and elsewhere != netloc and _name(elsewhere) not in self._partners:
+            page = origin.partition("://")[2]
+            if origin and page != host and _hostname(page) not in self._partners:
                 raise ApiError(
                     403, f"requests from pages of {origin} are refused; see serve.allowed_hosts", code="cross_origin"
                 )
@@ -74,13 +78,12 @@ class Guard:
         if self._key and request.url.path.startswith("/v1/"):
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
-                raise ApiError(
-                    401, "the API key is missing or wrong; send Authorization: Bearer <key>", code="invalid_api_key"
-                )
+                message = "the API key is missing or wrong; send Authorization: Bearer <key>"
+                raise ApiError(401, message, code="invalid_api_key")
 
 
-def _name(netloc: str) -> str:
-    """`LocalHost:8000` -> `localhost`, `[::1]:8000` -> `::1`; empty for what is no host name."""
+def _hostname(netloc: str) -> str:
+    """`LocalHost:8000` -> `localhost`, `[::1]:8000` -> `::1`; empty if it is not a host name."""
     try:
         return (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
     except ValueError:
@@ -88,18 +91,15 @@ def _name(netloc: str) -> str:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; ApiError 413 beyond `limit` bytes without reading on, 408 where it does not arrive in time."""
+    """Return the whole body; ApiError 413 as soon as it exceeds `limit` bytes, 408 if it does not arrive in time."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
-                    raise ApiError(
-                        413,
-                        f"the body is larger than {limit} bytes (serve.max_request_bytes)",
-                        code="request_too_large",
-                    )
+                    message = f"the body is larger than {limit} bytes (serve.max_request_bytes)"
+                    raise ApiError(413, message, code="request_too_large")
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     return bytes(body)

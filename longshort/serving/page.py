@@ -1,4 +1,4 @@
-"""The web page at `/`: one file that asks nobody but the server it came from (longshort/serving/page.js says what it does)."""
+"""The web page at `/`: one file that talks only to the server it came from (page.js)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,10 @@ HERE = Path(__file__).parent
 
 
 def page_routes() -> list[Route]:
-    """GET `/`, for a server to mount. It needs no key: the page holds no data, and its own requests carry the key that a person types."""
-    page = HTMLResponse(*_page())
+    """Return the route of `/`. It needs no key: the page holds no data, and its requests carry the key that is typed in.
 
-    async def root(request: Request) -> HTMLResponse:
-        return page
-
-    return [Route("/", root, methods=["GET"])]
-
-
-def _page() -> tuple[str, int, dict[str, str]]:
-    """The page, its status, its headers. Its style and script may run because their hashes stand in the policy, and nothing else may."""
+    The page's style and script run because their hashes stand in its policy; nothing else may.
+    """
     style = asset("base.css") + _own("page.css")
     script = '"use strict";\n' + asset("base.js") + _own("page.js")
     text = _own("page.html").replace("/* style */", style).replace("/* script */", script)
@@ -34,7 +27,12 @@ def _page() -> tuple[str, int, dict[str, str]]:
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return text, 200, {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    page = HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
+
+    async def root(request: Request) -> HTMLResponse:
+        return page
+
+    return [Route("/", root, methods=["GET"])]
 
 
 def _own(name: str) -> str:

@@ -1,7 +1,7 @@
-"""What callers may ask: the bodies of /v1/chat/completions and /v1/completions, checked strictly, and the question they come to.
+"""The bodies of /v1/chat/completions and /v1/completions, checked strictly, and the questions in them.
 
-Unknown keys are refused, so that a misspelt limit is never silently no limit. Keys of OpenAI's that this server cannot serve are accepted
-where their value asks for nothing, and refused with the reason where it asks for something. `null` means the key was left out.
+An unknown key is refused, so that a misspelt limit is never silently no limit. A key of OpenAI's that this server does
+not offer is accepted if its value asks for nothing, and otherwise refused with the reason. `null` means not given.
 """
 
 from __future__ import annotations
@@ -14,61 +14,63 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from longshort.dialogue.rollout import stable_seed
-from longshort.serving.http_errors import ApiError, impossible, refused
-from longshort.team.conversation import Ask, ImpossibleAsk
+from longshort.serving.errors import ApiError
+from longshort.team.conversation import Query
 
 MAX_CHOICES, MAX_STOPS = 64, 16
 IGNORED = {"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls", "store"}
-"""Said about a request, not asked of the answer."""
+"""Keys that say something about the request and ask nothing of the answer."""
 WITHOUT_TOOLS = "the pair was trained without tools"
+WITHOUT_LOGPROBS = "log-probs of an answer that two models wrote are not offered"
+WITHOUT_PENALTIES = "sampling is as in training, without penalties"
 NOT_OFFERED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "tools": (([],), WITHOUT_TOOLS),
     "tool_choice": (("none", "auto"), WITHOUT_TOOLS),
     "functions": (([],), WITHOUT_TOOLS),
     "function_call": (("none", "auto"), WITHOUT_TOOLS),
-    "logprobs": ((False,), "log-probs of an answer that two models wrote are not offered"),
-    "top_logprobs": ((0,), "log-probs of an answer that two models wrote are not offered"),
+    "logprobs": ((False,), WITHOUT_LOGPROBS),
+    "top_logprobs": ((0,), WITHOUT_LOGPROBS),
     "response_format": (({"type": "text"},), "answers are free text"),
     "logit_bias": (({},), "two models have two vocabularies, so a token id means nothing here"),
-    "presence_penalty": ((0,), "sampling is as in training, without penalties"),
-    "frequency_penalty": ((0,), "sampling is as in training, without penalties"),
-    "reasoning_effort": ((), "bound the thinking with max_turns or long_token_budget"),
-    "verbosity": ((), "bound the answer with max_tokens"),
-    "modalities": ((["text"],), "only text is read and written"),
-    "audio": ((), "only text is read and written"),
+    "presence_penalty": ((0,), WITHOUT_PENALTIES),
+    "frequency_penalty": ((0,), WITHOUT_PENALTIES),
+    "reasoning_effort": ((), "limit the thinking with max_turns or long_token_budget"),
+    "verbosity": ((), "limit the answer with max_tokens"),
+    "modalities": ((["text"],), "the models read and write text only"),
+    "audio": ((), "the models read and write text only"),
     "prediction": ((), "there is no speculative decoding"),
     "web_search_options": ((), WITHOUT_TOOLS),
     "echo": ((False,), "an answer is returned without its question"),
-    "suffix": (("",), "the pair answers questions, it fills no gaps"),
+    "suffix": (("",), "the pair answers questions and fills no gaps"),
     "best_of": ((1,), "nothing ranks the answers; ask for n and choose"),
 }
-"""Key -> (values that ask for nothing, why it is refused otherwise)."""
-OURS = ("mode", "max_turns", "long_token_budget", "temperature", "top_p", "top_k", "stop")
-"""Settings that an ask takes as they are."""
-UNSAID = {"name", "refusal", "annotations", "reasoning", "reasoning_content"}
-"""Keys of a message that clients send back with a history, and that are not part of what was said."""
+"""Key -> (values that ask for nothing, why any other value is refused)."""
+SETTINGS = ("mode", "max_turns", "max_tokens", "long_token_budget", "temperature", "top_p", "top_k", "stop")
+"""Fields that go into a Query unchanged."""
+NOT_SAID = {"name", "refusal", "annotations", "reasoning", "reasoning_content"}
+"""Keys of a message that clients send back with a history; they are not part of its text."""
 
 
 class Body(BaseModel):
-    """Unknown keys are refused, and no value is taken for another type's."""
+    """Base of the request models: unknown keys are refused, and no value is converted from another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Body):
     include_usage: bool = False
-    """A last chunk with the tokens of the whole request."""
+    """Send the tokens of the whole request in a last chunk."""
     include_dialogue: bool = False
-    """Ours: every event of the dialogue as a chunk of its own (longshort/serving/wire.py); with n = 1 only."""
+    """Ours: send every event of the dialogue in a chunk of its own (`event_json` in replies.py)."""
 
 
-class Sampled(Body):
-    """What both endpoints share. None means the team's own setting; which values are possible is for `Ask` to say."""
+class Completion(Body):
+    """The keys of both endpoints. None means the team's own setting; `Query` checks the values."""
 
     model: str = ""
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = None
-    """Of the whole episode: both models, all messages."""
+    """For the whole episode: both models, all messages."""
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -80,108 +82,77 @@ class Sampled(Body):
     max_turns: int | None = None
     long_token_budget: int | None = None
 
-    @field_validator("stop", mode="before")
+    @property
+    def questions(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    @field_validator("stop", "prompt", mode="before", check_fields=False)
     @classmethod
-    def _one_or_several(cls, stop: Any) -> Any:
-        return (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
-    def _streamed(self) -> Sampled:
+    def _check_stream(self) -> Completion:
         if "stream_options" in self.model_fields_set and not self.stream:
-            raise ValueError("stream_options is for stream: true")
-        if self.stream_options.include_dialogue and self.n > 1:
-            raise ValueError(f"stream_options.include_dialogue tells one dialogue but n is {self.n}")
+            raise ValueError("stream_options needs stream: true")
+        if self.stream_options.include_dialogue and self.answers > 1:
+            raise ValueError(f"stream_options.include_dialogue shows one dialogue but {self.answers} are asked for")
         return self
 
-    def asks(self) -> list[Ask]:
-        """One per answer: `n` of the first question, `n` of the next. The first has the seed sent, the others seeds made from it."""
+    @property
+    def answers(self) -> int:
+        """How many answers are asked for."""
+        return self.n * len(self.questions)
+
+    def queries(self) -> list[Query]:
+        """Return one query per answer: `n` of the first question, then `n` of the next. The first has the seed that was
+        sent, the others seeds made from it."""
         seed = random.getrandbits(31) if self.seed is None else self.seed
-        settings = {name: getattr(self, name) for name in OURS} | {"max_tokens": self.limit}
-        questions = [question for question in self.questions for _ in range(self.n)]
-        try:
-            return [
-                Ask(question=question, seed=stable_seed(seed, index) if index else seed, **settings)
-                for index, question in enumerate(questions)
-            ]
-        except ImpossibleAsk as error:
-            raise impossible(error) from None
+        seeds = [stable_seed(seed, index) if index else seed for index in range(self.answers)]
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        return [
+            Query(question=self.questions[index // self.n], seed=each, **settings) for index, each in enumerate(seeds)
+        ]
 
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Any = ""
+    content: str = ""
 
-    @field_validator("content")
+    @field_validator("content", mode="before")
     @classmethod
-    def _text(cls, content: Any) -> str:
-        """The text, or that of all text parts."""
-        if isinstance(content, str):
-            return content
+    def _join_parts(cls, content: Any) -> Any:
+        """Join the text parts of a content that is a list."""
         if not isinstance(content, list):
-            raise ValueError(f"a string or a list of text parts, not {type(content).__name__}")
+            return content
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 kind = part.get("type", part) if isinstance(part, dict) else part
-                raise ValueError(
-                    f'parts must be {{"type": "text", "text": "…"}}, got {kind!r}; the models read text only'
-                )
+                raise ValueError(f'the models read text only: send {{"type": "text", "text": "…"}}, not {kind!r}')
         return "".join(part["text"] for part in content)
 
 
-class ChatRequest(Sampled):
+class ChatRequest(Completion):
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = None
-    """OpenAI's newer name of `max_tokens`."""
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> ChatRequest:
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError(
-                f"max_tokens is {self.max_tokens} but max_completion_tokens is {self.max_completion_tokens}; send one of them"
-            )
-        return self
 
     @property
-    def questions(self) -> list[str]:
+    def questions(self) -> Sequence[str]:
         return [question_of(self.messages)]
 
-    @property
-    def limit(self) -> int | None:
-        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
-
-class TextRequest(Sampled):
+class TextRequest(Completion):
     prompt: tuple[str, ...] = Field(min_length=1, max_length=MAX_CHOICES)
 
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _text(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and any(not isinstance(one, str) for one in prompt):
-            raise ValueError("token ids are not taken, since the two models may have two vocabularies; send text")
-        return (prompt,) if isinstance(prompt, str) else tuple(prompt) if isinstance(prompt, list) else prompt
-
-    @model_validator(mode="after")
-    def _one_dialogue(self) -> TextRequest:
-        if self.stream_options.include_dialogue and len(self.prompt) > 1:
-            raise ValueError(
-                f"stream_options.include_dialogue tells one dialogue but there are {len(self.prompt)} prompts"
-            )
-        return self
-
     @property
-    def questions(self) -> list[str]:
-        return list(self.prompt)
-
-    @property
-    def limit(self) -> int | None:
-        return self.max_tokens
+    def questions(self) -> Sequence[str]:
+        return self.prompt
 
 
-Request = TypeVar("Request", ChatRequest, TextRequest)
+Request = TypeVar("Request", bound=Completion)
 
 
 def read_request(kind: type[Request], body: bytes) -> Request:
-    """The request in a JSON body; ApiError 400 naming the first field at fault."""
+    """Return the request in a JSON body; ApiError 400 naming the first field at fault."""
     try:
         tree = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -193,49 +164,48 @@ def read_request(kind: type[Request], body: bytes) -> Request:
         nothing, why = NOT_OFFERED[key]
         if tree.pop(key) not in nothing:
             raise ApiError(400, f"{key} is not offered: {why}", param=key, code="unsupported_parameter")
+    newer = tree.pop("max_completion_tokens", None)  # OpenAI's newer name of max_tokens
+    if newer is not None and (older := tree.setdefault("max_tokens", newer)) != newer:
+        both = f"max_tokens is {older!r} but max_completion_tokens is {newer!r}; send one of them"
+        raise ApiError(400, both, param="max_tokens", code="invalid_value")
     if isinstance(tree.get("messages"), list):
         tree["messages"] = [_said(message) for message in tree["messages"]]
     try:
-        asked = kind.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise refused(error, kind.model_fields) from None
-    for question in asked.questions:
-        _check_text(question)
-    return asked
+        raise _refusal(error, kind) from None
 
 
 def _said(message: Any) -> Any:
-    """A message without what is null and what is not part of what was said."""
+    """Return a message without its nulls and without what is not part of its text."""
     if not isinstance(message, dict):
         return message
-    return {key: value for key, value in message.items() if key not in UNSAID and value not in (None, [])}
+    return {key: value for key, value in message.items() if key not in NOT_SAID and value not in (None, [])}
 
 
-def _check_text(question: str) -> None:
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise ApiError(
-            400, "the question holds half a surrogate pair, which is no text", code="invalid_value"
-        ) from None
+def _refusal(error: ValidationError, kind: type[Completion]) -> ApiError:
+    """Return the first mistake of a request body, naming the field."""
+    first = error.errors()[0]
+    param = ".".join(map(str, first["loc"])) or None
+    if first["type"] == "extra_forbidden":
+        known = f"unknown parameter {param!r}; known: {', '.join(kind.model_fields)}"
+        return ApiError(400, known, param=param, code="unknown_parameter")
+    message = f"{param or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
+    return ApiError(400, message, param=param, code="invalid_value")
 
 
 def question_of(messages: Sequence[Message]) -> str:
-    """What the pair, which was trained on single questions, reads for a conversation.
+    """Return what the pair, which was trained on single questions, reads of a conversation.
 
-    One user message is the question as it stands. System messages stand before it, a blank line between. A longer conversation is written
-    out, `User: …` and `Assistant: …`, a blank line between, and the pair answers the last message, which must be the user's.
+    One user message is the question as it stands. A longer conversation is written out as `User: …` and
+    `Assistant: …` with blank lines between, and the pair answers its last message, which must be the user's. System
+    messages come first, each followed by a blank line.
     """
     talk = [message for message in messages if message.role in ("user", "assistant")]
     if not talk or talk[-1].role != "user":
-        raise ApiError(
-            400,
-            "the last message must be the user's: it is what the pair answers",
-            param="messages",
-            code="invalid_value",
-        )
-    rules = [message.content for message in messages if message.role not in ("user", "assistant")]
-    said = (
-        [talk[0].content] if len(talk) == 1 else [f"{message.role.capitalize()}: {message.content}" for message in talk]
-    )
-    return "\n\n".join([*rules, *said])
+        message = "the last message must be the user's: it is what the pair answers"
+        raise ApiError(400, message, param="messages", code="invalid_value")
+    rules = [message.content for message in messages if message not in talk]
+    if len(talk) == 1:
+        return "\n\n".join([*rules, talk[0].content])
+    return "\n\n".join([*rules, *(f"{message.role.capitalize()}: {message.content}" for message in talk)])

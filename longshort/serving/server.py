@@ -1,6 +1,6 @@
 """The endpoint: OpenAI's routes over a team.
 
-request -> Guard -> read_request -> Run (Gate, then team.converse or team.ask, one task per answer) -> Reply, whole or as a stream
+request -> Guard -> read_request -> Gate -> team.ask for a whole answer, team.converse for a stream -> Reply
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import uvicorn
@@ -24,34 +24,37 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from longshort.serving.admission import FAREWELL_S, Gate
+from longshort.serving.errors import ApiError, api_error, on_error
 from longshort.serving.guard import Guard, read_body
-from longshort.serving.http_errors import ApiError, bug, on_api_error, on_bug, on_gone, on_http_exception
 from longshort.serving.metrics import FAILED, Metrics
-from longshort.serving.replies import DONE, Chat, Reply, Telling, Text, sse
-from longshort.serving.requests import ChatRequest, Sampled, TextRequest, read_request
-from longshort.serving.run import Batch, Run
-from longshort.serving.wire import told
-from longshort.team.conversation import PAIR, Ask, Finished, Piece
+from longshort.serving.replies import DONE, Reply, sse
+from longshort.serving.requests import ChatRequest, Completion, TextRequest, read_request
+from longshort.team.conversation import PAIR, Event, Finished, Piece, Query
 from longshort.team.team import Team
+from longshort.types import LongShortError
+from longshort.waiting import cancel_and_wait, gather_or_cancel
 
-SHAPES = {ChatRequest: Chat, TextRequest: Text}
 Result = TypeVar("Result")
+Arrivals = asyncio.Queue[tuple[int, Event] | BaseException]
+"""The events of several answers as they come, with the number of the answer; or the error that ended one of them."""
+KEEP_ALIVE_S = 75
+"""Longer than clients keep an idle connection, so that it is never closed under a request of theirs."""
 
 
 class Service:
-    """A live team behind HTTP: `app` is the ASGI application, `gate.drain` ends it in order.
+    """A live team behind HTTP: `app` is the ASGI application, `gate.drain` ends it in good order.
 
-    `team` is a started longshort/team/team.py Team, `name` what callers name as the model.
-    `hosts`: the names under which the server may be called, empty for any; `pages`: routes beside the API's.
+    `team` is a started Team, `name` what clients name as the model. `hosts` are the names under which the server may be
+    called, empty for any; `pages` are routes beside the API's.
     """
 
     def __init__(
         self, team: Team, *, name: str, api_key: str = "", hosts: Sequence[str] = (), pages: Sequence[Route] = ()
     ):
         self.team, self.name, self.settings = team, name, team.config.serve
-        self.gate = Gate(capacity=team.capacity, max_queue=self.settings.max_queue)
+        self.gate = Gate(capacity=team.capacity, max_queue=self.settings.max_queue, timeout_s=self.settings.timeout_s)
         self.metrics = Metrics(self.gate, team.stats, team.protocol.roles)
-        self._born = int(time.time())
+        self._started = int(time.time())
         partners = self.settings.allowed_hosts
         guard = Middleware(
             Guard,
@@ -60,82 +63,120 @@ class Service:
             partners=partners,
             api_key=api_key,
         )
-        self.app = Starlette(
-            routes=[
-                Route("/v1/chat/completions", functools.partial(self.answer, ChatRequest), methods=["POST"]),
-                Route("/v1/completions", functools.partial(self.answer, TextRequest), methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/v1/models/{name:path}", self.model),
-                Route("/health", self.health),
-                Route("/metrics", self.exposition),
-                *pages,
-            ],
-            middleware=[guard],
-            exception_handlers={
-                ApiError: on_api_error,
-                HTTPException: on_http_exception,
-                ClientDisconnect: on_gone,
-                Exception: on_bug,
-            },
-        )
+        routes = [
+            Route("/v1/chat/completions", functools.partial(self.answer, ChatRequest), methods=["POST"]),
+            Route("/v1/completions", functools.partial(self.answer, TextRequest), methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/health", self.health),
+            Route("/metrics", self.exposition),
+            *pages,
+        ]
+        handlers = dict.fromkeys((LongShortError, HTTPException, ClientDisconnect, Exception), on_error)
+        self.app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
 
-    async def answer(self, kind: type[Sampled], request: Request) -> Response:
-        """Both kinds of completions."""
+    async def answer(self, kind: type[Completion], request: Request) -> Response:
+        """Answer a request of either kind, whole or as a stream."""
         began = time.monotonic()
-        asked = read_request(kind, await read_body(request, self.settings.max_request_bytes))
-        self._check_name(asked.model or self.name)
-        together, options = asked.mode == PAIR and len(self.team.protocol.roles) > 1, asked.stream_options
+        body = read_request(kind, await read_body(request, self.settings.max_request_bytes))
+        self._check_name(body.model or self.name)
+        queries = body.queries()
         reply = Reply(
-            SHAPES[kind], self.name, together=together, per_question=asked.n, include_usage=options.include_usage
+            self.name,
+            chat=kind is ChatRequest,
+            pair=body.mode == PAIR and len(self.team.protocol.roles) > 1,
+            count=len(queries),
+            per_question=body.n,
+            options=body.stream_options,
         )
-        asks, play = asked.asks(), self.team.converse if asked.stream else self._in_one
         async with contextlib.AsyncExitStack() as undo:
-            run = Run(asks, play, gate=self.gate, metrics=self.metrics, timeout_s=self.settings.timeout_s)
-            await undo.enter_async_context(run)
-            if not asked.stream:
-                return JSONResponse(reply.complete(await _unless_gone(request, run.outcome())))
-            batches = run.batches()
-            first = await _unless_gone(
-                request, anext(batches)
-            )  # so that what goes wrong until now has a status of its own
-            tellings = [Telling(together) for _ in asks]
-            text_came = functools.partial(self.metrics.text_came, began)
-            return EventStream(
-                stream(first, batches, reply, tellings, options.include_dialogue, text_came), undo.pop_all()
-            )
+            undo.enter_context(self.gate.admitted(len(queries)))
+            if not body.stream:
+                return JSONResponse(
+                    reply.whole(await unless_gone(request, gather_or_cancel(*map(self._end_of, queries))))
+                )
+            arrivals = await undo.enter_async_context(self._played(queries))
+            first = await unless_gone(request, arrivals.get())
+            if isinstance(first, BaseException):  # until now an error still has a status of its own
+                raise first
+            return EventStream(self._chunks(reply, first, arrivals, began), undo.pop_all())
 
-    async def _in_one(self, ask: Ask) -> AsyncIterator[Finished]:
-        """The only event that a caller who does not stream needs: nobody watches the engines for it."""
-        yield await self.team.ask(ask)
+    async def _end_of(self, query: Query) -> Finished:
+        """Play one query for a client that does not stream: nobody watches the engines."""
+        async with self.gate.place():
+            end = await self.team.ask(query)
+        self.metrics.ended(end.episode)
+        return end
+
+    @contextlib.asynccontextmanager
+    async def _played(self, queries: Sequence[Query]) -> AsyncIterator[Arrivals]:
+        """Play all queries side by side while the block runs. Leaving it cancels what is not done and frees the engines."""
+        arrivals: Arrivals = asyncio.Queue()
+
+        async def play(index: int, query: Query) -> None:
+            async with self.gate.place(), contextlib.aclosing(self.team.converse(query)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        self.metrics.ended(event.episode)
+                    arrivals.put_nowait((index, event))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if task.cancelled():  # by the team, which was closed
+                arrivals.put_nowait(ApiError(503, "the server is shutting down", code="draining"))
+            elif error := task.exception():
+                arrivals.put_nowait(error)
+
+        tasks = [asyncio.create_task(play(index, query)) for index, query in enumerate(queries)]
+        for task in tasks:
+            task.add_done_callback(ended)
+        try:
+            yield arrivals
+        finally:
+            await cancel_and_wait(tasks)
+
+    async def _chunks(
+        self, reply: Reply, first: tuple[int, Event], arrivals: Arrivals, began: float
+    ) -> AsyncIterator[bytes]:
+        """Yield the body of a streamed answer, everything that arrived meanwhile in one write. An error is an event of
+        its own and ends the stream."""
+        silent, arrived = True, [first]
+        yield reply.opening()
+        try:
+            while True:
+                while not arrivals.empty():
+                    arrived.append(_event(arrivals.get_nowait()))
+                if silent and any(isinstance(event, Piece) for _, event in arrived):
+                    silent = False
+                    self.metrics.first_text(began)
+                yield b"".join(reply.chunks(index, event) for index, event in arrived)
+                if reply.complete:
+                    break
+                arrived = [_event(await arrivals.get())]
+            yield reply.ending()
+        except Exception as error:  # raised further, it would cut the response off before its end
+            if not isinstance(error, LongShortError):
+                logging.getLogger(__name__).exception("internal error under a stream")
+            yield sse(api_error(error).body) + DONE
 
     async def models(self, request: Request) -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._model_card()]})
 
     async def model(self, request: Request) -> JSONResponse:
         self._check_name(request.path_params["name"])
-        return JSONResponse(self._card())
+        return JSONResponse(self._model_card())
 
     def _check_name(self, name: str) -> None:
         if name != self.name:
-            raise ApiError(
-                404,
-                f"the model {name!r} does not exist; this server has {self.name!r}",
-                param="model",
-                code="model_not_found",
-            )
+            message = f"the model {name!r} does not exist; this server has {self.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _card(self) -> dict[str, Any]:
+    def _model_card(self) -> dict[str, Any]:
         context = min(self.team.config.role(role).engine.max_model_len for role in self.team.protocol.roles)
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self._born,
-            "owned_by": "longshort",
-            "max_model_len": context,
-        }
+        head = {"id": self.name, "object": "model", "created": self._started, "owned_by": "longshort"}
+        return head | {"max_model_len": context}
 
     async def health(self, request: Request) -> JSONResponse:
-        """200 where the next request would be taken (a restarting engine keeps it waiting); 503 while draining, or without an engine."""
+        """Return 200 if the next request would be taken, 503 while draining or if an engine has failed."""
         status = "draining" if self.gate.draining else await self.metrics.ask_engines()
         body = {"status": status, "running": self.gate.running, "queued": self.gate.waiting}
         return JSONResponse(body, 503 if status in ("draining", FAILED) else 200)
@@ -144,51 +185,17 @@ class Service:
         return Response(await self.metrics.page(), media_type="text/plain; version=0.0.4")
 
 
-async def stream(
-    first: Batch,
-    batches: AsyncIterator[Batch],
-    reply: Reply,
-    tellings: Sequence[Telling],
-    dialogue: bool,
-    text_came: Callable[[], None],
-) -> AsyncIterator[bytes]:
-    """The body of a streamed answer: all chunks of a batch in one write. An error is an event of its own, and the stream ends."""
-    ends: dict[int, Finished] = {}
-    silent = True
-    yield b"".join(map(reply.opening, range(len(tellings))))
-    try:
-        async for batch in _from(first, batches):
-            chunks = []
-            for index, event in batch:
-                if dialogue:
-                    chunks.append(reply.dialogue(told(event)))
-                chunks += [reply.delta(index, field, text) for field, text in tellings[index].told(event)]
-                if silent and isinstance(event, Piece):
-                    silent = False
-                    text_came()
-                if isinstance(event, Finished):
-                    ends[index] = event
-                    chunks.append(reply.closing(index, event))
-            yield b"".join(chunks)
-        yield reply.ending([ends[index] for index in range(len(tellings))])
-    except ApiError as error:
-        yield sse(error.body) + DONE
-    except Exception as error:  # raised further, it would cut the response off before its end
-        logging.getLogger(__name__).exception("internal error under a stream")
-        yield sse(bug(error).body) + DONE
-
-
-async def _from(first: Batch, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
-    yield first
-    async for batch in batches:
-        yield batch
+def _event(arrival: tuple[int, Event] | BaseException) -> tuple[int, Event]:
+    if isinstance(arrival, BaseException):
+        raise arrival
+    return arrival
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; a caller who leaves ends what `run` holds, at once.
+    """Server-sent events. When the client leaves, what `run` holds ends at once.
 
-    Starlette's own response and not sse-starlette's, which patches uvicorn's signal handling to cut all streams when the server is told to
-    stop: here they are finished first.
+    It is Starlette's own response, because sse-starlette makes uvicorn cut all streams when the server is told to stop;
+    here they are finished first.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], run: contextlib.AsyncExitStack):
@@ -201,34 +208,39 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The work's result; ClientDisconnect, and the work cancelled, if the caller leaves before it is there."""
-    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """Return the work's result; if the client leaves first, cancel the work and raise ClientDisconnect."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
     try:
         await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
             raise ClientDisconnect
         return doing.result()
     finally:
-        for task in (doing, leaving):
-            task.cancel()
-        await asyncio.gather(doing, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        await cancel_and_wait((doing, leaving))
 
 
 class Listener(uvicorn.Server):
     """uvicorn without its own reaction to signals, which would close the door before the answers under way are done."""
 
-    def __init__(self, app: Starlette, *, keep_alive_s: int):
+    def __init__(self, app: Starlette):
         gc.collect()
-        gc.freeze()  # what the libraries made stays; looking through it again and again would hold up every answer
-        quiet = {"log_config": None, "access_log": False, "lifespan": "off", "server_header": False}
+        gc.freeze()  # the libraries' objects stay; searching them again and again would delay every answer
         super().__init__(
-            uvicorn.Config(app, timeout_keep_alive=keep_alive_s, timeout_graceful_shutdown=FAREWELL_S, **quiet)
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=FAREWELL_S,
+            )
         )
 
     @contextlib.contextmanager

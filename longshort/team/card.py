@@ -1,4 +1,4 @@
-"""The team card: the README.md of a team folder, with the front matter that model hubs read."""
+"""The team card: the README.md of a team folder (card.md.j2), with the front matter that model hubs read."""
 
 from __future__ import annotations
 
@@ -10,82 +10,64 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from longshort.dialogue.protocols import make_protocol
-from longshort.dialogue.solo import Solo
-from longshort.evaluation.records import ALL, STAGES, TRAINING, EvaluationFile, ResultRow
-from longshort.evaluation.tables import sections, table
+from longshort.dialogue.protocols import LongShort, make_protocol
+from longshort.dialogue.turns import TurnProtocol
+from longshort.evaluation.records import ALL, STAGES, TRAINING, EvaluationFile, ResultRow, cross_name
+from longshort.evaluation.tables import benchmark_title, table
 from longshort.recipe.schema import LongShortConfig
+from longshort.runs.layout import RunFolder
 from longshort.runs.model_files import read_facts
+from longshort.types import LONG, SHORT
 from longshort.version import __version__
 
-TEAM = ("pair", "trained")
-"""How an evaluation, and a run's own one of its stages, call the trained pair."""
-NONE_YET = "Nothing had been measured when this folder was written. `longshort eval` does it; saved again, the team has the tables here."
+TRAINED_PAIR = ("pair", "trained")
+"""The trained pair's name in an evaluation, and in a run's own evaluation of its stages."""
+TAGS = ["longshort", "reasoning", "multi-agent", "reinforcement-learning"]
 HOW = {
-    "long": "thinks at length, one important thought at a time",
-    "short": "writes the rest briefly, hands hard steps back, and answers",
+    LONG: "thinks at length, one important thought at a time",
+    SHORT: "writes the rest briefly, hands hard steps back, and answers",
 }
 
 
-def write_card(folder: Path, called: str, name: str, config: LongShortConfig, chosen: Path, step: int) -> None:
-    """Write `folder/README.md` for the models in `folder`: those of checkpoint `chosen`, made at `step` of the run with this recipe.
+def write_card(folder: Path, final_name: str, name: str, config: LongShortConfig, checkpoint: Path, step: int) -> None:
+    """Write `folder/README.md` for the models of `checkpoint`, made at `step` of the run with this recipe.
 
-    `name` is the team's, `called` what the folder will be called.
+    `name` is the team's, `final_name` the name that `folder` will have.
     """
-    protocol, (tables, measures) = make_protocol(config), _results(config, chosen, step)
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["repr"] = repr
+    protocol, (tables, accuracies) = make_protocol(config), _results(config, checkpoint, step)
+    base_models = [config.role(role).model for role in protocol.roles if _on_hub(config.role(role).model)]
     front = ModelCardData(
         library_name="longshort",
-        license="unknown",  # the base models' decides, and whoever publishes this
+        license="unknown",  # depends on the base models and on who publishes this
         pipeline_tag="text-generation",
-        tags=["longshort", "reasoning", "multi-agent", "reinforcement-learning"],
-        base_model=[model for role in protocol.roles if _on_hub(model := config.role(role).model)] or None,
+        tags=TAGS,
+        base_model=base_models or None,
         model_name=name,
-        eval_results=measures or None,
+        eval_results=accuracies or None,
     )
-    roles = "\n".join(_role(folder, role, config) for role in protocol.roles)
-    body = f"""# {name}
-
-{_what(protocol)}
-
-{roles}
-
-The protocol's settings, sampling and engines stand in `team.yaml`, the hash of every model file in `manifest.json`.
-
-## Use
-
-```python
-from longshort import Team
-
-team = Team.from_pretrained("{called}")  # this folder
-episode = team.solve("your question")
-print(team.answer(episode))
-```
-
-`longshort chat {called}` shows the dialogue in a terminal, `longshort serve {called}` is an OpenAI-compatible endpoint.
-
-{"".join(_alone(role, config, protocol) for role in protocol.roles)}
-## Results
-
-{tables or NONE_YET}
-
-## Training
-
-Reinforcement learning up to step {step} with longshort {__version__}. The recipe, where it differs from the defaults:
-
-```yaml
-{yaml.safe_dump(without_paths(config.model_dump(mode="json", exclude_defaults=True)), sort_keys=False, allow_unicode=True).strip()}
-```
-
-## Limits
-
-It was trained on single questions of the kind in its training data; other questions, longer conversations and other languages are
-untried unless a table above names them. It may be wrong without saying so: check what matters.
-"""
-    (folder / "README.md").write_text(f"---\n{front.to_yaml()}\n---\n\n{body}", encoding="utf-8")
+    recipe = without_paths(config.model_dump(mode="json", exclude_defaults=True))
+    body = environment.get_template("card.md.j2").render(
+        name=name,
+        folder=final_name,
+        how=HOW,
+        pair=len(protocol.roles) > 1,
+        protocol=protocol,
+        roles=[_role(folder, role, config, protocol) for role in protocol.roles],
+        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
+        step=step,
+        tables="\n\n".join(tables),
+        version=__version__,
+    )
+    (folder / "README.md").write_text(f"---\n{front.to_yaml()}\n---\n\n{body}\n", encoding="utf-8")
 
 
 def without_paths(value: Any) -> Any:
-    """Settings that tell nobody where files lie on this machine: of an absolute path only its last part is left."""
+    """Return settings in which only the last part of an absolute path is left: the rest shows where files lie here."""
     if isinstance(value, Mapping):
         return {key: without_paths(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -93,81 +75,61 @@ def without_paths(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:\\)\S+$", value) else value
 
 
-def _what(protocol) -> str:
-    if isinstance(protocol, Solo):
-        return "A reasoning model, trained by reinforcement learning with longshort."
-    return (
-        "Two language models that solve a problem together, trained by multi-turn reinforcement learning with longshort (the method: "
-        "[Long⊗Short](https://arxiv.org/abs/2505.11827)). They take turns, at most "
-        f"{protocol.max_exchanges} times, within {protocol.episode_tokens:,} tokens:"
-    )
+def _role(folder: Path, role: str, config: LongShortConfig, protocol: TurnProtocol) -> dict[str, Any]:
+    """Return what the card says about a role's model."""
+    parameters, section = read_facts(str(folder / role), role).parameters, config.role(role)
+    instructions, tags = protocol.instructions_of(role), protocol if isinstance(protocol, LongShort) else None
+    return {
+        "name": role,
+        "size": f"{parameters / 1e6:,.2f}M" if parameters < 1e8 else f"{parameters / 1e9:,.2f}B",
+        "made_from": section.model if _on_hub(section.model) else "",
+        "price": f"{section.price:g}",
+        "before": f"{instructions}\n\n" if instructions else "",
+        "turn_tokens": section.turn_tokens,
+        "opening": tags.opening[role] if tags else "",
+        "closing": list(tags.closing[role]) if tags else [],
+    }
 
 
-def _role(folder: Path, role: str, config: LongShortConfig) -> str:
-    facts, section = read_facts(str(folder / role), role), config.role(role)
-    made_from = f", from {section.model}" if _on_hub(section.model) else ""
-    how = f": {HOW[role]}" if config.protocol.name != "solo" else ""
-    size = f"{facts.parameters / 1e6:,.2f}M" if facts.parameters < 1e8 else f"{facts.parameters / 1e9:,.2f}B"
-    return f"- `{role}/`{how} ({size} parameters{made_from}; a token counts {section.price:g} in `cost`)"
-
-
-def _alone(role: str, config: LongShortConfig, protocol) -> str:
-    solo = isinstance(protocol, Solo)
-    instructions = protocol.instructions if solo else protocol.instructions[role]
-    opening = "" if solo else protocol.opening[role]
-    closing = "" if solo else f", stop_strings={list(protocol.closing[role])!r}, tokenizer=tokenizer"
-    turn = f"one message, `{opening}` … `{'` or `'.join(protocol.closing[role])}`" if not solo else "one message"
-    return f"""The {role} model alone, {turn}:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "{role}"  # from a hub: the repository's name, and subfolder="{role}" in both calls
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-message = {{"role": "user", "content": {(instructions + chr(10) * 2 if instructions else "")!r} + "your question"}}
-prompt = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False) + {opening!r}
-inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
-written = model.generate(**inputs, max_new_tokens={config.role(role).turn_tokens}{closing})
-print(tokenizer.decode(written[0, inputs["input_ids"].shape[1]:]))
-```
-
-"""
-
-
-def _results(config: LongShortConfig, chosen: Path, step: int) -> tuple[str, list[EvalResult]]:
-    """Tables of what the run measured, without other checkpoints of it; and the team's own accuracies."""
-    parts, measures = [], []
-    for file in _evaluations(Path(config.output_dir) / "eval"):
-        rows = [row for row in file.results if _is_shown(file, row.system, chosen, step == config.max_steps)]
-        for heading, group in sections(file, rows):
-            parts.append(f"{heading} ({file.name}, {file.made[:10]}):\n\n{table(group, file.systems)}")
-            measures += [_measure(file, row) for row in group if row.system in TEAM and row.benchmark != ALL]
-    return "\n\n".join(parts), measures
+def _results(config: LongShortConfig, checkpoint: Path, step: int) -> tuple[list[str], list[EvalResult]]:
+    """Return tables of what the run measured, without other checkpoints of it, and the team's own accuracies."""
+    tables, accuracies = [], []
+    for file in _evaluations(RunFolder.of(config).evaluations):
+        shown = [row for row in file.results if _belongs(file, row.system, checkpoint, step == config.max_steps)]
+        for benchmark, decoding in dict.fromkeys((row.benchmark, row.decoding) for row in shown):
+            rows = [row for row in shown if (row.benchmark, row.decoding) == (benchmark, decoding)]
+            title, counts = benchmark_title(file, benchmark), rows[0].measures
+            size = "" if benchmark == ALL else f", {counts['n']} problems × {counts['samples']}"
+            tables.append(f"{title}, {decoding}{size} ({file.name}, {file.made[:10]}):\n\n{table(rows, file.systems)}")
+            own = [row for row in rows if row.system in TRAINED_PAIR and benchmark != ALL]
+            accuracies += [_accuracy(title, row) for row in own]
+    return tables, accuracies
 
 
 def _evaluations(folder: Path) -> Iterator[EvaluationFile]:
-    """The run's evaluations; that of its stages only where there is no other one."""
+    """Yield the run's evaluations; that of its stages only if there is no other one."""
     names = sorted(path.stem for path in folder.glob("*.json") if path.stem not in (STAGES, TRAINING))
     for name in names or [STAGES]:
         if (folder / f"{name}.json").is_file():
             yield EvaluationFile.read(folder / f"{name}.json")
 
 
-def _is_shown(file: EvaluationFile, name: str, chosen: Path, last: bool) -> bool:
-    """Whether a system's figures belong on this card: no cross-play, and no other checkpoint's models."""
-    if file.cross_play and name in file.cross_play.systems:
+def _belongs(file: EvaluationFile, system: str, checkpoint: Path, last: bool) -> bool:
+    """Return whether a system's figures belong on this card: not those of cross-play or of other checkpoints."""
+    played = file.cross_play
+    if played and system in {cross_name(long, short) for long in played.long for short in played.short}:
         return False
-    if name == "trained":  # measured on the live pair at the end of its run
+    if system == "trained":  # measured on the live pair at the end of its run
         return last
-    checkpoints = set(re.findall(r"checkpoint-\d+", " ".join(file.systems[name].models.values())))
-    return checkpoints <= {chosen.name}
+    folders = {part for model in file.systems[system].models.values() for part in Path(model).parts}
+    return {part for part in folders if re.fullmatch(r"checkpoint-\d+", part)} <= {checkpoint.name}
 
 
-def _measure(file: EvaluationFile, row: ResultRow) -> EvalResult:
+def _accuracy(title: str, row: ResultRow) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         dataset_type=re.sub(r"[^\w.-]+", "-", Path(row.benchmark).name),
-        dataset_name=file.benchmarks[row.benchmark].title,
+        dataset_name=title,
         metric_type="accuracy",
         metric_name=f"accuracy, {row.decoding}",
         metric_value=round(row.measures["accuracy"], 4),

@@ -1,9 +1,10 @@
-"""One question to the team, and the dialogue about it as events while it is being written.
+"""One question to the team, and the dialogue about it as events while it is written.
 
-An ask is an episode: `run_episode` of longshort/dialogue/rollout.py plays it, as in training. What an ask wants otherwise than the team was
-trained for (`Ask`) is put around its protocol (`Asked`); who listens is put around its engines (`converse`).
+A query is an episode: `run_episode` (longshort/dialogue/rollout.py) plays it, as in training. `LimitedProtocol` puts
+the query's limits around the team's protocol, and `converse` reports what the engines write.
 
-    TurnBegan(role="long", number=0)  Piece(role="long", text="7^6: 9 3 1")  Piece(role="long", text=" 7 9")  TurnEnded(turn=…)
+    TurnBegan(role="long", number=0)  Piece(role="long", text="7^6: 9 3 1")  Piece(role="long", text=" 7 9")
+    TurnEnded(turn=…)
     TurnBegan(role="short", number=1)  Piece(role="short", text="\\boxed{3}")  TurnEnded(turn=…)
     Finished(episode=…, text="\\boxed{3}", finish_reason="stop")
 """
@@ -14,40 +15,46 @@ import asyncio
 import copy
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 from longshort.dialogue.encoding import END_THINK, ROLE_TAGS
 from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.rollout import Decoding, Engine, run_episode
-from longshort.dialogue.turns import LENGTH_STOPS
+from longshort.dialogue.turns import LENGTH_STOPS, TurnProtocol
 from longshort.types import LONG, SHORT, Completion, Episode, LongShortError, Problem, Sampling, Turn
+from longshort.waiting import cancel_and_wait
 
 PAIR = "pair"
 MODES = (PAIR, LONG, SHORT)
 RESERVED = frozenset((*ROLE_TAGS, *LENGTH_STOPS, "eos", "length", "abort"))
-"""What a Completion's `stop` means something by: a string of the user's must not pass for it."""
+"""Strings with a meaning as a Completion's `stop`; a user's stop string must not pass for one."""
 
 
-class ImpossibleAsk(LongShortError):
-    """A setting of an ask that nobody can fulfil; `field` is its name."""
+class ImpossibleQuery(LongShortError):
+    """A setting that no answer can have; `field` is its name."""
 
     def __init__(self, field: str, what: str):
         super().__init__(f"{field} {what}")
         self.field = field
 
 
+class QuestionTooLong(ImpossibleQuery):
+    """A question that fills a model's context."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A question, who answers it, and within which bounds. None stands for the team's own setting.
+class Query:
+    """A question, who answers it, and within which limits. None means the team's own setting.
 
-    `mode`: "pair", or "long" or "short" for that model alone in its role. `max_turns`: thinking and answering again at most so often.
-    `max_tokens`: sampled tokens of the whole episode, both models together. `long_token_budget`: the long model's over the whole
-    episode; once they are spent its thought is closed where it stands and the short model must finish. `temperature` 0 is greedy;
-    `top_k` 0 is off. `stop`: strings that end the answer where they appear in what the answering model writes, before it.
-    Raises ImpossibleAsk.
+    `mode`: "pair", or "long" or "short" for that model alone. `max_turns`: exchanges (a thought and what the short
+    model makes of it). `max_tokens`: sampled tokens of the whole episode. `long_token_budget`: those of the long model;
+    when they are spent, its thought is closed where it stands and the short model must answer. `temperature` 0 is
+    greedy, `top_k` 0 is off. `stop`: strings that end the answer; the answering model is searched for them, not the
+    thoughts. Raises ImpossibleQuery.
 
-    Ask(question="What is 1+1?", max_turns=2, temperature=0.0)
+    Query(question="What is 1+1?", max_turns=2, temperature=0.0)
     """
 
     question: str
@@ -63,48 +70,38 @@ class Ask:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ImpossibleAsk("mode", f"is {self.mode!r}; known: {', '.join(MODES)}")
+            raise ImpossibleQuery("mode", f"is {self.mode!r}; known: {', '.join(MODES)}")
         _check_texts(self)
-        _check_bounds(self)
-        _check_sampling(self)
+        _check_limits(self)
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ImpossibleQuery("temperature", f"is {self.temperature}; give 0 (greedy) or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ImpossibleQuery("top_p", f"is {self.top_p}; give more than 0 and at most 1")
+        if self.top_k is not None and self.top_k < 0:
+            raise ImpossibleQuery("top_k", f"is {self.top_k}; give 0 (off) or more")
 
 
-def _check_texts(ask: Ask) -> None:
-    if not ask.question.strip():
-        raise ImpossibleAsk("question", "is empty; ask something")
-    if not all(ask.stop):
-        raise ImpossibleAsk("stop", "holds an empty string, which would end every answer at once; leave it out")
-    if taken := sorted(RESERVED.intersection(ask.stop)):
-        raise ImpossibleAsk(
-            "stop", f"holds {', '.join(taken)}, by which the team itself says how a message ended; leave it out"
-        )
-    for name, text in (("question", ask.question), ("stop", "".join(ask.stop))):
+def _check_texts(query: Query) -> None:
+    if not query.question.strip():
+        raise ImpossibleQuery("question", "is empty; ask something")
+    if not all(query.stop):
+        raise ImpossibleQuery("stop", "holds an empty string, which would end every answer at once; leave it out")
+    if taken := sorted(RESERVED.intersection(query.stop)):
+        raise ImpossibleQuery("stop", f"holds {', '.join(taken)}, which the protocol itself uses; leave it out")
+    for name, text in (("question", query.question), ("stop", "".join(query.stop))):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ImpossibleAsk(
-                name, "holds half a character (a lone surrogate), which no tokenizer knows; send whole ones"
-            )
+            raise ImpossibleQuery(name, "holds half a character (a lone surrogate), which is no text; send whole ones")
 
 
-def _check_bounds(ask: Ask) -> None:
+def _check_limits(query: Query) -> None:
     for name in ("max_turns", "max_tokens", "long_token_budget"):
-        value = getattr(ask, name)
+        value = getattr(query, name)
         if value is not None and value < 1:
-            raise ImpossibleAsk(name, f"is {value}; give at least 1, or leave it out")
-    if ask.mode != PAIR and ask.max_turns is not None:
-        raise ImpossibleAsk("max_turns", f"counts exchanges of the pair, and mode {ask.mode!r} has none; leave it out")
-    if ask.mode == SHORT and ask.long_token_budget is not None:
-        raise ImpossibleAsk(
-            "long_token_budget", "is for the long model, who does not speak in mode 'short'; leave it out"
-        )
-
-
-def _check_sampling(ask: Ask) -> None:
-    if ask.temperature is not None and not 0 <= ask.temperature < math.inf:
-        raise ImpossibleAsk("temperature", f"is {ask.temperature}; give 0 (greedy) or more")
-    if ask.top_p is not None and not 0 < ask.top_p <= 1:
-        raise ImpossibleAsk("top_p", f"is {ask.top_p}; give more than 0 and at most 1")
-    if ask.top_k is not None and ask.top_k < 0:
-        raise ImpossibleAsk("top_k", f"is {ask.top_k}; give 0 (off) or more")
+            raise ImpossibleQuery(name, f"is {value}; give at least 1, or leave it out")
+    if query.mode != PAIR and query.max_turns is not None:
+        raise ImpossibleQuery("max_turns", f"counts exchanges, of which mode {query.mode!r} has none; leave it out")
+    if query.mode == SHORT and query.long_token_budget is not None:
+        raise ImpossibleQuery("long_token_budget", "is for the long model, which mode 'short' never asks; leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +129,7 @@ class TurnEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The last event. `text` is the answer, empty where there is none; `finish_reason` is "stop", or "length" where a bound ended it."""
+    """The last event. `text` is the answer or empty, `finish_reason` "length" if a limit ended the episode, else "stop"."""
 
     episode: Episode
     text: str
@@ -142,131 +139,129 @@ class Finished:
 Event = TurnBegan | Piece | TurnEnded | Finished
 
 
-def finished(episode: Episode, protocol) -> Finished:
-    """How an episode ended, in an endpoint's words; a model that ended its turn by itself, outside the protocol, also says "stop"."""
-    by_itself = episode.stop in ("answered", "malformed")
-    return Finished(episode=episode, text=protocol.final_text(episode), finish_reason="stop" if by_itself else "length")
+class WatchableEngine(Engine, Protocol):
+    """An engine that calls `watch(ids so far)` while it writes (longshort/backends/engines/remote_engine.py)."""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, watch: Callable[[Sequence[int]], None] | None = None
+    ) -> Completion: ...
 
 
-class Asked:
-    """A team's protocol under the bounds of one ask. `answering` is the role whose message may be the answer."""
+class LimitedProtocol:
+    """A team's protocol within the limits of one query: the part of a TurnProtocol that a rollout uses.
 
-    def __init__(self, protocol, ask: Ask):
-        self._protocol, self._ask = protocol, ask
-        self.roles, self.tags = protocol.roles, protocol.tags
-        self.answering = protocol.roles[-1]
+    `answering` is the role whose message may be the answer. `on_turn` is called with every turn that has ended.
+    """
+
+    def __init__(self, protocol: TurnProtocol, query: Query, on_turn: Callable[[Turn], None] | None = None):
+        self.protocol, self.query, self._on_turn = protocol, query, on_turn
+        self.roles, self.answering = protocol.roles, protocol.roles[-1]
+
+    async def play(self, problem: Problem, engines: Mapping[str, Engine], decoding: Decoding) -> Finished:
+        """Play the episode. A model that ended its turn outside the protocol also has the finish reason "stop"."""
+        rules = cast(TurnProtocol, self)  # a rollout uses next, render, budget and stops only
+        episode = await run_episode(problem, engines, rules, decoding, self.query.seed)
+        reason = "stop" if episode.stop in ("answered", "malformed") else "length"
+        return Finished(episode=episode, text=self.protocol.final_text(episode), finish_reason=reason)
 
     def next(self, turns: Sequence[Turn]) -> str:
-        if turns and turns[-1].role == self.answering and turns[-1].completion.stop in self._ask.stop:
+        if turns and self._on_turn:  # only now is it known how the turn ended
+            self._on_turn(turns[-1])
+        if turns and turns[-1].role == self.answering and turns[-1].completion.stop in self.query.stop:
             return "answered"
-        return self._now(turns).next(turns)
+        return self._current(turns).next(turns)
 
-    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer) -> tuple[int, ...]:
-        return self._now(turns).render(problem, turns, speaker, tokenizer)
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
+        return self._current(turns).render(problem, turns, speaker, tokenizer)
 
     def budget(self, turns: Sequence[Turn], speaker: str, prompt_tokens: int, context: int) -> tuple[int, str]:
-        limits = [self._protocol.budget(turns, speaker, prompt_tokens, context)]
-        if self._ask.max_tokens is not None:
-            limits.append((self._ask.max_tokens - _written(turns), "episode_length"))
-        if speaker == LONG and self._ask.long_token_budget is not None:
-            left = self._ask.long_token_budget - _written(turns, LONG)
-            # Cut, its thought passes for a closed one, so that the partner answers with what there is.
+        limits = [self.protocol.budget(turns, speaker, prompt_tokens, context)]
+        if self.query.max_tokens is not None:
+            limits.append((self.query.max_tokens - _written(turns, self.roles), "episode_length"))
+        if speaker == LONG and self.query.long_token_budget is not None:
+            left = self.query.long_token_budget - _written(turns, (LONG,))
+            # A thought that is cut passes for a closed one, so that the partner answers with what there is.
             limits.append((left, END_THINK if left > 0 and SHORT in self.roles else "episode_length"))
         return min(limits, key=lambda limit: limit[0])
 
-    def stops(self, speaker: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        tags, ids = self._protocol.stops(speaker, tokenizer)
-        return tags + (self._ask.stop if speaker == self.answering else ()), ids
+    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        tags, ids = self.protocol.stops(speaker, tokenizer)
+        return tags + (self.query.stop if speaker == self.answering else ()), ids
 
-    def final_text(self, episode: Episode) -> str:
-        return self._protocol.final_text(episode)
-
-    def _now(self, turns: Sequence[Turn]):
-        """The protocol; when the long model has spent its budget this exchange is the last one, and the short model is told so."""
-        budget = self._ask.long_token_budget
-        if budget is None or not isinstance(self._protocol, LongShort) or _written(turns, LONG) < budget:
-            return self._protocol
-        last = copy.copy(self._protocol)
+    def _current(self, turns: Sequence[Turn]) -> TurnProtocol:
+        """Return the protocol; once the long model's budget is spent, with this exchange as the last one."""
+        budget, protocol = self.query.long_token_budget, self.protocol
+        if budget is None or not isinstance(protocol, LongShort) or _written(turns, (LONG,)) < budget:
+            return protocol
+        last = copy.copy(protocol)
         last.max_exchanges = min(last.max_exchanges, (len(turns) + 1) // 2)
         return last
 
 
-def _written(turns: Sequence[Turn], *roles: str) -> int:
-    """Tokens sampled in these turns, by these roles (default: by everyone)."""
-    return sum(len(turn.completion.token_ids) for turn in turns if not roles or turn.role in roles)
+def _written(turns: Sequence[Turn], roles: Sequence[str]) -> int:
+    """Count the tokens that these roles sampled."""
+    return sum(len(turn.completion.token_ids) for turn in turns if turn.role in roles)
 
 
 async def converse(
-    engines: Mapping[str, Engine], protocol, problem: Problem, decoding: Decoding, seed: int
-) -> AsyncIterator[TurnBegan | Piece | TurnEnded | Finished]:
-    """Play an episode and tell of it; `aclose` (or a cancelled consumer) ends it and frees the engines.
+    engines: Mapping[str, WatchableEngine], limited: LimitedProtocol, problem: Problem, decoding: Decoding
+) -> AsyncGenerator[Event, None]:
+    """Play an episode and yield its events; `aclose`, or cancelling the consumer, ends it and frees the engines.
 
-    `engines` are those that can be watched: `generate(prompt_ids, sampling, watch)` (backends/engines/remote_engine.py, LocalEngine). Raises what
-    the episode raises, and LongShortError where an engine that had to be replaced writes another text than the pieces told already.
+    Raises what the episode raises, and LongShortError if an engine that had to be replaced writes another text than the
+    pieces that were yielded already.
     """
     events: asyncio.Queue[Event | None] = asyncio.Queue()
     numbers = itertools.count()
-    watched = {role: _Watched(engine, role, numbers, events.put_nowait) for role, engine in engines.items()}
-    told = _Told(protocol, events.put_nowait)
-    task = asyncio.create_task(run_episode(problem, watched, told, decoding, seed))
+    watched = {role: _WatchedEngine(engine, role, numbers, events.put_nowait) for role, engine in engines.items()}
+    reporting = LimitedProtocol(
+        limited.protocol, limited.query, on_turn=lambda turn: events.put_nowait(TurnEnded(turn=turn))
+    )
+    task = asyncio.create_task(reporting.play(problem, watched, decoding))
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
         while (event := await events.get()) is not None:
             yield event
         if task.cancelled():
             raise LongShortError("the team was closed while it was answering; ask again when it is back")
-        yield finished(task.result(), protocol)
+        yield task.result()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel_and_wait([task])
 
 
-class _Told:
-    """A protocol that tells of every turn when it is asked who comes next: only then is it known how the turn ended."""
+class _WatchedEngine:
+    """An engine that reports a turn while it is written."""
 
-    def __init__(self, protocol, tell: Callable[[Event], None]):
-        self._protocol, self._tell = protocol, tell
-        self.render, self.budget, self.stops = protocol.render, protocol.budget, protocol.stops
-
-    def next(self, turns: Sequence[Turn]) -> str:
-        if turns:
-            self._tell(TurnEnded(turn=turns[-1]))
-        return self._protocol.next(turns)
-
-
-class _Watched:
-    """An engine that tells of a turn while it is being written."""
-
-    def __init__(self, engine, role: str, numbers: itertools.count, tell: Callable[[Event], None]):
-        self._engine, self._role, self._numbers, self._tell = engine, role, numbers, tell
+    def __init__(self, engine: WatchableEngine, role: str, numbers: itertools.count, report: Callable[[Event], None]):
+        self._engine, self._role, self._numbers, self._report = engine, role, numbers, report
         self.tokenizer, self.context = engine.tokenizer, engine.context
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
-        self._tell(TurnBegan(role=self._role, number=next(self._numbers)))
-        draft = Draft(self.tokenizer, sampling.stop[len(sampling.stop_token_ids) :])
-        completion = await self._engine.generate(prompt_ids, sampling, lambda ids: self._say(draft.read(ids)))
-        self._say(draft.rest(completion.text))
+        self._report(TurnBegan(role=self._role, number=next(self._numbers)))
+        turn = TurnText(self.tokenizer, sampling.stop[len(sampling.stop_token_ids) :])
+        completion = await self._engine.generate(prompt_ids, sampling, lambda ids: self._piece(turn.read(ids)))
+        self._piece(turn.finish(completion.text))
         return completion
 
-    def _say(self, text: str) -> None:
+    def _piece(self, text: str) -> None:
         if text:
-            self._tell(Piece(role=self._role, text=text))
+            self._report(Piece(role=self._role, text=text))
 
 
-class Draft:
-    """The text of a turn in the making, as far as it is certain: no half characters, nothing that may become one of the stop strings."""
+class TurnText:
+    """The text of a growing turn as far as it is certain: no half characters, nothing that may become a stop string."""
 
-    def __init__(self, tokenizer, stop: Sequence[str]):
+    def __init__(self, tokenizer: Any, stop: Sequence[str]):
         self._tokenizer, self._stop = tokenizer, stop
         self._ids: list[int] = []
         self._start = 0
-        self._text, self._told = "", 0
+        self._text, self._reported = "", 0
 
     def read(self, ids: Sequence[int]) -> str:
-        """What is new and certain in the turn's ids so far, or nothing while a turn that is written again has not come so far yet."""
+        """Return what is new and certain in the turn's ids so far; "" while a turn that is written again catches up."""
         if list(ids[: len(self._ids)]) != self._ids:
             return ""
-        # Only the last stretch is decoded, with what went before it: some tokenizers write a token's space by what precedes it.
+        # Decode only the newest ids, after those before them: some tokenizers write a token's space by its predecessor.
         before = self._decode(self._ids[self._start :])
         now = self._decode(ids[self._start :])
         if now.endswith("\ufffd") or len(now) <= len(before):
@@ -274,19 +269,19 @@ class Draft:
         self._text += now[len(before) :]
         self._start, self._ids = len(self._ids), list(ids)
         certain = len(self._text) - max((_overlap(self._text, stop) for stop in self._stop), default=0)
-        piece, self._told = self._text[self._told : certain], max(self._told, certain)
+        piece, self._reported = self._text[self._reported : certain], max(self._reported, certain)
         return piece
 
-    def rest(self, text: str) -> str:
-        """What of the finished turn's text has not been told; LongShortError if it is not how the turn began."""
-        if not text.startswith(self._text[: self._told]):
-            raise LongShortError("an engine had to be replaced and wrote this turn anew with another text; ask again")
-        return text[self._told :]
+    def finish(self, text: str) -> str:
+        """Return what of the finished turn's text has not been returned; LongShortError if it began differently."""
+        if not text.startswith(self._text[: self._reported]):
+            raise LongShortError("an engine had to be replaced and wrote this turn again with another text; ask again")
+        return text[self._reported :]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is how `stop` begins."""
+    """Return the length of the longest end of `text` with which `stop` begins."""
     return next((size for size in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class LoopThread:
-    """For callers that have no event loop, or must not wait in theirs."""
+    """Runs coroutines for code that has no event loop, or must not wait in its own."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="team", daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Its result. An interrupted caller (Ctrl-C) ends the work, and goes on when it has ended."""
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Return the work's result. An interrupted caller (Ctrl-C) cancels the work and waits until it has ended."""
         tasks: list[asyncio.Task] = []
         ended = threading.Event()
 
