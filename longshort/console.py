@@ -67,6 +67,7 @@ def step_line(index: int, steps: int, metrics: Mapping[str, float], remaining_s:
     shown = "  ".join(
         f"{name.removesuffix('_rate').replace('_', '-')} {metrics[f'team/{name}']:{style}}"
         for name, style in figures.items()
+        if f"team/{name}" in metrics  # a reward of one's own need not have the term `correct`
     )
     number = f"{index + 1:>{len(str(steps))}}/{steps}"
     return f"step {number}  {shown}  {metrics['perf/step_s']:.1f}s  eta {duration(remaining_s)}"
