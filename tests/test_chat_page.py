@@ -137,7 +137,7 @@ def test_what_goes_wrong_is_one_sentence(endpoint, page):
 def test_a_key_is_asked_for_and_kept_nowhere(endpoint, page):
     endpoint.key = "s3cret"
     page.reload()
-    page.until(PROBLEM, "This server wants an API key: enter it in the settings.")
+    page.until(PROBLEM, "This server needs an API key: enter it in the settings.")
     assert page.js("[document.getElementById('settings').open, document.activeElement.name]") == [True, "key"]
     enter(page, "key", "wrong")
     ask(page, "?")

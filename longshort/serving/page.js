@@ -1,5 +1,5 @@
-// The page at `/`: asks the server that sent it, and shows what each of the two says while it is said.
-// It keeps nothing: questions, answers and the key are gone with the page.
+// The page at `/`: asks the server that sent it, and shows what both models write while they write it.
+// It stores nothing: questions, answers and the key are gone with the page.
 const form = byId("ask");
 const fields = form.elements;
 const talk = byId("talk");
@@ -11,13 +11,14 @@ const UNANSWERED = {
   context: "the dialogue no longer fits the models' context",
   malformed: "a message did not end as the protocol asks",
 };
+const CUT_OFF = "The connection broke before the answer was complete.";
 let model = null;
 let running = null; // the AbortController of the question under way
 
-/** What went wrong, as a sentence that may be shown. */
+/** An error whose message people may read. */
 class Problem extends Error {}
 
-/** Change the page; who was reading its end goes on reading its end, who had scrolled up stays there. */
+/** Change the page and stay at its end, unless the reader has scrolled up. */
 const following = (change) => {
   const atEnd = scrollY + innerHeight > document.documentElement.scrollHeight - 80;
   change();
@@ -25,10 +26,9 @@ const following = (change) => {
 };
 
 const say = (text) => (byId("status").textContent = text);
-const complain = (text) => following(() => {
-  byId("problem").textContent = text;
-  byId("problem").hidden = !text;
-});
+const complain = (text) => following(() => Object.assign(byId("problem"), { textContent: text, hidden: !text }));
+/** The error to raise in place of a failed fetch or read: an abort stays what it is. */
+const broken = (error, message) => (error.name === "AbortError" ? error : new Problem(message));
 
 // ---- the server
 
@@ -36,19 +36,19 @@ const request = async (path, options) => {
   const key = fields.key.value.trim();
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   const answer = await fetch(path, { ...options, headers, credentials: "omit" }).catch((error) => {
-    throw error.name === "AbortError" ? error : new Problem("The server cannot be reached; it may have stopped.");
+    throw broken(error, "The server cannot be reached; it may have stopped.");
   });
   if (answer.ok) return answer;
   if (answer.status === 401) {
     byId("settings").open = true;
     fields.key.focus();
-    throw new Problem(key ? "The server does not accept this API key." : "This server wants an API key: enter it in the settings.");
+    throw new Problem(key ? "The server does not accept this API key." : "This server needs an API key: enter it in the settings.");
   }
-  const told = await answer.json().catch(() => null);
-  throw new Problem(told?.error?.message ?? `The server answered with status ${answer.status}.`);
+  const body = await answer.json().catch(() => null);
+  throw new Problem(body?.error?.message ?? `The server answered with status ${answer.status}.`);
 };
 
-/** The name of the team, which the server wants to read in every request. */
+/** Find the team's name, which every request must contain. */
 const findModel = async () => {
   const { data } = await (await request("v1/models", {})).json();
   model = data[0].id;
@@ -61,7 +61,7 @@ async function* objects(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   for (let left = "", more = true; more;) {
     const { value, done } = await reader.read().catch((error) => {
-      throw error.name === "AbortError" ? error : new Problem("The connection broke before the answer was complete.");
+      throw broken(error, CUT_OFF);
     });
     const lines = (left + (value ?? "")).split(/\r?\n/);
     left = lines.pop();
@@ -74,11 +74,11 @@ async function* objects(body) {
   }
 }
 
-/** The events of the dialogue on a question (longshort/serving/wire.py). */
+/** The events of the dialogue on a question (`event_json` in longshort/serving/replies.py). */
 async function* events(question, signal) {
   const settings = Object.fromEntries(NUMBERS.filter((name) => fields[name].value !== "").map((name) => [name, Number(fields[name].value)]));
-  const asked = { model, messages: [{ role: "user", content: question }], stream: true, stream_options: { include_dialogue: true }, mode: fields.mode.value, ...settings };
-  const options = { method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked) };
+  const body = { model, messages: [{ role: "user", content: question }], stream: true, stream_options: { include_dialogue: true }, mode: fields.mode.value, ...settings };
+  const options = { method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   let finished = false;
   for await (const one of objects((await request("v1/chat/completions", options)).body)) {
     if (one.error) throw new Problem(one.error.message);
@@ -86,15 +86,14 @@ async function* events(question, signal) {
     finished = one.longshort.event === "finished";
     yield one.longshort;
   }
-  if (!finished) throw new Problem("The connection broke before the answer was complete.");
+  if (!finished) throw new Problem(CUT_OFF);
 }
 
 // ---- the dialogue
 
-const side = (role) => (role === "long" ? "long" : "short");
 const fact = (name, ...value) => el("div", "", el("dt", "", name), el("dd", "", ...value));
 
-/** One question with its dialogue; every event of it is shown as it comes. */
+/** One question with its dialogue, shown event by event. */
 class Dialogue {
   constructor(question) {
     this.tokens = {};
@@ -105,15 +104,11 @@ class Dialogue {
     this.article.scrollIntoView({ block: "start" });
   }
 
-  show(event) {
-    following(() => this[event.event](event));
-  }
-
   turn_began({ role }) {
     this.waiting.remove();
     this.words = document.createTextNode("");
-    this.head = el("div", "head", el("span", `role is-${side(role)}`, role));
-    this.card = el("section", `turn ${side(role)} writing`, this.head, el("div", "text", this.words));
+    this.head = el("div", "head", el("span", `role is-${role}`, role));
+    this.card = el("section", `turn ${role} writing`, this.head, el("div", "text", this.words));
     this.article.append(this.card);
     say(`${role} is writing`);
   }
@@ -141,7 +136,7 @@ class Dialogue {
     say(answered ? `Answer: ${text}` : "No answer.");
   }
 
-  /** The question's end without an answer: stopped by the person, or by an error that is told elsewhere. */
+  /** End the question without an answer: stopped by the person, or by an error that is shown elsewhere. */
   broken(reason) {
     this.waiting.remove();
     this.card?.classList.remove("writing");
@@ -168,15 +163,13 @@ const ask = async (question) => {
     if (model === null) await findModel();
     dialogue = new Dialogue(question);
     fields.question.value = "";
-    for await (const event of events(question, controller.signal)) dialogue.show(event);
+    for await (const event of events(question, controller.signal)) following(() => dialogue[event.event](event));
   } catch (error) {
     if (error.name !== "AbortError" && !(error instanceof Problem)) throw error;
-    const reason = error instanceof Problem ? "This question was not answered." : "Stopped.";
-    following(() => dialogue?.broken(reason));
-    if (error instanceof Problem) {
-      complain(error.message);
-      fields.question.value ||= question;
-    }
+    following(() => dialogue?.broken(error instanceof Problem ? "This question was not answered." : "Stopped."));
+    if (error.name === "AbortError") return;
+    complain(error.message);
+    fields.question.value ||= question;
   } finally {
     busy(null);
   }
@@ -196,10 +189,5 @@ byId("stop").addEventListener("click", () => {
   running?.abort();
   fields.question.focus();
 });
-addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
-});
-findModel().catch((error) => {
-  if (!(error instanceof Problem)) throw error;
-  complain(error.message);
-});
+addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
+findModel().catch((error) => complain(error.message));

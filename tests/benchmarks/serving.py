@@ -214,7 +214,7 @@ async def serve(name, source, runs):
         }
         listening = undo.enter_context(contextlib.closing(listen("127.0.0.1", 0)))
         service = Service(team, name="team")
-        server = Listener(service.app, keep_alive_s=75)
+        server = Listener(service.app)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         clients = Clients()
         await clients.start(listening.getsockname()[1])
