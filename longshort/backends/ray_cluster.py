@@ -225,7 +225,8 @@ def _make_ranks(
 async def in_process(function: Callable[..., Any], config: LongShortConfig, *arguments: Any, gpus: float = 0.0) -> Any:
     """Run function(config, *arguments) in its own process and await the result; a LongShortError arrives as itself."""
     options = _options(config, cpu_share(), gpus, ONE_THREAD, None)
-    task = ray.remote(_run_job).options(name=function.__name__, max_retries=0, **options)
+    run: Any = ray.remote(_run_job)
+    task = run.options(name=function.__name__, max_retries=0, **options)
     try:
         return await result_of(task.remote(function, config, *arguments))
     except RayError as error:
