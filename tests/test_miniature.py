@@ -1,4 +1,4 @@
-"""The miniature: problems with right answers, traces and dialogues that reach them, lossless tokenizers that differ, loadable models."""
+"""The miniature: problems, traces and dialogues with right answers, lossless tokenizers, models that load."""
 
 import random
 import re
@@ -14,7 +14,6 @@ from longshort.miniature.world import (
     PHRASES,
     compressed_trace,
     dialogue,
-    hard_parts,
     make_problems,
     products,
     teacher_trace,
@@ -52,7 +51,7 @@ def test_answers_are_what_python_computes():
     problems = make_problems("train", 300, seed=0)
     assert value(PROBLEM_48) == "5"
     assert [value(problem) for problem in problems] == [problem.answer for problem in problems]
-    assert {hard_parts(problem) for problem in problems} == {1, 2, 3}
+    assert {products(problem) for problem in problems} == {1, 2, 3}
 
 
 def test_splits_never_share_a_question_and_ids_do_not_depend_on_the_seed():
@@ -81,13 +80,13 @@ def test_a_problem_from_elsewhere_has_no_count_of_products_whatever_its_id():
     assert products(Problem(id="q", question="Last digit of a: 4*6*2-b: 9+c: 2*9*7?", answer="5")) == 2
 
 
-def test_terms_and_hard_parts_are_read_from_the_question():
+def test_terms_and_products_are_read_from_the_question():
     assert [(term.label, term.factors, term.value) for term in terms_of(PROBLEM_48)] == [
         ("a: ", (4, 6, 2), 8),
         ("-b: ", (9,), 9),
         ("+c: ", (2, 9, 7), 6),
     ]
-    assert hard_parts(PROBLEM_48) == 2
+    assert products(PROBLEM_48) == 2
 
 
 def test_tersest_dialogue_word_for_word():
@@ -98,7 +97,8 @@ def test_tersest_dialogue_word_for_word():
         (SHORT, "Total +c: 9+6 -> 5.\n\n\\boxed{5}", "</answer>"),
     ]
     assert compressed_trace(PROBLEM_48, random.Random(0)) == (
-        "a: 4*6=4, *2=8.\n\nTotal a: 0+8 -> 8.\n\nTotal -b: 8-9 -> 9.\n\n+c: 2*9=8, *7=6.\n\nTotal +c: 9+6 -> 5.\n\n\\boxed{5}"
+        "a: 4*6=4, *2=8.\n\nTotal a: 0+8 -> 8.\n\nTotal -b: 8-9 -> 9.\n\n"
+        "+c: 2*9=8, *7=6.\n\nTotal +c: 9+6 -> 5.\n\n\\boxed{5}"
     )
 
 
@@ -189,14 +189,14 @@ def test_dialogues_and_traces_are_answered_demonstrations(tokenizers):
     rng = random.Random(0)
     for problem in make_problems("train", 60, seed=0):
         episode = demonstration(problem, dialogue(problem, rng, 0.5), protocol(), tokenizers)
-        assert (episode.stop, protocol().hand_backs(episode)) == ("answered", hard_parts(problem) - 1)
+        assert (episode.stop, protocol().hand_backs(episode)) == ("answered", products(problem) - 1)
         assert f"\\boxed{{{problem.answer}}}" in protocol().final_text(episode)
         solo = demonstration(problem, [(LONG, teacher_trace(problem, rng), "eos")], Solo(turn_tokens=300), tokenizers)
         assert solo.stop == "answered"
 
 
 def test_last_exchange_shows_the_final_notice_as_one_token(tokenizers):
-    three = next(problem for problem in make_problems("train", 60, seed=0) if hard_parts(problem) == 3)
+    three = next(problem for problem in make_problems("train", 60, seed=0) if products(problem) == 3)
     episode = demonstration(three, dialogue(three, random.Random(0), 0.0), protocol(), tokenizers)
     notice, opening = episode.turns[5].prompt_ids[-2:]
     assert tokenizers[SHORT].convert_ids_to_tokens([notice, opening]) == [FINAL_NOTICE, "<answer>"]

@@ -1,4 +1,4 @@
-"""The turn protocol: who speaks, what they see, how it ends. Tokenizers are the miniature's two, whose vocabularies differ."""
+"""The turn protocol: who speaks, what they see, how it ends, with the miniature's two different tokenizers."""
 
 import asyncio
 import json
@@ -188,7 +188,9 @@ class Alone:
 
 def play(alone, engine):
     episode = asyncio.run(run_episode(PROBLEM, {alone.role: engine}, alone, Decoding(), seed=1))
-    assert EpisodeLine.model_validate_json(json.dumps(episode_row(episode))).episode == episode  # nothing is lost on disk
+    assert (
+        EpisodeLine.model_validate_json(json.dumps(episode_row(episode))).episode == episode
+    )  # nothing is lost on disk
     return episode
 
 

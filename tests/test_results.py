@@ -27,7 +27,7 @@ from longshort.evaluation.runner import Evaluation
 from longshort.evaluation.tables import markdown, markdown_table, results_table, titles
 from longshort.evaluation.tasks import Prepared
 from longshort.miniature.tokenizer import build_tokenizer
-from longshort.miniature.world import hard_parts, make_problems
+from longshort.miniature.world import make_problems, products
 from longshort.recipe.schema import parse
 from longshort.types import LONG, ROLES, SHORT, Completion, Episode, LongShortError, Problem, Turn
 
@@ -166,8 +166,8 @@ def episode(problem, *stops):
 
 def test_on_the_miniature_the_hand_backs_of_hard_problems_are_counted_by_themselves():
     problems = make_problems("dev", 40, 0)
-    hard = [problem for problem in problems if hard_parts(problem) > 1][:2]
-    easy = next(problem for problem in problems if hard_parts(problem) < 2)
+    hard = [problem for problem in problems if (products(problem) or 0) > 1][:2]
+    easy = next(problem for problem in problems if products(problem) == 1)
     back, straight = ("</think>", "</rethink>", "</think>", "</answer>"), ("</think>", "</answer>")
     episodes = (episode(hard[0], *back), episode(hard[1], *straight), episode(easy, *straight))
     protocol = LongShort(turn_tokens={LONG: 9, SHORT: 9}, episode_tokens=60)

@@ -1,4 +1,4 @@
-"""Episodes against scripted engines: turns alternate, nobody waits for another episode, limits have names, seeds are stable."""
+"""Episodes against scripted engines: turns alternate, no episode waits for another, limits have names."""
 
 import asyncio
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_a_prompt_longer_than_the_context_is_an_episode_of_no_turns():
 
 
 def test_a_slow_episode_does_not_hold_up_the_others():
-    """The seven fast episodes end before the slow one's first turn is over: nothing in the rollout waits for all of a turn."""
+    """Seven fast episodes end before the slow one's first turn does: nothing waits for a turn of all episodes."""
     finished = []
 
     async def episode(name, delay):
@@ -148,7 +148,7 @@ def test_a_role_that_never_spoke_trains_nothing():
 
 
 def group_of(*sampled):
-    """Episodes in which the short model sampled these ids, one turn each; without ids it had its turn and said nothing."""
+    """Make episodes of one short turn each with these ids; without ids the model had its turn and said nothing."""
     episodes = []
     for ids in sampled:
         completion = Completion(token_ids=ids, logprobs=(-0.5,) * len(ids), text="", stop="length", version=0)

@@ -97,13 +97,11 @@ def test_a_limit_takes_the_first_and_an_empty_source_is_refused(tmp_path, pool):
 
 
 def test_miniature_traces_are_of_the_kind_asked_for(pool):
-    from longshort.miniature.world import hard_parts
+    from longshort.miniature.world import products
 
     easy, hard = (load_traces(f"miniature:{kind}", 50, pool, 0) for kind in ("easy", "hard"))
-    assert {hard_parts(trace.problem) for trace in easy} == {1} and {hard_parts(trace.problem) for trace in hard} == {
-        2,
-        3,
-    }
+    assert {products(trace.problem) for trace in easy} == {1}
+    assert {products(trace.problem) for trace in hard} == {2, 3}
     assert len(easy) == len(hard) == 50 and sum(len(t.response) for t in hard) > 4 * sum(len(t.response) for t in easy)
     assert load_traces("miniature:hard", 50, pool, 0) == hard != load_traces("miniature:hard", 50, pool, 1)
     with pytest.raises(LongShortError, match="'hrad' is not known; known: train, easy, hard"):

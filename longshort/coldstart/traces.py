@@ -115,7 +115,7 @@ def unwrapped(thoughts: Sequence[str]) -> list[str]:
 
 
 def _miniature(kind: str, limit: int | None, seed: int) -> list[Trace]:
-    from longshort.miniature.world import compressed_trace, hard_parts, make_problems, teacher_trace
+    from longshort.miniature.world import compressed_trace, make_problems, products, teacher_trace
 
     makers: dict[str, tuple[tuple[int, ...], Callable[[Problem, random.Random], str]]] = {
         "train": ((1, 2, 3), teacher_trace),
@@ -124,8 +124,8 @@ def _miniature(kind: str, limit: int | None, seed: int) -> list[Trace]:
     }
     if kind not in makers:
         raise LongShortError(f"traces 'miniature:{kind}': {kind!r} is not known; known: {', '.join(makers)}")
-    products, write = makers[kind]
+    allowed, write = makers[kind]
     rng, count = random.Random(f"traces {kind} {seed}"), limit or 2000
     made = make_problems("train", count if kind == "train" else 8 * count, seed + 1)
-    problems = [problem for problem in made if hard_parts(problem) in products]
+    problems = [problem for problem in made if products(problem) in allowed]
     return [Trace(id=problem.id, problem=problem, response=write(problem, rng)) for problem in problems[:count]]

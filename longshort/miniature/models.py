@@ -1,10 +1,11 @@
-"""Tiny Qwen2 models with random weights: the architecture of the paper's backbones, a thousandth of a thousandth of their size."""
+"""Tiny Qwen2 models with random weights: the architecture of the paper's backbones, ten thousand times smaller."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longshort.miniature.tokenizer import EOS, PAD
 from longshort.recipe.miniature import ModelShape
 from longshort.types import LongShortError
 
@@ -15,19 +16,20 @@ if TYPE_CHECKING:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int, *, max_position_embeddings: int
 ) -> Qwen2ForCausalLM:
-    """A Qwen2ForCausalLM in float32, head and embeddings untied, drawn from `seed` (the global generator is left as it was).
+    """Build a float32 model with untied head and embeddings from `seed`; the global random state stays as it was.
 
-    Raises LongShortError for a head size that is not a multiple of 16 from 32 on (vLLM's CPU attention has no kernel for it).
+    Raises LongShortError for a head size that vLLM's CPU attention has no kernel for: below 32 or not a multiple of 16.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    head, rest = divmod(shape.hidden_size, shape.num_heads)
-    if rest or head < 32 or head % 16 or shape.num_heads % shape.num_kv_heads:
+    head = shape.hidden_size // shape.num_heads
+    if head < 32 or head % 16:
         raise LongShortError(
-            f"hidden_size {shape.hidden_size} with {shape.num_heads} heads and {shape.num_kv_heads} key-value heads does not fit: "
-            "hidden_size / num_heads must be 32, 64, 80, 96 or 128, and num_kv_heads must divide num_heads"
+            f"hidden_size {shape.hidden_size} with {shape.num_heads} heads makes heads of {head}; hidden_size / "
+            "num_heads must be 32, 64, 80, 96 or 128"
         )
+    ids = tokenizer.get_vocab()
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden_size,
@@ -38,8 +40,8 @@ def build_model(
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ids[EOS],
+        pad_token_id=ids[PAD],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

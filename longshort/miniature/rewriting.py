@@ -1,4 +1,4 @@
-"""The rule-based rewriter of the miniature: what an instruct model would write in place of the dropped thoughts, and nothing else."""
+"""The miniature's rewriter: rules that stand in for an instruct model."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from longshort.types import SHORT, LongShortError, Problem
 def short_texts(
     problem: Problem, messages: Sequence[tuple[str, Sequence[str]]], rng: random.Random, redundancy: float
 ) -> list[str]:
-    """One text per short message of (role, its thoughts): the running totals that it stands for, with `redundancy` a check or a wrap-up.
+    """Return a text for each short message of (role, thoughts): its running totals, some of its checks and wrap-ups.
 
-    The last one also writes whatever total is still missing, and the box. A total whose product was dropped too is written all the same:
-    whether a model can learn to guess it is the partition's business. Raises LongShortError for thoughts of another world.
+    `redundancy` is the share of the optional thoughts that survive. The last message also has the totals that are still
+    missing, and the box. A total is written even if its product was dropped; whether a model can learn to guess it
+    depends on the partition. Raises LongShortError for thoughts of another world.
     """
     totals, written, texts = total_thoughts(problem), 0, []
     for index, (role, thoughts) in enumerate(messages):
         dropped = [thought.strip() for thought in thoughts]
-        theirs = sum(thought.startswith(TOTAL) for thought in dropped)
+        done = written + sum(thought.startswith(TOTAL) for thought in dropped)
         if role != SHORT:
-            written += theirs
+            written = done
             continue
         last = index == len(messages) - 1
-        upto = len(totals) if last else written + theirs
-        lines = totals[written:upto]
+        done = len(totals) if last else done
+        lines = totals[written:done]
         optional = [thought for thought in dropped if thought.startswith((CHECK + TOTAL, WRAP))]
         lines += [thought for thought in optional if rng.random() < redundancy]
         if last:
             lines.append(f"{BOXED}{problem.answer}}}")
         if not lines and not dropped:
             raise LongShortError(
-                f"problem {problem.id}: a short message between two long ones stands for no thought at all"
+                f"problem {problem.id}: a short message between two long ones stands for no thought"
             )
         texts.append(GAP.join(lines or dropped[:1]))
-        written = upto
+        written = done
     return texts

@@ -1,7 +1,7 @@
-"""The miniature's two tokenizers: byte-level, hence lossless on any text, plus one token for each phrase of the world.
+"""The miniature's two tokenizers: byte-level, so lossless on any text, with a token for each phrase of the world.
 
-The two roles get two vocabularies on purpose (other ids, other sizes, other phrases): whatever confuses one model's ids with the other's
-must fail here, in seconds, and not on the first pair of real models.
+The roles' vocabularies differ on purpose (ids, sizes, phrases): code that confuses the two models' ids fails here in
+seconds, not on the first pair of real models.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from longshort.miniature.world import PHRASES, RESTATE, WAIT
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 
 FINAL_NOTICE = "Last turn. "
-"""What the short model reads before its last possible turn: one token of both vocabularies."""
+"""What the short model reads before its last possible turn: one token in both vocabularies."""
 PROBLEM, SOLVE, EOS, PAD = "<|problem|>", "<|solve|>", "<eos>", "<pad>"
 SPECIAL = (PAD, EOS, PROBLEM, SOLVE, *ROLE_TAGS)
 CHAT_TEMPLATE = PROBLEM + "{{ messages[0].content }}" + SOLVE
@@ -23,10 +23,11 @@ VOCABULARY = {
 
 
 def build_tokenizer(role: str):
-    """The PreTrainedTokenizerFast of `role`; raises LongShortError for an unknown role.
+    """Return the PreTrainedTokenizerFast of `role`; raises LongShortError for an unknown role.
 
-    256 byte tokens without merges, one token per phrase (the longest match wins), special tokens for the five role tags, the problem
-    markers, the end and the padding. With `split_special_tokens` a special token's name inside a text is encoded as its bytes.
+    It has 256 byte tokens without merges, one token per phrase (the longest match wins) and special tokens for the
+    role tags, the problem markers, the end and the padding. With `split_special_tokens`, the name of a special token
+    inside a text is encoded as bytes.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +44,7 @@ def build_tokenizer(role: str):
         tokenizer_object=backend,
         eos_token=EOS,
         pad_token=PAD,
-        unk_token=PAD,  # bytes cover everything; without one, AutoTokenizer adds a Qwen2 token that the model has no embedding for
+        unk_token=PAD,  # never needed, but without one AutoTokenizer adds a Qwen2 token that has no embedding
         extra_special_tokens=[token for token in SPECIAL if token not in (EOS, PAD)],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
