@@ -15,7 +15,7 @@ import pytest
 from longshort import cli
 from longshort.serving.command import read_key
 from longshort.serving.replies import event_json
-from longshort.serving.screen import AnswerOnly, Plain, Screen
+from longshort.serving.screen import AnswerOnly, Transcript
 from longshort.team.conversation import Finished, Piece, TurnBegan, TurnEnded
 from longshort.types import Completion, Episode, LongShortError, Problem, Turn
 from tests.chat_server import Scripted, finished, serving, turn
@@ -28,19 +28,23 @@ DIALOGUE = [
     finished("\\boxed{3}", hand_backs=1),
 ]
 PLAIN = """\
-[long, 9 tokens]
+[long]
 7^6: 9 3 1 7 9
-[short, 3 tokens, ↩ hands back: think again]
+[9 tokens]
+[short]
 9+4
-[long, 1 token]
+[3 tokens, ↩ hands back: think again]
+[long]
 13
-[answer by short, 5 tokens]
+[1 token]
+[short]
 \\boxed{3}
+[5 tokens]
 [long 10 tokens, short 8 tokens, 1 hand-back, 0s]
 """
 
 
-def shown(events, kind=Plain) -> str:
+def shown(events, kind=Transcript) -> str:
     out = io.StringIO()
     show = kind(out)
     for event in events:
@@ -51,7 +55,7 @@ def shown(events, kind=Plain) -> str:
 def on_screen(events, width=60) -> str:
     """All that is sent to a terminal of that width."""
     terminal = {"force_terminal": True, "color_system": "truecolor", "width": width, "height": 25}
-    return shown(events, lambda out: Screen(out, **terminal))
+    return shown(events, lambda out: Transcript(out, **terminal))
 
 
 def without_colours(sent: str) -> str:
@@ -78,32 +82,30 @@ def test_plain_text_and_the_answer_alone():
     assert shown(DIALOGUE, AnswerOnly) == "\\boxed{3}\n"
     cut = [*turn("long", "episode_length", "7 9", tokens=2), finished("", stop="episode_length")]
     limit = "[no answer: the dialogue reached its limit of tokens (--max-tokens)]\n"
-    assert shown(cut) == f"[long, 2 tokens]\n7 9\n{limit}[long 2 tokens, 0 hand-backs, 0s]\n"
+    assert shown(cut) == f"[long]\n7 9\n[2 tokens]\n{limit}[long 2 tokens, 0 hand-backs, 0s]\n"
     assert shown(cut, AnswerOnly) == ""
 
 
 def test_the_screen_shows_every_turn_and_frames_the_answer():
     lines = without_colours(on_screen(DIALOGUE, width=60)).splitlines()
+    *dialogue, summary = PLAIN.splitlines()
     assert lines == [
-        *["long", "7^6: 9 3 1 7 9", "9 tokens"],
-        *["short", "9+4", "3 tokens, ↩ hands back: think again"],
-        *["long", "13", "1 token"],
-        *["short", "\\boxed{3}", "5 tokens"],
-        "╭─ answer · short · 5 tokens ──────────────────────────────╮",
+        *dialogue,
+        "╭─ answer · short ─────────────────────────────────────────╮",
         "│ \\boxed{3}                                                │",
         "╰──────────────────────────────────────────────────────────╯",
-        "long 10 tokens, short 8 tokens, 1 hand-back, 0s",
+        summary,
     ]
 
 
 def test_a_turn_is_on_the_screen_while_it_is_written_in_its_own_words():
     out = io.StringIO()
-    show = Screen(out, force_terminal=True, width=30)
+    show = Transcript(out, force_terminal=True, width=30)
     show({"event": "turn_began", "role": "long"})
     show({"event": "piece", "text": "[b]word:smile:[/b] " * 40})
-    assert without_colours(out.getvalue()) == "long\n" + "[b]word:smile:[/b] " * 40, "neither wrapped nor marked up"
+    assert without_colours(out.getvalue()) == "[long]\n" + "[b]word:smile:[/b] " * 40, "neither wrapped nor marked up"
     show.broken("stopped")
-    assert without_colours(out.getvalue()).splitlines()[-2:] == ["not finished", "stopped"]
+    assert without_colours(out.getvalue()).splitlines()[-2:] == ["[not finished]", "[stopped]"]
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal():
@@ -244,7 +246,7 @@ def test_a_team_on_this_machine(monkeypatch, capsys):
     )
     told_apart = capsys.readouterr()
     assert (
-        told_apart.out == "[answer by short, 1 token]\n4\n[short 1 token, 0 hand-backs, 0s]\n"
+        told_apart.out == "[short]\n4\n[1 token]\n[short 1 token, 0 hand-backs, 0s]\n"
         and told_apart.err == "starting engines\n"
     )
     assert team.asked == [("2+2?", {"mode": "short", "max_tokens": 9, "seed": 5})]
@@ -256,7 +258,7 @@ def test_a_team_on_this_machine(monkeypatch, capsys):
             "freed",
             "engines ended",
         ]
-    assert capsys.readouterr().out == "[short, not finished]\n4\n[stopped]\n"
+    assert capsys.readouterr().out == "".join(f"[short]\n4\n[not finished]\n[{reason}]\n" for reason in ("stopped", "no answer"))
 
 
 def test_nobody_there(capsys):
@@ -311,7 +313,7 @@ def test_a_conversation_on_a_terminal(endpoint, address):
     endpoint.script = DIALOGUE
     terminal.type("first?\n")
     terminal.until("hands back: think again")
-    terminal.until("answer · short · 5 tokens")
+    terminal.until("answer · short")
     terminal.until("question>")
     endpoint.script = [*turn("long", "</think>", "never done", tokens=1)[:2], "pause"]
     terminal.type("second?\n")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshort import console
 from longshort.serving.command import read_key
-from longshort.serving.screen import AnswerOnly, Plain, Screen
+from longshort.serving.screen import AnswerOnly, Transcript
 from longshort.types import LongShortError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def chat(
     out = sys.stdout
     if question is None and not out.isatty():
         raise LongShortError("a conversation needs a terminal; ask one question with --once, or through a pipe")
-    kind = AnswerOnly if answer_only else Screen if out.isatty() else Plain
+    kind = AnswerOnly if answer_only else Transcript
     with contextlib.ExitStack() as undo:
         for number in (signal.SIGTERM, signal.SIGHUP):  # leave in order, so that the engines are closed
             undo.callback(signal.signal, number, signal.signal(number, lambda number, _: sys.exit(128 + number)))
@@ -65,15 +65,18 @@ def chat(
         return _conversation(ask, settings, lambda: kind(out))
 
 
-def _once(ask: Ask, question: str, settings: Mapping[str, Any], show: Plain) -> int:
+def _once(ask: Ask, question: str, settings: Mapping[str, Any], show: Transcript) -> int:
     try:
         return 0 if _play(ask, question, settings, show) == "answered" else UNANSWERED
     except KeyboardInterrupt:
         show.broken("stopped")
         return INTERRUPTED
+    except LongShortError:
+        show.broken("no answer")
+        raise
 
 
-def _conversation(ask: Ask, settings: Mapping[str, Any], new_show: Callable[[], Plain]) -> int:
+def _conversation(ask: Ask, settings: Mapping[str, Any], new_show: Callable[[], Transcript]) -> int:
     import readline  # noqa: F401 (gives input() a history and line editing)
 
     while True:
@@ -95,7 +98,7 @@ def _conversation(ask: Ask, settings: Mapping[str, Any], new_show: Callable[[], 
             show.broken(str(error))
 
 
-def _play(ask: Ask, question: str, settings: Mapping[str, Any], show: Plain) -> str:
+def _play(ask: Ask, question: str, settings: Mapping[str, Any], show: Transcript) -> str:
     """Show the dialogue; return its reason to stop. Leaving at any point frees the engines."""
     event: Mapping[str, Any] = {}
     with contextlib.ExitStack() as undo:

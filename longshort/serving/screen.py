@@ -1,4 +1,4 @@
-"""Three ways to show the events of a dialogue (`event_json`): on a terminal, as plain text, the answer alone."""
+"""Two ways to show the events of a dialogue (`event_json` in replies.py): as it is written, or the answer alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
 from longshort import console
 from longshort.dialogue.encoding import RETHINK
 from longshort.types import LONG, SHORT
 
 STYLES = {LONG: "#5f87d7", SHORT: "#d7875f"}
 """The report's blue and brown, light enough for dark terminals and dark enough for light ones."""
-HAND_BACK = "↩ hands back: think again"
 UNANSWERED = {
     "max_turns": "the last exchange allowed ended without an answer (--max-turns)",
     "turn_length": "a message reached its limit of tokens",
@@ -25,7 +28,7 @@ _HARMLESS = _PICTURES | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F
 
 
 def harmless(text: str) -> str:
-    """Replace control characters and those that reverse the writing direction, so that a text cannot steer a terminal."""
+    """Replace control characters and those that reverse the writing direction: a text must not steer a terminal."""
     return text.translate(_HARMLESS)
 
 
@@ -33,15 +36,12 @@ def plural(number: int, one: str) -> str:
     return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
-class Plain:
-    """The dialogue as plain text, for pipes and files.
+class Transcript:
+    """The dialogue as it is written. On a terminal it has the roles' colours, and the answer is shown again in a frame."""
 
-    Whether a turn is the answer shows in the event after its last, so a turn is printed then.
-    """
-
-    def __init__(self, out: TextIO):
-        self._out = out
-        self._role, self._text, self._end = "", "", ""
+    def __init__(self, out: TextIO, **terminal: Any):
+        self._console = Console(file=out, highlight=False, markup=False, emoji=False, **terminal)
+        self._role, self._writing = "", False
         self._tokens: dict[str, int] = {}
         self._began = time.monotonic()
 
@@ -49,82 +49,40 @@ class Plain:
         """Show one event."""
         match event:
             case {"event": "turn_began", "role": role}:
-                self._close_turn()
-                self._role, self._text, self._end = role, "", "not finished"
-                self._begin(role)
+                self._role, self._writing = role, True
+                self._line(f"[{role}]", f"bold {STYLES[role]}")
             case {"event": "piece", "text": text}:
-                self._text += harmless(text)
-                self._write(harmless(text))
-            case {"event": "turn_ended", "role": role, "tokens": tokens, "stop": stop}:
-                self._end = plural(tokens, "token") + (f", {HAND_BACK}" if stop == RETHINK else "")
-                self._tokens[role] = self._tokens.get(role, 0) + tokens
-            case {"event": "finished", "stop": stop, "hand_backs": hand_backs}:
-                self._close_turn(answer=stop == "answered")
+                self._console.print(harmless(text), style=STYLES[self._role], end="", soft_wrap=True)
+            case {"event": "turn_ended", "tokens": tokens, "stop": stop}:
+                self._writing = False
+                self._tokens[self._role] = self._tokens.get(self._role, 0) + tokens
+                hand_back = ", ↩ hands back: think again" if stop == RETHINK else ""
+                self._line(f"\n[{plural(tokens, 'token')}{hand_back}]", "dim")
+            case {"event": "finished", "stop": stop, "text": text, "hand_backs": hand_backs}:
                 if stop != "answered":
-                    self._say(f"no answer: {UNANSWERED.get(stop, stop)}")
+                    self._line(f"[no answer: {UNANSWERED.get(stop, stop)}]", "bold")
+                elif self._console.is_terminal:
+                    title, colour = f"answer · {self._role}", STYLES[self._role]
+                    answer = Text(harmless(text).strip())
+                    self._console.print(Panel(answer, title=title, title_align="left", border_style=colour))
                 spent = [f"{role} {plural(tokens, 'token')}" for role, tokens in self._tokens.items()]
                 seconds = console.duration(time.monotonic() - self._began)
-                self._say(", ".join([*spent, plural(hand_backs, "hand-back"), seconds]))
+                self._line(f"[{', '.join([*spent, plural(hand_backs, 'hand-back'), seconds])}]", "dim")
 
     def broken(self, reason: str) -> None:
         """End the dialogue here, with what has been written so far."""
-        self._close_turn()
-        self._say(reason)
+        self._line(f"\n[not finished]\n[{reason}]" if self._writing else f"[{reason}]", "bold")
 
-    def _close_turn(self, *, answer: bool = False) -> None:
-        if self._role:
-            self._show_end(answer)
-        self._role = ""
-
-    def _begin(self, role: str) -> None:
-        """Show that a turn begins."""
-
-    def _write(self, text: str) -> None:
-        """Show more of the turn."""
-
-    def _show_end(self, answer: bool) -> None:
-        self._say(f"{'answer by ' if answer else ''}{self._role}, {self._end}")
-        print(self._text.strip(), file=self._out, flush=True)
-
-    def _say(self, text: str) -> None:
-        print(f"[{text}]", file=self._out, flush=True)
+    def _line(self, text: str, style: str) -> None:
+        self._console.print(text, style=style, soft_wrap=True)
 
 
-class AnswerOnly(Plain):
+class AnswerOnly(Transcript):
     """The text of the answer and nothing else; the exit status says whether there is one."""
 
-    def _show_end(self, answer: bool) -> None:
-        if answer:
-            print(self._text.strip(), file=self._out, flush=True)
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "finished" and event["stop"] == "answered":
+            print(harmless(event["text"]).strip(), file=self._console.file, flush=True)
 
-    def _say(self, text: str) -> None:
+    def broken(self, reason: str) -> None:
         """Show nothing."""
-
-
-class Screen(Plain):
-    """The dialogue on a terminal as it is written, in the roles' colours; the answer is shown again in a frame."""
-
-    def __init__(self, out: TextIO, **terminal: Any):
-        from rich.console import Console
-
-        super().__init__(out)
-        self._terminal = Console(file=out, highlight=False, markup=False, emoji=False, **terminal)
-
-    def _begin(self, role: str) -> None:
-        self._terminal.print(role, style=f"bold {STYLES[role]}")
-
-    def _write(self, text: str) -> None:
-        self._terminal.print(text, style=STYLES[self._role], end="", soft_wrap=True)
-
-    def _show_end(self, answer: bool) -> None:
-        from rich.panel import Panel
-        from rich.text import Text
-
-        self._terminal.print(f"\n{self._end}", style="dim")
-        if answer:
-            title = f"answer · {self._role} · {self._end}"
-            text, colour = Text(self._text.strip()), STYLES[self._role]
-            self._terminal.print(Panel(text, title=title, title_align="left", border_style=colour))
-
-    def _say(self, text: str) -> None:
-        self._terminal.print(text, style="bold")
