@@ -1,12 +1,13 @@
-"""Problems from wherever they are kept, brought once into one shape.
+"""Problems from any source, in one shape.
 
-    load_problems("data/math.jsonl")    load_problems("owner/name:main:train", limit=100)    load_problems("miniature:test", limit=400)
+    load_problems("data/math.jsonl")    load_problems("owner/name:main:train", limit=9)    load_problems("miniature:test")
 
-Known columns, first match wins (`answer` may be a number; everything else in a row is ignored):
+Known columns, first match wins (`answer` may be a number; all other columns are ignored):
 
     question    problem | question | prompt (text, or a chat list: its user messages)
-    answer      answer (GSM8K: what follows `####`) | reward_model.ground_truth (verl) | solution (TRL; its last \\boxed{} if it has one)
-    id          id | unique_id | Record ID (GPQA) | made from the content, so that the same problem has the same id in every file
+    answer      answer (GSM8K: what follows `####`) | reward_model.ground_truth (verl)
+                | solution (TRL; its last \\boxed{} if it has one)
+    id          id | unique_id | Record ID (GPQA) | a hash of question and answer, the same in every file
 """
 
 from __future__ import annotations
@@ -35,18 +36,28 @@ WHOLE = re.compile(r"([+-]?\d+)\.0+")
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
+class _BadRow(ValueError):
+    """What is wrong with a row, and what to do."""
+
+
 def normalise(row: Mapping[str, Any], where: str) -> Problem:
-    """One row of any known shape as a Problem; LongShortError, beginning with `where`, for a row that is none."""
-    question, answer = _question(row, where), _answer(row, where)
-    return Problem(id=_given_id(row) or _content_id(question, answer), question=question, answer=answer)
+    """Turn a row of any known shape into a Problem; the LongShortError for a bad row begins with `where`."""
+    try:
+        question, answer = _encodable(_question(row)), _encodable(_answer(row))
+    except _BadRow as fault:
+        raise LongShortError(f"{where}: {fault}") from None
+    content = hashlib.blake2b(f"{question}\0{answer}".encode(), digest_size=6).hexdigest()
+    return Problem(id=_given_id(row) or content, question=question, answer=answer)
 
 
 def load_problems(source: str, limit: int | None = None, to_problem: RowReader = normalise) -> list[Problem]:
-    """The problems of a local .jsonl, .json or .parquet file, of a dataset folder or hub name `name[:split]` or `name:config:split` (split
-    `train` unless given), or of a generator: `miniature:train`, `miniature:dev`, `miniature:test`.
+    """Load the problems of a source; keep the first `limit`.
 
-    Every row must give a problem: a bad one raises LongShortError with file, line, what is wrong and what to do. `limit` keeps the first.
-    `to_problem(row, where)` reads one row: a function of your own where the columns are none of the known ones.
+    A source is a .jsonl, .json or .parquet file; a dataset folder or hub name as `name[:split]` or `name:config:split`
+    (the split is `train` by default); or a generator: `miniature:train`, `miniature:dev`, `miniature:test`.
+
+    Every row must give a problem: a bad one raises LongShortError with file, line, what is wrong and what to do.
+    `to_problem(row, where)` reads a row: pass your own function if the columns are none of the known ones.
     """
     problems: dict[str, Problem] = {}
     places: dict[str, str] = {}
@@ -56,8 +67,9 @@ def load_problems(source: str, limit: int | None = None, to_problem: RowReader =
         copies[problem.id] += 1
         if problem.id in problems:
             if _given_id(row):
+                first = places[problem.id]
                 raise LongShortError(
-                    f"{where}: the id {problem.id!r} already stands at {places[problem.id]}; give each problem its own"
+                    f"{where}: the id {problem.id!r} already stands at {first}; give each problem its own"
                 )
             problem = replace(problem, id=f"{problem.id}-{copies[problem.id]}")
         problems[problem.id], places[problem.id] = problem, where
@@ -67,10 +79,10 @@ def load_problems(source: str, limit: int | None = None, to_problem: RowReader =
 
 
 def read_rows(source: str, limit: int | None) -> Rows:
-    """(where it stands, row) of a source as `load_problems` takes it, in order and as they are."""
-    name, colon, rest = source.partition(":")
+    """Yield (place, row) for each row of a source, in order and unchanged."""
+    name, colon, argument = source.partition(":")
     if colon and name in GENERATORS:
-        return GENERATORS[name](rest, limit)
+        return GENERATORS[name](argument, limit)
     path = Path(source)
     reader = READERS.get(path.suffix.lower())
     if path.is_file() and not reader:
@@ -91,13 +103,13 @@ def _miniature(split: str, limit: int | None) -> Rows:
 def _jsonl(path: Path) -> Rows:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            line = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{path}, line {number}").strip()
-            if line:
-                yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
+            where = f"{path}, line {number}"
+            if line := _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where).strip():
+                yield where, _parse(line, where, dict)
 
 
 def _json(path: Path) -> Rows:
-    rows = _parse(_decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path)), str(path), kind=list)
+    rows = _parse(_decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path)), str(path), list)
     for number, row in enumerate(rows, start=1):
         where = f"{path}, row {number}"
         if not isinstance(row, dict):
@@ -111,35 +123,31 @@ def _parquet(path: Path) -> Rows:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise LongShortError(f"{path}: not a readable parquet file ({error}); write it again") from error
 
 
 def _dataset(source: str) -> Rows:
-    import datasets
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-    name, *rest = source.split(":")
-    if len(rest) > 2 or not all([name, *rest]):
+    name, *parts = source.split(":")
+    if len(parts) > 2 or not all([name, *parts]):
         raise LongShortError(f"dataset {source!r} must look like name, name:split or name:config:split")
-    config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else "train")
+    config, split = (parts[0] if len(parts) == 2 else None), (parts[-1] if parts else "train")
     try:
-        rows = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        rows = load_dataset(name, config, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LongShortError(
-            f"dataset {source!r} (config {config or 'default'}, split {split!r}) could not be loaded: {_first_line(error)}; check the "
-            "name, download it once if this machine is offline, or give a local .jsonl or .parquet file"
+            f"dataset {source!r} (config {config or 'default'}, split {split!r}) could not be loaded: {cause}; check "
+            "the name, download it once if this machine is offline, or give a local .jsonl or .parquet file"
         ) from error
     for number, row in enumerate(rows, start=1):
-        yield f"{source}, row {number}", row
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        yield f"{source}, row {number}", dict(row)
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -150,7 +158,7 @@ def _decode(raw: bytes, where: str) -> str:
         raise LongShortError(f"{where}: {fault}; convert the file (iconv -f latin1 -t utf-8)") from error
 
 
-def _parse(text: str, where: str, kind: type = dict) -> Any:
+def _parse(text: str, where: str, kind: type) -> Any:
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -161,86 +169,72 @@ def _parse(text: str, where: str, kind: type = dict) -> Any:
     return value
 
 
-def _question(row: Mapping[str, Any], where: str) -> str:
+def _question(row: Mapping[str, Any]) -> str:
     column = next((name for name in QUESTION_COLUMNS if row.get(name) is not None), None)
     if column is None:
-        raise LongShortError(
-            f"{where}: no question; expected a column {', '.join(QUESTION_COLUMNS)}, got {', '.join(row) or 'none'}"
-        )
+        raise _BadRow(f"no question; expected a column {', '.join(QUESTION_COLUMNS)}, got {', '.join(row) or 'none'}")
     value = row[column]
     if isinstance(value, list):
-        value = "\n\n".join(_chat_content(message, where) for message in value)
+        value = "\n\n".join(map(_chat_content, value))
     if not isinstance(value, str):
-        raise LongShortError(f"{where}: the column {column!r} must hold text, got {type(value).__name__} {value!r}")
+        raise _BadRow(f"the column {column!r} must hold text, got {type(value).__name__} {value!r}")
     question = value.strip()
     if not question:
-        raise LongShortError(f"{where}: the question in column {column!r} is empty; fill it in or delete the row")
+        raise _BadRow(f"the question in column {column!r} is empty; fill it in or delete the row")
     if len(question) > MAX_QUESTION:
-        raise LongShortError(
-            f"{where}: a question of {len(question):,} characters (limit {MAX_QUESTION:,}); shorten or delete it"
-        )
-    return _encodable(question, where)
+        raise _BadRow(f"a question of {len(question):,} characters (limit {MAX_QUESTION:,}); shorten or delete it")
+    return question
 
 
-def _chat_content(message: Any, where: str) -> str:
-    """The text of a user message; "" for the system's, whose place the protocol's own instructions take."""
+def _chat_content(message: Any) -> str:
+    """Return the text of a user message; "" for the system's, which the protocol's own instructions replace."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-        raise LongShortError(
-            f"{where}: a chat prompt is a list of {{role, content}} with text content, got {message!r}"
-        )
+        raise _BadRow(f"a chat prompt is a list of {{role, content}} with text content, got {message!r}")
     if message.get("role") == "assistant":
-        raise LongShortError(
-            f"{where}: the chat prompt holds an assistant message; a problem is what the user asks, delete the rest"
-        )
+        raise _BadRow("the chat prompt holds an assistant message; a problem is what the user asks, delete the others")
     return message["content"] if message.get("role") == "user" else ""
 
 
-def _answer(row: Mapping[str, Any], where: str) -> str:
+def _answer(row: Mapping[str, Any]) -> str:
     value = row.get("answer")
     if value is None and isinstance(row.get("reward_model"), dict):
         value = row["reward_model"].get("ground_truth")
     if value is None and isinstance(solution := row.get("solution"), str):
         boxed = last_boxed(solution)
         if boxed is None and "prompt" not in row:
-            raise LongShortError(
-                f"{where}: no answer: the row has a solution without \\boxed{{}}; add an `answer` column"
-            )
+            raise _BadRow("no answer: the row has a solution without \\boxed{}; add an `answer` column")
         value = solution if boxed is None else boxed
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if value is None:
-        expected = "answer, solution or reward_model.ground_truth"
-        raise LongShortError(
-            f"{where}: no answer; expected a column {expected}, got {', '.join(row)}; add it or delete the row"
-        )
-    return _encodable(_answer_text(value, where), where)
+        expected = "a column answer, solution or reward_model.ground_truth"
+        raise _BadRow(f"no answer; expected {expected}, got {', '.join(row)}; add it or delete the row")
+    return _answer_text(value)
 
 
-def _answer_text(value: Any, where: str) -> str:
-    """`5.0` -> "5", "… #### 1,080" -> "1080"; refuses what cannot be an answer."""
+def _answer_text(value: Any) -> str:
+    """Return the answer as text: `5.0` -> "5", "… #### 1,080" -> "1080"; refuse what cannot be an answer."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise LongShortError(f"{where}: the answer must be text or a number, got {type(value).__name__} {value!r}")
+        raise _BadRow(f"the answer must be text or a number, got {type(value).__name__} {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise LongShortError(f"{where}: the answer is {value}; correct it or delete the row")
+        raise _BadRow(f"the answer is {value}; correct it or delete the row")
     text = str(value)
     if "####" in text:
         text = text.rpartition("####")[2].strip()
         text = text.replace(",", "") if GROUPED.fullmatch(text) else text
     text = text.strip()
     if not text or text.lower() == "nan":
-        raise LongShortError(
-            f"{where}: the answer is {'empty' if not text else repr(text)}; fill it in or delete the row"
-        )
+        raise _BadRow(f"the answer is {'empty' if not text else repr(text)}; fill it in or delete the row")
     return WHOLE.sub(r"\1", text) if WHOLE.fullmatch(text) else text
 
 
-def _encodable(text: str, where: str) -> str:
-    """A lone surrogate (a cut emoji in JSON) passes for text until a tokenizer sees it."""
+def _encodable(text: str) -> str:
+    """Refuse half a character (from a cut emoji in JSON), which would only fail in a tokenizer."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise LongShortError(
-            f"{where}: half a character (\\u{ord(text[error.start]):04x}), which is no text; correct the row"
+        raise _BadRow(
+            f"half a character (\\u{ord(text[error.start]):04x}), which is no text; correct the row"
         ) from error
     return text
 
@@ -249,11 +243,7 @@ def _given_id(row: Mapping[str, Any]) -> str:
     return next((str(row[name]).strip() for name in ID_COLUMNS if row.get(name) is not None), "")
 
 
-def _content_id(question: str, answer: str) -> str:
-    return hashlib.blake2b(f"{question}\0{answer}".encode(), digest_size=6).hexdigest()
-
-
 READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
 """Kinds of local files, by suffix."""
 GENERATORS: dict[str, Callable[[str, int | None], Rows]] = {"miniature": _miniature}
-"""Problems made by a function of (what stands after the colon, limit): the place to plug in a source of your own."""
+"""Functions of (text after the colon, limit) that make problems: the place to plug in your own source."""
