@@ -1,6 +1,6 @@
 """Problems from any source, in one shape.
 
-    load_problems("data/math.jsonl")    load_problems("owner/name:main:train", limit=9)    load_problems("miniature:test")
+    load_problems("data/math.jsonl")    load_problems("owner/name:main:train", limit=9)    load_problems("miniature:dev")
 
 Known columns, first match wins (`answer` may be a number; all other columns are ignored):
 
