@@ -1,6 +1,6 @@
 """Run folders as training and evaluations leave them, made from nothing, for the tests of the report.
 
-python -m tests.report_runs FOLDER      writes FOLDER/{demo,demo-random} and a report of both, and one of the first alone
+python -m tests.report_runs FOLDER   writes FOLDER/{demo,demo-random} and a report of both, and one of the first alone
 """
 
 import json

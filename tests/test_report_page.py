@@ -18,7 +18,6 @@ from tests.report_runs import (
     SHOWN_HOSTILE,
     demo_results,
     measures,
-    pair_of,
     results,
     row,
     write_demo,
@@ -89,33 +88,20 @@ def test_settings_that_differ_come_first(tmp_path):
 def test_tables_have_the_numbers(tmp_path):
     write_results(tmp_path, "results", demo_results(0.0) | {"faults": ["AIME24 could not be had"]})
     page = write_report([tmp_path])
-    text, html = text_of(page), page.read_text()
+    text = text_of(page)
     assert "sampled, 400 problems × 1 System Accuracy Tokens Characters Cost Messages Hand-back" in text
     assert (
-        "pair, trained 0.935 [0.911, 0.959] 40.9 24.2 + 16.7 127 75 + 52 28.4 2.40 0.31 0.98 0.98 + 0.99 0.97" in text
+        "pair, trained results 0.935 [0.911, 0.959] 40.9 24.2 + 16.7 127 75 + 52 28.4 2.40 0.31 0.98 0.98 + 0.99 0.97"
+        in text
     )
     assert "max turns 0.02 turn length 0.01 0.30 1.14" in text
     assert "−2.10" in text
     differences = "+0.153 [+0.108, +0.198], p < 0.001 −62.8 [−64.9, −60.6], p < 0.001"
     assert f"pair, trained − single long model {differences}" in text
-    crossed = "short cold_start short checkpoint-40 short checkpoint-80 long cold_start 0.500 cost 34.2 0.540 cost 34.5"
-    assert crossed in text
     assert "Checkpoints playing with each other, sampled: 9" in text
     assert "eval/results.json: AIME24 could not be had." in text
-    assert re.findall(r"<b>(.*?)</b>", html) == ["0.935", "0.975"]
     assert "On the front, from cheap to accurate: checkpoint-80 with cold_start (results): 0.840 [" in text
     assert "pair, trained (results): 0.935 [0.911, 0.959] at 28.4." in text
-
-
-def test_bold_only_where_the_intervals_say_so(tmp_path):
-    systems = {"x": pair_of("a", "b", "X"), "y": pair_of("c", "d", "Y")}
-    for low, bold in ((0.5, []), (0.61, ["0.650"])):
-        rows = [
-            row("x", {"accuracy": 0.65, "interval": [low, 0.7], "tokens": 5}),
-            row("y", {"accuracy": 0.55, "interval": [0.4, 0.6], "tokens": 9}),
-        ]
-        write_results(tmp_path, "results", results(rows, systems))
-        assert re.findall(r"<b>(.*?)</b>", write_report([tmp_path]).read_text()) == bold
 
 
 def test_pass_at_k_and_the_mean_over_benchmarks(tmp_path):
@@ -124,7 +110,7 @@ def test_pass_at_k_and_the_mean_over_benchmarks(tmp_path):
     write_results(tmp_path, "results", results(rows, {}))
     text = text_of(write_report([tmp_path]))
     assert text.index("Mean over benchmarks: accuracy over tokens") < text.index("Miniature: accuracy over cost")
-    assert "Mean over benchmarks sampled System Accuracy Tokens x 0.250 100.0 Miniature" in text
+    assert "Mean over benchmarks sampled System Accuracy Tokens x results 0.250 100.0 Miniature" in text
     assert "400 problems × 16 System Accuracy pass@2 pass@16 Tokens" in text
     assert "0.625 0.875 15.0 10.0 + 5.0" in text
 

@@ -134,10 +134,10 @@ def test_page_has_the_numbers(folder):
     assert "thoughts per trace min: 2, median: 2, mean: 2.33, max: 3 role tags 1" in text
     assert "1m15s" in text
     assert "optimizer steps 20 loss, first to last 2.000 → 0.250" in text
-    assert "answer 5 +0.250 &lt;u&gt;check 2 −0.125" in text
+    assert "gain in P of &lt;u&gt;check, 2 thoughts -0.125" in text
     assert "long tokens 1,200 long learned tokens 300" in text
     assert "P is averaged over skeletons" in text
-    assert "Accuracy over relative position Tokens generated over relative position" in text
+    assert "Accuracy Tokens generated" in text
     assert 'class="remarks"' not in html
 
 

@@ -46,7 +46,7 @@ def _environment() -> Environment:
     templates = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {"readable": readable, "words": words, "seconds": seconds, "json": embed}
+    templates.filters |= {"readable": readable, "words": words, "seconds": console.duration, "json": embed}
     return templates
 
 
@@ -80,8 +80,3 @@ def readable(value: Any) -> str:
 def words(name: str) -> str:
     """Turn `wrong_answer` into `wrong answer`."""
     return name.replace("_", " ")
-
-
-def seconds(count: float) -> str:
-    """Format seconds as `0.2s`, `42s` or `3m05s`."""
-    return f"{count:.1f}s" if count < 9.95 else console.duration(count)

@@ -39,21 +39,12 @@ class Panel:
         return {metric: kind for metric, kind in metrics.items() if not (by_role and kind == TRAINING)}
 
 
-class LineEnd(NamedTuple):
-    """The last value of a line."""
-
-    run: int
-    kind: str
-    step: int
-    value: float
-
-
 class DrawnPanel(NamedTuple):
-    """A drawing with the last value of each of its lines; `log` says whether its axis is logarithmic."""
+    """A drawing. `ends` has (number of the run, kind, step, value) of the last point of every line."""
 
     title: str
     drawing: Markup
-    ends: list[LineEnd]
+    ends: list[tuple[int, str, int, float]]
     log: bool
 
 
@@ -146,7 +137,7 @@ def _draw(panel: Panel, metrics: Mapping[str, str], runs: Sequence[RunFiles], wi
                 faint.append(Curve(points=points, colour=hue, line="faint"))
             smooth = points if evaluation else running_mean(points, window)
             curves.append(Curve(points=smooth, colour=hue, line="thin" if evaluation else line, dots=evaluation))
-            ends.append(LineEnd(number, kind, *points[-1]))
+            ends.append((number, kind, *points[-1]))
     values = [value for curve in [*faint, *curves] for _, value in curve.points]
     log = panel.log and min(values) > 0 and max(values) > LOG_RATIO * min(values)
     low, high = (None, None) if log else (panel.low, panel.high)

@@ -60,21 +60,17 @@ def _plot(title: str, here: Sequence[ScoredSystem], measure: str, runs: int) -> 
     placed = [_placed(one, measure) for one in here]
     best = front(placed)
     stair = [place for one, after in pairwise(best) for place in ((one.x, one.y), (after.x, one.y))]
-    curves = [Curve(points=[*stair, (best[-1].x, best[-1].y)], colour="is-quiet", line="dotted", dots=False)]
+    curves = [Curve(points=[*stair, (best[-1].x, best[-1].y)], colour="is-quiet", line="dotted")]
     checkpoints: dict[int, list[tuple[float, float]]] = {}
-    labels = set()
     for one, at in zip(here, placed, strict=True):
-        label = "" if one.kind or (one.title, at.x, at.y) in labels else one.title
-        labels.add((one.title, at.x, at.y))  # the same baseline in several runs needs one label
         curves.append(
             Curve(
                 points=[(at.x, at.y)],
                 colour=colour(one.run, "", runs),
                 intervals=[one.row.interval] if one.row.interval else [],
-                label=label,
+                label="" if one.kind else one.title,
                 tip=at.title,
                 hollow=one.baseline,
-                dots=True,
             )
         )
         if one.kind == TRAINING:

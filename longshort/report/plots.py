@@ -9,7 +9,6 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -110,13 +109,10 @@ def thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]
     """Return at most MOST_POINTS points, the lowest and the highest of every stretch, so that no spike is lost."""
     if len(points) <= MOST_POINTS:
         return points
-    ends = [n * len(points) * 2 // MOST_POINTS for n in range(MOST_POINTS // 2 + 1)]
-    stretches = [points[begin:end] for begin, end in pairwise(ends)]
-    return [
-        point
-        for stretch in stretches
-        for point in sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
-    ]
+    size = -(-2 * len(points) // MOST_POINTS)
+    stretches = [points[at : at + size] for at in range(0, len(points), size)]
+    lowest_and_highest = [{min(part, key=lambda at: at[1]), max(part, key=lambda at: at[1])} for part in stretches]
+    return [point for pair in lowest_and_highest for point in sorted(pair)]
 
 
 def _axis(values: Iterable[float], begin: float, end: float, log: bool, margin: float) -> Axis:

@@ -17,11 +17,7 @@ from longshort.types import ROLES, LongShortError
 
 RELOAD = "setTimeout(() => location.reload(), 1000 * %d);\n"
 """Keeps the page's state in the address, which a <meta> refresh would not; that one stands in <noscript>."""
-IN_HEADER = (
-    *("long.model", "short.model", "short.price", "protocol.name", "protocol.max_exchanges", "protocol.episode_tokens"),
-    *("loss.name", "loss.beta", "long.learning_rate", "short.learning_rate", "reward.length_weight"),
-    *("num_problems", "num_generations", "dataset", "seed"),
-)
+IN_HEADER = ("long.model", "short.model", "protocol.name", "loss.name", "reward.length_weight", "dataset", "seed")
 """Settings that stand in the page's head, where they are the same in all runs."""
 
 

@@ -1,11 +1,11 @@
-"""The tables of a report: the systems' measures, their differences, and checkpoints playing with each other."""
+"""The tables of a report: every system's measures, and differences between systems."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from longshort.evaluation.records import ALL, SAMPLED, TRAINING, EvaluationFile, ResultRow, cross_name
+from longshort.evaluation.records import ALL, SAMPLED, TRAINING, ResultRow, cross_name
 from longshort.report.run_files import RunFiles
 from longshort.types import ROLES
 
@@ -29,11 +29,10 @@ COLUMNS = {
 
 
 class Cell(NamedTuple):
-    """A number for people, what stands small below it, and whether it is the best beyond doubt."""
+    """A number for people, and what stands small below it."""
 
     main: str = "–"
     below: str = ""
-    best: bool = False
 
 
 class TableLine(NamedTuple):
@@ -74,29 +73,22 @@ def systems(runs: Sequence[RunFiles]) -> list[ScoredSystem]:
     scored = []
     for number, run in enumerate(runs):
         for name, results in run.evaluations.items():
-            bases, crossed = {one.base for one in results.comparisons}, _crossed(results)
+            bases, played = {one.base for one in results.comparisons}, results.cross_play
+            crossed = {cross_name(long, short) for long in played.long for short in played.short} if played else set()
             for row in run.rows(name):
                 described = results.systems.get(row.system)
                 alone = described is not None and len(set(described.models.values())) == 1
                 kind = TRAINING if name == TRAINING else CROSSED if row.system in crossed else ""
-                scored.append(
-                    ScoredSystem(
-                        run=number,
-                        run_name=run.name if len(runs) > 1 else "",
-                        evaluation=name,
-                        title=results.title(row.system),
-                        kind=kind,
-                        baseline=not kind and (row.system in bases or alone),
-                        row=row,
-                    )
-                )
+                baseline = not kind and (row.system in bases or alone)
+                run_name, title = run.name if len(runs) > 1 else "", results.title(row.system)
+                scored.append(ScoredSystem(number, run_name, name, title, kind, baseline, row))
     return scored
 
 
 def benchmarks(scored: Sequence[ScoredSystem], runs: Sequence[RunFiles]) -> dict[str, str]:
     """Return the benchmarks' titles by name, the mean over all of them first."""
-    described = [one for run in reversed(runs) for file in run.evaluations.values() for one in file.benchmarks.items()]
-    known = {name: one.title for name, one in described if one.title} | {ALL: "Mean over benchmarks"}
+    described = [one for run in runs for file in run.evaluations.values() for one in file.benchmarks.items()]
+    known = {name: one.title for name, one in reversed(described) if one.title} | {ALL: "Mean over benchmarks"}
     names = sorted(dict.fromkeys(one.row.benchmark for one in scored), key=lambda name: name != ALL)
     return {name: known.get(name, name) for name in names}
 
@@ -113,8 +105,6 @@ def benchmark_tables(scored: Sequence[ScoredSystem], runs: Sequence[RunFiles]) -
             decoded = [one for one in here if one.row.decoding == decoding]
             tables += [_measures(decoding, [one for one in decoded if one.kind == kind]) for kind in ("", *FOLDED)]
             tables.append(_differences(runs, name, decoding))
-            for run in runs:
-                tables += [_cross_play(run, evaluation, name, decoding) for evaluation in run.evaluations]
         made[title] = [table for table in tables if table.lines]
     return made
 
@@ -122,18 +112,15 @@ def benchmark_tables(scored: Sequence[ScoredSystem], runs: Sequence[RunFiles]) -
 def _measures(decoding: str, here: Sequence[ScoredSystem]) -> PageTable:
     """Return the table of all measures; a column needs a system that has it."""
     cells = [_cells(one.row) for one in here]
-    if (best := _best(here)) is not None:
-        cells[best]["Accuracy"] = cells[best]["Accuracy"]._replace(best=True)
     columns = list(dict.fromkeys(name for each in cells for name in each))
     sizes = sorted({(n, one.row.get("samples") or 1) for one in here if (n := one.row.get("n")) is not None})
     size = " or ".join(f"{n:,.0f} problems × {samples:.0f}" for n, samples in sizes)
-    evaluations = len({one.evaluation for one in here}) > 1
     lines = [
         TableLine(
             one.title,
             [each.get(name, Cell()) for name in columns],
             one.run if one.run_name else None,
-            " · ".join(filter(None, (one.run_name, one.evaluation if evaluations else ""))),
+            " · ".join(filter(None, (one.run_name, one.evaluation))),
         )
         for one, each in zip(here, cells, strict=True)
     ]
@@ -159,15 +146,6 @@ def _cells(row: ResultRow) -> dict[str, Cell]:
     return cells
 
 
-def _best(here: Sequence[ScoredSystem]) -> int | None:
-    """Return which system's accuracy interval lies above all others'; None if they overlap or are checkpoints."""
-    known = [one.row.interval for one in here if one.row.interval and not one.kind]
-    if len(known) < 2 or len(known) < len(here):
-        return None
-    first = max(range(len(known)), key=lambda at: known[at][0])
-    return first if known[first][0] > max(high for at, (_, high) in enumerate(known) if at != first) else None
-
-
 def _differences(runs: Sequence[RunFiles], benchmark: str, decoding: str) -> PageTable:
     """Return a line per compared pair of systems, with the difference of each metric, its interval and p."""
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
@@ -186,25 +164,3 @@ def _differences(runs: Sequence[RunFiles], benchmark: str, decoding: str) -> Pag
         for (title, run), pair in pairs.items()
     ]
     return PageTable("Differences, paired bootstrap over problems", columns, lines)
-
-
-def _crossed(results: EvaluationFile) -> dict[str, tuple[str, str]]:
-    """Return the (long, short) checkpoints of the systems of the cross-play matrix."""
-    played = results.cross_play
-    return {cross_name(long, short): (long, short) for long in played.long for short in played.short} if played else {}
-
-
-def _cross_play(run: RunFiles, evaluation: str, benchmark: str, decoding: str) -> PageTable:
-    """Return the accuracy of every long model with every short one, with the cost below it."""
-    crossed = _crossed(run.evaluations[evaluation])
-    played: dict[str, dict[str, Cell]] = {}
-    for row in run.rows(evaluation):
-        if row.system in crossed and (row.benchmark, row.decoding) == (benchmark, decoding):
-            long, short = crossed[row.system]
-            cost = row.get("cost")
-            below = "" if cost is None else f"cost {cost:,.1f}"
-            played.setdefault(long, {})[short] = Cell(f"{row.get('accuracy'):.3f}", below)
-    shorts = list(dict.fromkeys(short for cells in played.values() for short in cells))
-    lines = [TableLine(f"long {long}", [each.get(short, Cell()) for short in shorts]) for long, each in played.items()]
-    title = f"Every long model with every short one, {run.name}"
-    return PageTable(title, [f"short {short}" for short in shorts], lines)

@@ -18,12 +18,18 @@ BINS = 10
 
 
 def rollout_figures(lines: Sequence[RolloutLine]) -> dict[str, Markup]:
-    """Return accuracy and length of the continuations over k / n, by title."""
+    """Return accuracy and length of the continuations over k / n."""
     whole = [line for line in lines if line.n and len(line.correct) == len(line.length) > 1]
     accuracy = by_position([[right / line.n for right in line.correct] for line in whole])
     length = by_position([line.length for line in whole])
-    titles = {"Accuracy over relative position": accuracy, "Tokens generated over relative position": length}
-    return {title: _over_position(title, groups) for title, groups in titles.items() if groups}
+    figures = {}
+    for title, groups in {"Accuracy": accuracy, "Tokens generated": length}.items():
+        points = [(x, fmean(values)) for x, values in groups.items()]
+        intervals = [mean_interval(values) for values in groups.values()]
+        curve = Curve(points=points, colour="is-plain", dots=True, intervals=intervals)
+        if points:
+            figures[title] = plot(title, [curve], x_label="relative position, k / n", low=0)
+    return figures
 
 
 def by_position(curves: Sequence[Sequence[float]]) -> dict[float, list[float]]:
@@ -42,13 +48,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean ± 1.96 standard errors, at least 0; a single value has no interval."""
     half = Z95 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return max(0.0, fmean(values) - half), fmean(values) + half
-
-
-def _over_position(title: str, groups: Mapping[float, Sequence[float]]) -> Markup:
-    points = [(x, fmean(values)) for x, values in groups.items()]
-    intervals = [mean_interval(values) for values in groups.values()]
-    curve = Curve(points=points, colour="is-plain", dots=True, intervals=intervals)
-    return plot(title, [curve], x_label="relative position, k / n", low=0)
 
 
 def loss_figure(sft: Mapping[str, SftManifest]) -> Markup | None:

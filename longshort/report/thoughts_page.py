@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from longshort.coldstart.records import CONTINUE, DROPPED_BEFORE, ChunkLine, ImportanceLine, PartitionLine, RolloutLine
 from longshort.report import page
-from longshort.report.tables import Cell, PageTable, TableLine
 from longshort.report.thoughts_figures import loss_figure, rollout_figures
 from longshort.report.thoughts_files import ColdStartFiles, StepFiles, load
 
@@ -37,7 +35,6 @@ def write_page(folder: Path, *, limit: int = 300) -> Path:
         funnel=[_funnel_row(step) for step in files.steps.values()],
         most=max(len(files.traces), 1),
         examples=EXAMPLES,
-        gains=_gains(files),
         loss=loss_figure(files.sft),
         figures=rollout_figures([line for line in rollouts if line.continues]),
         index=[_entry(files, trace) for trace in chosen],
@@ -47,29 +44,14 @@ def write_page(folder: Path, *, limit: int = 300) -> Path:
 
 
 def _funnel_row(step: StepFiles) -> dict[str, Any]:
-    """Return how many traces entered and left a step, and what it counted besides."""
+    """Return how many traces went on after a step, by outcome, and what it counted besides."""
     on = {outcome: count for outcome, count in step.outcomes.items() if outcome in CONTINUE}
     facts: dict[str, Any] = {}
     if step.manifest:
-        facts = (step.manifest.counts.model_extra or {}) | step.manifest.counts.notes
-    return {
-        "step": step,
-        "entered": sum(step.outcomes.values()),
-        "left": sum(on.values()),
-        "on": on,
-        "facts": {page.words(name): value for name, value in facts.items()},
-    }
-
-
-def _gains(files: ColdStartFiles) -> PageTable:
-    """Return by how much thoughts of each kind raised P."""
-    manifest = files.steps["importance"].manifest
-    gains = manifest.counts.gain_by_kind if manifest else {}
-    lines = [
-        TableLine(kind, [Cell(f"{gain.n:,}"), Cell(f"{gain.mean:+.3f}".replace("-", "−"))])
-        for kind, gain in sorted(gains.items(), key=lambda item: -item[1].mean)
-    ]
-    return PageTable("Gain in P by kind of thought", ["Thoughts", "Mean gain"], lines)
+        counts = step.manifest.counts
+        gains = {f"gain in P of {kind}, {gain.n:,} thoughts": gain.mean for kind, gain in counts.gain_by_kind.items()}
+        facts = (counts.model_extra or {}) | counts.notes | gains
+    return {"step": step, "on": on, "facts": {page.words(name): value for name, value in facts.items()}}
 
 
 def _chosen(files: ColdStartFiles, limit: int) -> list[str]:
@@ -88,6 +70,8 @@ def _entry(files: ColdStartFiles, trace: str) -> dict[str, Any]:
     """Return what the list shows and filters by; `share` is the long percentage of the tokens."""
     step, outcome = files.fate(trace)
     chunk, tokens = files.line(trace, ChunkLine), files.line(trace, ImportanceLine).tokens
+    long = files.line(trace, PartitionLine).long
+    long_tokens = sum(count for count, kept in zip(tokens, long, strict=False) if kept)
     return {
         "key": trace,
         "id": trace,
@@ -95,14 +79,8 @@ def _entry(files: ColdStartFiles, trace: str) -> dict[str, Any]:
         "dropped": bool(step),
         "question": chunk.problem.question[:160],
         "thoughts": len(chunk.thoughts),
-        "share": _long_share(tokens, files.line(trace, PartitionLine).long),
+        "share": round(100 * long_tokens / sum(tokens), 1) if long and any(tokens) else None,
     }
-
-
-def _long_share(tokens: Sequence[int], long: Sequence[bool]) -> float | None:
-    if not sum(tokens) or len(tokens) != len(long):  # before the partition
-        return None
-    return round(100 * sum(count for count, kept in zip(tokens, long, strict=True) if kept) / sum(tokens), 1)
 
 
 def _item(files: ColdStartFiles, trace: str) -> dict[str, Any]:

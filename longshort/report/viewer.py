@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -21,12 +21,8 @@ from longshort.report.run_files import RunFiles
 from longshort.report.token_texts import TokenTexts
 from longshort.runs.episodes import EpisodeLine, TrainingLine
 
-QUESTION_LETTERS = 160
-"""Of a question in the list."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeFile:
+class EpisodeFile(NamedTuple):
     """A file of episodes: a training step's, or an evaluation of one system on one benchmark.
 
     `title` is what a reader filters by; `models` are the folders of the models that played in an evaluation, by role.
@@ -36,13 +32,13 @@ class EpisodeFile:
     path: Path
     title: str
     shape: type[TrainingLine] | type[GradedLine]
-    models: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str]
 
     @property
     def where(self) -> str:
         return f"{self.run.name}/{self.path.relative_to(self.run.folder.root)}"
 
-    def count(self) -> int:
+    def lines(self) -> int:
         """Return the number of lines."""
         with self.path.open("rb") as stream:
             return sum(1 for _ in stream)
@@ -66,7 +62,7 @@ def collect(runs: Sequence[RunFiles], most: int, size_mb: float, remarks: list[s
     """
     files = [file for run in runs for file in _evaluations(run, remarks)] + _training(runs)
     viewer, texts, room = Viewer(), TokenTexts(), size_mb * 1e6
-    sizes = [file.count() for file in files]
+    sizes = [file.lines() for file in files]
     viewer.total = sum(sizes)
     for file, share in zip(files, shares(sizes, most), strict=True):
         for number, line in read_lines(file.path, partial(parse_record, file.shape), file.where, remarks, share):
@@ -92,7 +88,7 @@ def collect(runs: Sequence[RunFiles], most: int, size_mb: float, remarks: list[s
 def _training(runs: Sequence[RunFiles]) -> list[EpisodeFile]:
     """Return the files of training, the newest step first."""
     files = [
-        EpisodeFile(run=run, path=path, title="training", shape=TrainingLine)
+        EpisodeFile(run, path, "training", TrainingLine, {})
         for run in runs
         for path in run.folder.episodes.glob("step-*.jsonl")
     ]
@@ -111,7 +107,7 @@ def _evaluations(run: RunFiles, remarks: list[str]) -> list[EpisodeFile]:
         for one in graded:
             title = " · ".join((folder.name, one.system, one.benchmark, one.decoding))
             models = systems[one.system].models if one.system in systems else {}
-            files.append(EpisodeFile(run=run, path=one.path, title=title, shape=GradedLine, models=models))
+            files.append(EpisodeFile(run, one.path, title, GradedLine, models))
     return files
 
 
@@ -130,7 +126,7 @@ def _entry(file: EpisodeFile, line: TrainingLine | GradedLine) -> dict[str, Any]
         "run": file.run.name,
         "source": file.title,
         "id": line.problem.id,
-        "question": line.problem.question[:QUESTION_LETTERS],
+        "question": line.problem.question[:160],
         "stop": line.stop,
         "turns": len(line.turns),
         "tokens": sum(len(turn.token_ids) for turn in line.turns),
