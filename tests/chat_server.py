@@ -1,4 +1,4 @@
-"""An endpoint that says what a test tells it: the page at `/`, the list of models, and a stream of scripted events."""
+"""An endpoint that follows a test's script: the page at `/`, the list of models, and a stream of scripted events."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def finished(text: str, *, stop: str = "answered", hand_backs: int = 0) -> dict:
 class Scripted:
     """`script` holds what is streamed: events, "pause" (until `go` is set), "break" (the stream ends), {"error": …}.
 
-    `requests` are the bodies that came, `keys` their Authorization headers; `left` is set when a client leaves a stream.
+    `requests` are the bodies that came, `keys` their Authorization headers; `left` is set when a client leaves.
     """
 
     def __init__(self, key: str = ""):
@@ -78,8 +78,8 @@ class Scripted:
                         await asyncio.sleep(0.01)
                     self.go.clear()
                     continue
-                told = one if "error" in one else {"object": "chat.completion.chunk", "choices": [], "longshort": one}
-                yield f"data: {json.dumps(told)}\r\n\r\n"
+                chunk = one if "error" in one else {"object": "chat.completion.chunk", "choices": [], "longshort": one}
+                yield f"data: {json.dumps(chunk)}\r\n\r\n"
             yield "data: [DONE]\r\n\r\n"
         except (asyncio.CancelledError, GeneratorExit):
             self.left.set()

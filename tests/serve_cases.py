@@ -1,4 +1,4 @@
-"""A team whose engines say what a test tells them, behind a real server on loopback."""
+"""A team whose engines follow a test's script, behind a real server on loopback."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ HANG, DIE, BUG = "hang", "die", "bug"
 
 
 class ScriptedEngine:
-    """Says the role's lines of the team's script one after the other, piece by piece; `asked` and `left` count calls and cancelled ones."""
+    """Says the role's lines of the script, piece by piece; `asked` and `left` count calls and cancelled ones."""
 
     def __init__(self, role: str, team):
         self.role, self.team, self.tokenizer, self.context = role, team, build_tokenizer(role), 200

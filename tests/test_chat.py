@@ -1,4 +1,4 @@
-"""`longshort chat`: a dialogue on a terminal and in a pipe, and the command against an endpoint that says what it is told."""
+"""`longshort chat`: a dialogue on a terminal and in a pipe, and the command against a scripted endpoint."""
 
 import io
 import os
@@ -258,7 +258,8 @@ def test_a_team_on_this_machine(monkeypatch, capsys):
             "freed",
             "engines ended",
         ]
-    assert capsys.readouterr().out == "".join(f"[short]\n4\n[not finished]\n[{reason}]\n" for reason in ("stopped", "no answer"))
+    ends = [f"[short]\n4\n[not finished]\n[{reason}]\n" for reason in ("stopped", "no answer")]
+    assert capsys.readouterr().out == "".join(ends)
 
 
 def test_nobody_there(capsys):

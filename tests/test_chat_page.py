@@ -1,4 +1,4 @@
-"""The web page at `/` in a real browser, against an endpoint that says what the test tells it to say."""
+"""The web page at `/` in a real browser, against a scripted endpoint."""
 
 import json
 
@@ -11,7 +11,8 @@ from tests.test_viewer import HOSTILE
 
 pytestmark = pytest.mark.engine
 
-CARDS = "[...document.querySelectorAll('.turn')].map(turn => turn.className + ' | ' + turn.innerText.replaceAll('\\n', ' '))"
+CARD = "turn.className + ' | ' + turn.innerText.replaceAll('\\n', ' ')"
+CARDS = f"[...document.querySelectorAll('.turn')].map(turn => {CARD})"
 TEXTS = "[...document.querySelectorAll('.turn .text')].map(text => text.textContent)"
 STATUS = "document.getElementById('status').textContent"
 PROBLEM = "document.getElementById('problem').textContent"

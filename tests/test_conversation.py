@@ -1,4 +1,4 @@
-"""An ask as a dialogue of events: pieces are the text and nothing else, bounds end it in good order, and who leaves frees the engine."""
+"""A query as a dialogue of events: pieces are the text alone, limits end it in order, leaving frees the engine."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ BUDGETS = {"turn_tokens": {LONG: 30, SHORT: 30}, "episode_tokens": 200, "instruc
 
 
 class Writer:
-    """Writes scripted messages token by token, telling whoever watches; keeps what it was asked, and how it was left."""
+    """Writes scripted messages token by token; keeps what it was asked, and whether it was cancelled."""
 
     context = 400
 

@@ -1,4 +1,4 @@
-"""The endpoint as clients see it, through the official `openai` client and plain HTTP: a real server, engines that follow a script."""
+"""The endpoint as the official `openai` client and plain HTTP see it: a real server, engines that follow a script."""
 
 import json
 

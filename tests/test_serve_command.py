@@ -1,4 +1,4 @@
-"""`longshort serve` before and beside its requests: the port, the key's sign, what it prints, what it refuses to start with."""
+"""`longshort serve` apart from its requests: the port, what it prints, what it refuses to start with."""
 
 import socket
 

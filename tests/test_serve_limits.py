@@ -1,4 +1,4 @@
-"""The endpoint when things do not go well: too many callers, callers who leave, engines that fail, a shutdown; and who may call at all."""
+"""The endpoint under stress: too many clients, clients that leave, engines that fail, a shutdown; and who may call."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""`longshort serve` as a user runs it: a real process, real engines, the official client; killed engines, clients who leave, SIGTERM."""
+"""`longshort serve` as users run it: a real process, real engines, killed engines, clients that leave, SIGTERM."""
 
 import asyncio
 import os

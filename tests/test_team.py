@@ -28,7 +28,7 @@ QUESTION = "Last digit of a: 7+b: 6?"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder as training leaves it: two models that close their turns, a checkpoint, the recipe, an evaluation."""
+    """A run's folder as training leaves it: two models that close their turns, checkpoints, a recipe, an evaluation."""
     folder = tmp_path_factory.mktemp("team")
     models = tiny_models.make_speaking(folder / "models")
     config = tiny_models.config(folder, models)
@@ -52,9 +52,9 @@ def evaluation():
     """A results file with the newest checkpoint's pair, an older one's, a single model and a cell of the cross-play."""
 
     def row(system, accuracy):
-        return {"system": system, "benchmark": "miniature:dev", "decoding": "sampled", "n": 8, "samples": 1, "accuracy": accuracy} | {
-            "stderr": 0.1, "interval": [0.1, 0.9], "tokens": 20.0, "turns": 2.0, "hand_back_rate": 0.5, "format": 1.0,
-        }  # fmt: skip
+        names = {"system": system, "benchmark": "miniature:dev", "decoding": "sampled", "n": 8, "samples": 1}
+        measures = {"accuracy": accuracy, "stderr": 0.1, "interval": [0.1, 0.9], "tokens": 20.0, "turns": 2.0}
+        return names | measures | {"hand_back_rate": 0.5, "format": 1.0}
 
     models = {
         "pair": "run/checkpoint-2",
@@ -108,7 +108,7 @@ def test_a_team_folder_holds_all_that_answering_needs(run, folder):
 
 
 def test_what_the_protocol_says_is_written_out(run, tmp_path):
-    """None in a recipe means longshort's own text, which another version may change; the team was trained with this one."""
+    """None in a recipe means longshort's own text; another version may change it, and the team knows this one."""
     engine = run.long.engine.model_copy(update={"extra": {"download_dir": "/data/x", "seed": 3}})
     section = run.long.model_copy(update={"instructions": None, "engine": engine})
     config = run.model_copy(

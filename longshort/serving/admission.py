@@ -86,7 +86,7 @@ class Gate:
         return max(1, math.ceil(self._mean_s * self.max_queue / 2 / self.capacity))
 
     async def drain(self, seconds: float) -> bool:
-        """Admit nothing new and let what was admitted finish within `seconds`; fail the rest. Return whether all did."""
+        """Admit nothing new, let the admitted finish for `seconds`, fail the rest; return whether all finished."""
         self.draining = True
         if await self._emptied(seconds):
             return True

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def page_routes() -> list[Route]:
-    """Return the route of `/`. It needs no key: the page holds no data, and its requests carry the key that is typed in.
+    """Return the route of `/`. It needs no key: the page holds no data, and its requests carry the key typed into it.
 
     The page's style and script run because their hashes stand in its policy; nothing else may.
     """

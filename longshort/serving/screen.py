@@ -37,7 +37,7 @@ def plural(number: int, one: str) -> str:
 
 
 class Transcript:
-    """The dialogue as it is written. On a terminal it has the roles' colours, and the answer is shown again in a frame."""
+    """The dialogue as it is written. A terminal gets the roles' colours, and the answer again in a frame."""
 
     def __init__(self, out: TextIO, **terminal: Any):
         self._console = Console(file=out, highlight=False, markup=False, emoji=False, **terminal)

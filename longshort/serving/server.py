@@ -110,7 +110,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _played(self, queries: Sequence[Query]) -> AsyncIterator[Arrivals]:
-        """Play all queries side by side while the block runs. Leaving it cancels what is not done and frees the engines."""
+        """Play all queries side by side while the block runs. Leaving it cancels the rest and frees the engines."""
         arrivals: Arrivals = asyncio.Queue()
 
         async def play(index: int, query: Query) -> None:

@@ -69,39 +69,33 @@ class Query:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ImpossibleQuery("mode", f"is {self.mode!r}; known: {', '.join(MODES)}")
-        _check_texts(self)
-        _check_limits(self)
-        if self.temperature is not None and not 0 <= self.temperature < math.inf:
-            raise ImpossibleQuery("temperature", f"is {self.temperature}; give 0 (greedy) or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ImpossibleQuery("top_p", f"is {self.top_p}; give more than 0 and at most 1")
-        if self.top_k is not None and self.top_k < 0:
-            raise ImpossibleQuery("top_k", f"is {self.top_k}; give 0 (off) or more")
+        _require(self.mode in MODES, "mode", f"is {self.mode!r}; known: {', '.join(MODES)}")
+        _require(bool(self.question.strip()), "question", "is empty; ask something")
+        _require(all(self.stop), "stop", "holds an empty string, which would end every answer at once; leave it out")
+        taken = sorted(RESERVED.intersection(self.stop))
+        _require(not taken, "stop", f"holds {', '.join(taken)}, which the protocol itself uses; leave it out")
+        for name, text in (("question", self.question), ("stop", "".join(self.stop))):
+            halves = any("\ud800" <= character <= "\udfff" for character in text)
+            _require(not halves, name, "holds half a character (a lone surrogate), which is no text; send whole ones")
+        for name in ("max_turns", "max_tokens", "long_token_budget"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, f"is {value}; give at least 1, or leave it out")
+        if self.mode != PAIR:
+            no_turns = f"counts exchanges, of which mode {self.mode!r} has none; leave it out"
+            _require(self.max_turns is None, "max_turns", no_turns)
+        if self.mode == SHORT:
+            no_long = "is for the long model, which mode 'short' never asks; leave it out"
+            _require(self.long_token_budget is None, "long_token_budget", no_long)
+        temperature, top_p, top_k = self.temperature, self.top_p, self.top_k
+        possible = temperature is None or 0 <= temperature < math.inf
+        _require(possible, "temperature", f"is {temperature}; give 0 (greedy) or more")
+        _require(top_p is None or 0 < top_p <= 1, "top_p", f"is {top_p}; give more than 0 and at most 1")
+        _require(top_k is None or top_k >= 0, "top_k", f"is {top_k}; give 0 (off) or more")
 
 
-def _check_texts(query: Query) -> None:
-    if not query.question.strip():
-        raise ImpossibleQuery("question", "is empty; ask something")
-    if not all(query.stop):
-        raise ImpossibleQuery("stop", "holds an empty string, which would end every answer at once; leave it out")
-    if taken := sorted(RESERVED.intersection(query.stop)):
-        raise ImpossibleQuery("stop", f"holds {', '.join(taken)}, which the protocol itself uses; leave it out")
-    for name, text in (("question", query.question), ("stop", "".join(query.stop))):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ImpossibleQuery(name, "holds half a character (a lone surrogate), which is no text; send whole ones")
-
-
-def _check_limits(query: Query) -> None:
-    for name in ("max_turns", "max_tokens", "long_token_budget"):
-        value = getattr(query, name)
-        if value is not None and value < 1:
-            raise ImpossibleQuery(name, f"is {value}; give at least 1, or leave it out")
-    if query.mode != PAIR and query.max_turns is not None:
-        raise ImpossibleQuery("max_turns", f"counts exchanges, of which mode {query.mode!r} has none; leave it out")
-    if query.mode == SHORT and query.long_token_budget is not None:
-        raise ImpossibleQuery("long_token_budget", "is for the long model, which mode 'short' never asks; leave it out")
+def _require(condition: bool, field: str, what: str) -> None:
+    if not condition:
+        raise ImpossibleQuery(field, what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +123,7 @@ class TurnEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The last event. `text` is the answer or empty, `finish_reason` "length" if a limit ended the episode, else "stop"."""
+    """The last event. `text` is the answer or "", `finish_reason` is "length" if a limit ended it, else "stop"."""
 
     episode: Episode
     text: str

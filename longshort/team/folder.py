@@ -90,6 +90,7 @@ def team_settings(config: LongShortConfig, protocol: TurnProtocol) -> dict[str, 
     """Return the part of a recipe that answering needs, with the protocol's texts written out, so that the defaults of
     another version change nothing."""
     included = {"protocol", "temperature", "top_p", "top_k", "max_engine_restarts", "engine_timeout_s"}
+    included |= {"plugins"} if config.plugins else set()  # one of them may hold the protocol
     settings = config.model_dump(mode="json", include=included)
     for role in protocol.roles:
         section = config.role(role).model_dump(mode="json", include={"price", "turn_tokens", "instructions", "engine"})

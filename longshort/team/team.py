@@ -81,8 +81,8 @@ class Team:
     def solve(self, problems: str | Problem | Sequence[str | Problem], **settings: Any) -> Episode | list[Episode]:
         """Return the team's episode on a problem, or on each of several in their order; they run side by side.
 
-        `settings` are those of `Query` (mode, max_turns, max_tokens, long_token_budget, temperature, top_p, top_k, seed,
-        stop). The same seed and problems give the same episodes: at an evaluation's seed and temperature, its own.
+        `settings` are those of `Query` (mode, max_turns, max_tokens, long_token_budget, temperature, top_p, top_k,
+        seed, stop). The same seed and problems give the same episodes, with an evaluation's settings its own.
         """
         queries = _queries(problems, settings)
         episodes = self._running().run(self._episodes(queries))
@@ -247,12 +247,9 @@ class Team:
         return {role: policy.engine for role, policy in self._pair.policies.items()}
 
     def _decoding(self, query: Query) -> Decoding:
-        own = self.config
-        return Decoding(
-            temperature=own.temperature if query.temperature is None else query.temperature,
-            top_p=own.top_p if query.top_p is None else query.top_p,
-            top_k=own.top_k if query.top_k is None else query.top_k,
-        )
+        settings = {name: getattr(query, name) for name in ("temperature", "top_p", "top_k")}
+        own = {name: getattr(self.config, name) for name in settings}
+        return Decoding(**own | {name: value for name, value in settings.items() if value is not None})
 
 
 def _problem(query: Query) -> Problem:
