@@ -182,12 +182,12 @@ async def train(config: LongShortConfig) -> dict[str, Any]:
     """Train both roles by RL, evaluated before and after; continue from the newest checkpoint of an interrupted run."""
     config = after_cold_start(config)
     trainer = LongShortTrainer(args=config)
-    folder = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
+    start = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
     trainer.check()
-    async with trainer.pair(folder) as pair:
+    async with trainer.pair(start) as pair:
         cold = measured_before(config, "cold_start")
         cold = cold or _show(await measure(config, pair, "cold_start", title=TITLES["cold_start"]))
-        await trainer.run(pair, folder)
+        await trainer.run(pair, start)
         return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained", title=TITLES["trained"]))}
 
 

@@ -32,6 +32,7 @@ from longshort.recipe.schema import LongShortConfig, dump, parse
 from longshort.recipe.strict_yaml import leaves
 from longshort.recorder import Recorder
 from longshort.runs import checkpoint
+from longshort.runs.checkpoint import VerifiedCheckpoint
 from longshort.runs.files import write_whole
 from longshort.runs.layout import RunFolder
 from longshort.team.folder import save_team
@@ -94,10 +95,10 @@ class LongShortTrainer:
         return interruption.run(self._train(resume))
 
     async def _train(self, resume: bool | str | Path) -> dict[str, float]:
-        folder = self.checkpoint_to_resume(resume)
+        start = self.checkpoint_to_resume(resume)
         self.check()
-        async with self.pair(folder) as pair:
-            return await self.run(pair, folder)
+        async with self.pair(start) as pair:
+            return await self.run(pair, start)
 
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Write the pair as it was last saved (`train` saves at its end) as a team folder; return it, by default
@@ -124,7 +125,7 @@ class LongShortTrainer:
             self.config, training=self.problems, held_out=held_out, protocol=self.protocol, graded=self.reward is None
         )
 
-    def checkpoint_to_resume(self, resume: bool | str | Path) -> Path | None:
+    def checkpoint_to_resume(self, resume: bool | str | Path) -> VerifiedCheckpoint | None:
         """Return the verified checkpoint to continue from, or None for a new run.
 
         Raises LongShortError if it is damaged, foreign or of another recipe, and if a new run would mix its
@@ -138,7 +139,8 @@ class LongShortTrainer:
                 )
             return None
         folder = checkpoint.latest(self.output_dir) if resume is True else Path(resume)
-        saved = dict(leaves(checkpoint.verify(folder)["recipe"]))
+        facts = checkpoint.verify(folder)
+        saved = dict(leaves(facts["recipe"]))
         current = dict(leaves(self.config.model_dump(mode="json")))
         for key in sorted(saved.keys() | current.keys()):
             if saved.get(key) != current.get(key) and not may_change(key):
@@ -146,26 +148,26 @@ class LongShortTrainer:
                     f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current.get(key)!r}; "
                     "restore it, or start a new run in another output_dir"
                 )
-        return folder
+        return VerifiedCheckpoint(folder, facts)
 
-    def pair(self, folder: Path | None = None) -> LearningPair:
+    def pair(self, start: VerifiedCheckpoint | None = None) -> LearningPair:
         """Make the engines and learners of this run, from the recipe's models or from a checkpoint."""
         models = {role: self.config.role(role).model for role in self.protocol.roles}
-        learner_models = {role: str(folder / role) for role in models} if folder else None
+        learner_models = {role: str(start.folder / role) for role in models} if start else None
         updates = {role: sum(role in self.schedule(step) for step in range(self.steps)) for role in self.protocol.roles}
         return LearningPair(
             self.config, models, learner_models=learner_models, total_updates=updates, protocol=self.protocol
         )
 
-    async def run(self, pair: LearningPair, folder: Path | None = None) -> dict[str, float]:
-        """Train with a live pair, from the checkpoint `folder` if given.
+    async def run(self, pair: LearningPair, start: VerifiedCheckpoint | None = None) -> dict[str, float]:
+        """Train with a live pair, from the checkpoint `start` if given.
 
         On a signal, drop the rollouts under way, save, raise Interrupted.
         """
         write_whole(self.folder.recipe, dump(self.config))
         recorder = Recorder(self.config, self.steps, self.protocol, self.advantage, pair)
-        if folder:
-            await self._restore(pair, folder, recorder)
+        if start:
+            await self._restore(pair, start, recorder)
         stop = asyncio.Event()
         with interruption.graceful(stop) as received:
             async with console.heartbeat(recorder.status):
@@ -197,7 +199,9 @@ class LongShortTrainer:
             steps=self.steps,
             problems=self.step_problems,
             spares=self.spare_problems,
-            dull=lambda step, group: all(zero_variance(group, role, config.advantage) for role in self.schedule(step)),
+            zero_variance=lambda step, group: all(
+                zero_variance(group, role, config.advantage) for role in self.schedule(step)
+            ),
             policies=pair.policies,
             protocol=self.protocol,
             reward=self.reward or make_reward(config, self.protocol, pair.pool),
@@ -207,11 +211,11 @@ class LongShortTrainer:
             admission=Admission(live=live_episodes(decoded), starting=config.num_problems * config.num_generations),
         )
 
-    async def _restore(self, pair: LearningPair, folder: Path, recorder: Recorder) -> None:
+    async def _restore(self, pair: LearningPair, start: VerifiedCheckpoint, recorder: Recorder) -> None:
         """Restore the learners' state (they hold the checkpoint's weights already) and publish their weights to the
         engines.
         """
-        facts = checkpoint.verify(folder)
+        folder, facts = start.folder, start.facts
         recorder.continue_from(facts["step"])
         await asyncio.gather(*(policy.learner.load(folder / "state" / role) for role, policy in pair.policies.items()))
         for role, policy in pair.policies.items():

@@ -1,15 +1,21 @@
 """A checkpoint is there whole or not at all, and nothing damaged or foreign is ever loaded."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from longshort.runs import checkpoint
-from longshort.types import LongShortError
+from longshort.runs import checkpoint, sealed
+from longshort.runs.files import file_digest
+from longshort.trainer import LongShortTrainer
+from longshort.types import LONG, ROLES, SHORT, LongShortError
+from tests import tiny_models
 
 
 def save(output_dir, step, content="weights"):
@@ -64,6 +70,38 @@ def test_the_newest_counts_by_number_and_old_ones_are_pruned(tmp_path):
     assert checkpoint.latest(tmp_path).name == "checkpoint-100"
     checkpoint.prune(tmp_path, keep=2)
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [10, 100]
+
+
+class ResumedPolicy:
+    """A policy of which a resumed run needs only to load and to publish."""
+
+    def __init__(self):
+        self.learner, self.version, self.loaded = self, 0, []
+
+    async def load(self, folder):
+        self.loaded.append(folder.name)
+
+    async def publish(self):
+        self.version += 1
+
+
+def test_a_resumed_run_hashes_every_file_once(tmp_path, monkeypatch):
+    config = tiny_models.config(tmp_path, tiny_models.make(tmp_path), dataset="miniature:train", max_steps=6)
+    output = Path(config.output_dir)
+    folder = checkpoint.begin(output, 5)
+    (folder / "state" / "x.json").write_text("{}")
+    facts = {"step": 5, "versions": {LONG: 3, SHORT: 4}, "recipe": config.model_dump(mode="json")}
+    final = checkpoint.commit(folder, facts)
+    hashed = []
+    monkeypatch.setattr(sealed, "file_digest", lambda path: hashed.append(path.name) or file_digest(path))
+    trainer = LongShortTrainer(args=config)
+    start = trainer.checkpoint_to_resume(True)
+    policies = {role: ResumedPolicy() for role in ROLES}
+    recorder = SimpleNamespace(continue_from=lambda step: None, done=5)
+    asyncio.run(trainer._restore(SimpleNamespace(policies=policies), start, recorder))
+    assert start.folder == final
+    assert hashed == ["x.json"]
+    assert [(policy.version, policy.loaded) for policy in policies.values()] == [(3, ["long"]), (4, ["short"])]
 
 
 def test_nothing_to_resume_is_said(tmp_path):

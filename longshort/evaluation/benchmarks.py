@@ -14,11 +14,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longshort.data import GENERATORS, READERS, load_problems, normalise
+from longshort.data import GENERATORS, READERS, RowReader, load_problems, normalise
 from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import stable_seed
 from longshort.recipe.schema import LongShortConfig, lookup
@@ -100,7 +99,10 @@ def load_benchmark(name: str, *, data_dir: str | Path = "", limit: int | None = 
             lookup(BENCHMARKS, name, "benchmark")  # raises, with the nearest name
         return LoadedBenchmark(name=name, title=name, source=name, problems=tuple(load_problems(name, limit)))
     benchmark = BENCHMARKS[name]
-    to_problem = partial(benchmark.normalise, seed=seed)
+
+    def to_problem(row: Mapping[str, Any], where: str) -> Problem:
+        return benchmark.normalise(row, where, seed)
+
     if file := _local_file(name, data_dir):
         problems, source = load_problems(str(file), limit, to_problem), str(file)
     else:
@@ -187,9 +189,7 @@ def _local_file(name: str, data_dir: str | Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _from_hub(
-    name: str, data_dir: str | Path, limit: int | None, to_problem: Callable[[Mapping[str, Any], str], Problem]
-) -> list[Problem]:
+def _from_hub(name: str, data_dir: str | Path, limit: int | None, to_problem: RowReader) -> list[Problem]:
     """Load the problems by the benchmark's hub name; an error also names the places that hold no file."""
     benchmark = BENCHMARKS[name]
     if limit is None and benchmark.hub.partition(":")[0] in GENERATORS:

@@ -86,14 +86,15 @@ class ResultRow(BaseModel):
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval of the accuracy, or None if the row has none."""
         match self.measures.get("interval"):
-            case [low, high] if _is_finite(low) and _is_finite(high) and low <= high:
-                return float(low), float(high)
+            case [low, high]:
+                bounds = _finite(low), _finite(high)
+                if bounds[0] is not None and bounds[1] is not None and bounds[0] <= bounds[1]:
+                    return bounds[0], bounds[1]
         return None
 
     def get(self, name: str) -> float | None:
         """Return a measure, or None if it was not taken or is not a finite number."""
-        value = self.measures.get(name)
-        return float(value) if _is_finite(value) else None
+        return _finite(self.measures.get(name))
 
     def named(self, prefix: str) -> dict[str, float]:
         """Return the measures whose names begin with `prefix`, without it: `stop/` -> {"answered": 0.98, …}."""
@@ -201,9 +202,10 @@ def graded_files(folder: Path) -> tuple[list[GradedFile], list[Path]]:
     return files, unknown
 
 
-def _is_finite(value: Any) -> bool:
-    """Return whether a JSON value is a number that fits a finite float."""
+def _finite(value: Any) -> float | None:
+    """Return a JSON value as a finite float, or None if it is not one."""
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer beyond floats
-        return False
+        return None
+    return number if math.isfinite(number) else None

@@ -53,15 +53,15 @@ class EpisodeLine(BaseModel):
 
     @classmethod
     def of(cls, episode: Episode) -> EpisodeLine:
-        """Make the line of an episode; ValueError if a role's prompt does not begin with what it read and wrote before."""
+        """Make an episode's line; ValueError if a role's prompt does not begin with what it read and wrote before."""
         seen: dict[str, tuple[int, ...]] = {}
         turns = []
         for turn in episode.turns:
             before, completion = seen.get(turn.role, ()), turn.completion
             if turn.prompt_ids[: len(before)] != before:
                 raise ValueError(
-                    f"problem {episode.problem.id}: a prompt of {turn.role!r} does not begin with the {len(before)} ids "
-                    f"that it read and wrote before; rendering must be append-only (dialogue/protocols.py)"
+                    f"problem {episode.problem.id}: a prompt of {turn.role!r} does not begin with the {len(before)} "
+                    "ids that it read and wrote before; rendering must be append-only (dialogue/protocols.py)"
                 )
             turns.append(
                 TurnLine(

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longshort.runs.files import file_digest as digest
 from longshort.runs.files import open_whole, refuse_changes, write_json
 from longshort.types import LongShortError
 from longshort.version import __version__
