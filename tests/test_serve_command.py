@@ -44,12 +44,7 @@ def test_loopback_is_told_from_the_rest():
         host
         for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example.org")
         if is_loopback(host)
-    ] == [
-        "127.0.0.1",
-        "127.9.9.9",
-        "::1",
-        "localhost",
-    ]
+    ] == ["127.0.0.1", "127.9.9.9", "::1", "localhost"]
 
 
 def test_the_greeting_tells_where_who_how_much_and_how():

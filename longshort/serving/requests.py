@@ -47,8 +47,6 @@ NOT_OFFERED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 """Key -> (values that ask for nothing, why any other value is refused)."""
 SETTINGS = ("mode", "max_turns", "max_tokens", "long_token_budget", "temperature", "top_p", "top_k", "stop")
 """Fields that go into a Query unchanged."""
-NOT_SAID = {"name", "refusal", "annotations", "reasoning", "reasoning_content"}
-"""Keys of a message that clients send back with a history; they are not part of its text."""
 
 
 class Body(BaseModel):
@@ -116,15 +114,19 @@ class Completion(Body):
 
 
 class Message(Body):
+    """A message of a conversation; keys that clients send back with a history, such as `refusal`, are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str = ""
 
     @field_validator("content", mode="before")
     @classmethod
     def _join_parts(cls, content: Any) -> Any:
-        """Join the text parts of a content that is a list."""
+        """Return the text; that of all parts if the content is a list, "" if it is null."""
         if not isinstance(content, list):
-            return content
+            return "" if content is None else content
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 kind = part.get("type", part) if isinstance(part, dict) else part
@@ -168,19 +170,10 @@ def read_request(kind: type[Request], body: bytes) -> Request:
     if newer is not None and (older := tree.setdefault("max_tokens", newer)) != newer:
         both = f"max_tokens is {older!r} but max_completion_tokens is {newer!r}; send one of them"
         raise ApiError(400, both, param="max_tokens", code="invalid_value")
-    if isinstance(tree.get("messages"), list):
-        tree["messages"] = [_said(message) for message in tree["messages"]]
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise _refusal(error, kind) from None
-
-
-def _said(message: Any) -> Any:
-    """Return a message without its nulls and without what is not part of its text."""
-    if not isinstance(message, dict):
-        return message
-    return {key: value for key, value in message.items() if key not in NOT_SAID and value not in (None, [])}
 
 
 def _refusal(error: ValidationError, kind: type[Completion]) -> ApiError:
