@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from longshort.dialogue.encoding import encode_plain, encode_problem, encode_tag
+from longshort.dialogue.encoding import encode_plain, encode_problem, encode_tag, special_ids
 from longshort.dialogue.turns import LENGTH_STOPS, closed_well, count_hand_backs, tightest
 from longshort.types import LONG, Episode, Problem, Turn
 
@@ -68,17 +68,16 @@ class OneMessage(Solo):
 
     def __init__(self, *, role: str, turn_tokens: int, pair: LongShort):
         super().__init__(role=role, turn_tokens=turn_tokens, instructions=pair.instructions[role])
-        self.pair, self.closing, self.tags = pair, pair.closing[role], pair.tags
+        self.opening, self.closing, self.tags = pair.opening[role], pair.closing[role], pair.tags
 
     def next(self, turns: Sequence[Turn]) -> str:
         return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
 
     def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
-        opening = encode_tag(tokenizer, self.pair.opening[self.role], self.tags)
-        return super().render(problem, turns, speaker, tokenizer) + opening
+        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        return self.pair.stops(self.role, tokenizer)
+        return self.closing, special_ids(tokenizer, self.closing) if self.tags == "special" else ()
 
     def well_formed(self, episode: Episode, role: str) -> bool:
         """As in the pair. (A message that ends with the end-of-text token is graded but not well-formed.)"""
