@@ -105,7 +105,8 @@ def test_a_name_that_is_nothing_is_met_with_the_nearest_one(tmp_path):
 def test_where_neither_folder_nor_hub_has_it_both_are_named(tmp_path):
     message = refusal("math500", data_dir=tmp_path)
     assert message.startswith(
-        f"benchmark 'math500': the folder {tmp_path} holds no math500.* or math500_test.* (.jsonl, .json, .parquet), and"
+        f"benchmark 'math500': the folder {tmp_path} holds no math500.* or math500_test.* "
+        "(.jsonl, .json, .parquet), and"
     )
     assert "dataset 'HuggingFaceH4/MATH-500:test' (config default, split 'test') could not be loaded" in message
     assert "gated" not in message
@@ -279,7 +280,10 @@ def test_every_row_loads_and_every_gold_parses_and_verifies(shared_data, name, f
         assert check_golds(loaded.problems, pool) == GoldCheck(problems=count, parsed=count, verified=count, faults={})
 
 
-RIGHT = r"C|c|(C)|C.|[C]|\text{C}|\textbf{(C)}|C)|C) 3.2 eV|(C) 7|Option C|\text{Answer: C}|\mathbb{C}|\text{\textbf{C}}|The answer is C"
+RIGHT = (
+    r"C|c|(C)|C.|[C]|\text{C}|\textbf{(C)}|C)|C) 3.2 eV|(C) 7|Option C|\text{Answer: C}|\mathbb{C}"
+    r"|\text{\textbf{C}}|The answer is C"
+)
 WRONG = r"B|A, C|C or D|A=C|CC|A) C|not C|ABCD|(A) or (C)|3|Cat|C_1|C+1"
 
 

@@ -1,4 +1,5 @@
-"""`longshort eval` as a user runs it: real engines, several systems, killed and continued, and the same numbers twice."""
+"""`longshort eval` as a user runs it: real engines, several systems, killed and continued, and the same numbers
+twice."""
 
 import json
 import os

@@ -36,7 +36,8 @@ class FakeEngine:
 
 @pytest.fixture
 def cluster(monkeypatch, tmp_path):
-    """`engines(config)` whose processes are fakes on a cluster of `there["gpus"]`, a log, and models a, b, … of either origin."""
+    """`engines(config)` whose processes are fakes on a cluster of `there["gpus"]`, a log, and models a, b, … of
+    either origin."""
     log, there = [], {"gpus": 0.0, "room": 9}
     monkeypatch.setattr(
         ray_cluster, "make_engine", lambda role, folder, config, tokenizer: FakeEngine(role, folder, log)

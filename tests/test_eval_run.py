@@ -1,4 +1,5 @@
-"""A whole evaluation with fake engines: what it starts, what it writes, what it skips the second time, what it tells."""
+"""A whole evaluation with fake engines: what it starts, what it writes, what it skips the second time, what it
+tells."""
 
 import asyncio
 import json

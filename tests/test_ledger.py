@@ -72,7 +72,7 @@ def test_lines_without_a_manifest_are_refused_and_kept(tmp_path):
     ledger = Ledger(tmp_path, "chunk", SETTINGS, INPUTS)
     ledger.append(row("a"))
     ledger.manifest_path.unlink()
-    with pytest.raises(LongShortError, match="has lines but chunk.manifest.json, .* is missing"):
+    with pytest.raises(LongShortError, match=r"has lines but chunk\.manifest\.json, .* is missing"):
         Ledger(tmp_path, "chunk", SETTINGS, INPUTS)
     assert len(list(read(ledger.path))) == 1
 

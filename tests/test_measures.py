@@ -114,14 +114,17 @@ def test_samples_that_always_agree_are_worth_one_per_problem(marks):
 
 
 def test_samples_that_differ_within_problems_are_worth_more_but_no_more_than_there_are():
-    # Means 1, 1/2, 0 and the added 0, 1: p = 1/2, variance (4 * 1/4 + 0) / 5 = 1/5, so worth 3 * (1/4) / (1/5) = 3.75 of 6 samples
+    # Means 1, 1/2, 0 and the added 0, 1: p = 1/2, variance (4 * 1/4 + 0) / 5 = 1/5,
+    # so worth 3 * (1/4) / (1/5) = 3.75 of 6 samples
     assert accuracy_interval(graded("++", "+-", "--")) == pytest.approx(wilson(3.75 / 2, 3.75))
-    # Ten means of 1/2 and the added 0, 1: variance 2/4 / 12 = 1/24, worth 10 * (1/4) * 24 = 60, but there are only 20 samples
+    # Ten means of 1/2 and the added 0, 1: variance 2/4 / 12 = 1/24,
+    # worth 10 * (1/4) * 24 = 60, but there are only 20 samples
     assert accuracy_interval(graded(*["+-"] * 10)) == pytest.approx(wilson(10, 20))
 
 
 def test_pass_at_k_by_hand():
-    # 1 of 4 right: the 3 that are wrong make C(3,2) = 3 of the 6 pairs, so half of the pairs hold a right one; 3 right: every pair
+    # 1 of 4 right: the 3 wrong ones make C(3,2) = 3 of the 6 pairs, so half of the pairs hold a right one;
+    # 3 right: every pair
     one, three, none = graded("+---"), graded("+++-"), graded("----")
     assert [pass_at(one, k) for k in (1, 2, 3, 4)] == [1 / 4, 1 / 2, 3 / 4, 1]
     assert [pass_at(three, k) for k in (1, 2)] == [3 / 4, 1] and pass_at(none, 4) == 0
@@ -135,10 +138,12 @@ def test_pass_at_k_needs_k_samples(k):
 
 
 def test_rethinking_phrases_are_found_once_each_in_any_case():
-    text = "Hmm, 12. Wait, let me double-check: wait. ALTERNATIVELY, hold on, I made a mistake; so let’s just verify. Think again!"
+    text = "Hmm, 12. Wait, let me double-check: wait. ALTERNATIVELY, hold on, I made a mistake; "
+    text += "so let’s just verify. Think again!"
     names = ["hmm", "wait", "double-check", "alternatively", "hold on", "mistake", "let me verify", "think again"]
     assert rethinking_phrases(text) == dict.fromkeys(names, 1) | {"wait": 2}
-    text = "Let me check that again. Actually, no. It is 5, but actually 6. On second thought, I am reconsidering: re-examine it."
+    text = "Let me check that again. Actually, no. It is 5, but actually 6. "
+    text += "On second thought, I am reconsidering: re-examine it."
     assert rethinking_phrases(text) == {"let me check": 1, "actually": 2, "on second thought": 1, "reconsider": 2}
     text = "Whoops. Recalculate it from scratch, or try a different approach."
     assert rethinking_phrases(text) == {"oops": 1, "recalculate": 1, "start over": 1, "another way": 1}
@@ -147,7 +152,8 @@ def test_rethinking_phrases_are_found_once_each_in_any_case():
 
 def test_ordinary_words_are_no_rethinking():
     text = (
-        "A waiter, waiting, has to wait; they wait for 5 minutes, and the wait time is actually 6. Hold on to the hoops. I made a cake. "
+        "A waiter, waiting, has to wait; they wait for 5 minutes, and the wait time is actually 6. "
+        "Hold on to the hoops. I made a cake. "
         "Check a: 4*6. That is right. Let me think.</rethink>"
     )
     assert rethinking_phrases(text) == {}
@@ -209,7 +215,8 @@ def test_overall_is_the_mean_over_benchmarks():
         "characters": 900.0,
         "cost": 120.0,
     }
-    # sides: below sqrt(0.1² + 0.3²) / 2 = 0.158114, above sqrt(0.06² + 0.08²) / 2 = 0.05; error sqrt(0.03² + 0.04²) / 2 = 0.025
+    # sides: below sqrt(0.1² + 0.3²) / 2 = 0.158114, above sqrt(0.06² + 0.08²) / 2 = 0.05;
+    # error sqrt(0.03² + 0.04²) / 2 = 0.025
     row = overall([first, second])
     assert row.pop("interval") == pytest.approx([0.7 - 0.158114, 0.75], abs=1e-6)
     assert row == pytest.approx({"accuracy": 0.7, "stderr": 0.025, "tokens": 200.0, "characters": 650.0, "cost": 100.0})
@@ -246,14 +253,16 @@ def test_aes_refuses_a_base_that_it_would_divide_by(base):
 
 
 def test_a_comparison_of_two_problems_by_hand():
-    """Differences 1 and 0: the four draws have the means 1, 1/2, 1/2, 0; two lie as far from the 1/2 found as that does from 0."""
+    """Differences 1 and 0: the four draws have the means 1, 1/2, 1/2, 0; two lie as far from the 1/2 found as that
+    does from 0."""
     found = compare(graded("+", "+"), graded("-", "+"), "accuracy", PRICES, resamples=40_000)
     assert (found.difference, found.interval) == (0.5, (0.0, 1.0))
     assert found.p == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_comparison_pairs_problems_whatever_their_order_and_averages_their_samples():
-    # Problem a: 1 - 1/2, problem b: 1/2 - 0: each difference is 1/2, so every draw is; p is as small as 99 draws can make it
+    # Problem a: 1 - 1/2, problem b: 1/2 - 0: each difference is 1/2, so every draw is;
+    # p is as small as 99 draws can make it
     a, b = graded("++", "-+", names="ab"), graded("--", "+-", names="ba")
     assert compare(a, b, "accuracy", PRICES, resamples=99) == Comparison(difference=0.5, interval=(0.5, 0.5), p=0.01)
 
@@ -269,7 +278,8 @@ def test_tokens_and_cost_are_compared_in_their_units():
 
 
 def test_interval_and_p_agree_with_the_normal_law_where_there_are_many_problems():
-    """240 problems, differences +1 for 60, -1 for 30, else 0: mean 1/8, variance 90/240 - 1/64 = 0.359375, s.e. 0.0386961; z = 3.23.
+    """240 problems, differences +1 for 60, -1 for 30, else 0: mean 1/8, variance 90/240 - 1/64 = 0.359375, s.e.
+    0.0386961; z = 3.23.
 
     The normal interval is 0.125 ± 0.0758 and its p 0.0012.
     """

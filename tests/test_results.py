@@ -1,4 +1,5 @@
-"""The results file and its tables: rows added and replaced, means and scores beside them, nothing that ends its cell."""
+"""The results file and its tables: rows added and replaced, means and scores beside them, nothing that ends its
+cell."""
 
 import asyncio
 import json
@@ -34,13 +35,14 @@ from longshort.types import LONG, ROLES, SHORT, Completion, Episode, LongShortEr
 FACTS = {"title": "Sums", "source": "sums.jsonl", "problems": 4, "golds_parsed": 4, "golds_verified": 4}
 PAIR = {"title": "pair", "models": {"long": "l", "short": "s"}, "protocol": "LongShort"}
 MEASURES = {
-    "n": 4, "samples": 2, "accuracy": 0.75, "stderr": 0.1, "interval": [0.4, 0.9], "pass@1": 0.75, "pass@2": 1.0, "tokens": 30.0,
-    "tokens/long": 20.0, "tokens/short": 10.0, "characters": 90.0, "cost": 22.5, "turns": 2.5, "hand_back_rate": 0.25, "format": 0.5,
-    "rethinking": 1.25,
+    "n": 4, "samples": 2, "accuracy": 0.75, "stderr": 0.1, "interval": [0.4, 0.9], "pass@1": 0.75, "pass@2": 1.0,
+    "tokens": 30.0, "tokens/long": 20.0, "tokens/short": 10.0, "characters": 90.0, "cost": 22.5, "turns": 2.5,
+    "hand_back_rate": 0.25, "format": 0.5, "rethinking": 1.25,
 }  # fmt: skip
 BASE = {
-    "n": 4, "samples": 2, "accuracy": 0.5, "stderr": 0.2, "interval": [0.2, 0.8], "pass@1": 0.5, "pass@2": 0.75, "tokens": 60.0,
-    "tokens/long": 60.0, "characters": 180.0, "cost": 60.0, "turns": 1.0, "hand_back_rate": 0.0, "format": 1.0, "rethinking": 3.0,
+    "n": 4, "samples": 2, "accuracy": 0.5, "stderr": 0.2, "interval": [0.2, 0.8], "pass@1": 0.5, "pass@2": 0.75,
+    "tokens": 60.0, "tokens/long": 60.0, "characters": 180.0, "cost": 60.0, "turns": 1.0,
+    "hand_back_rate": 0.0, "format": 1.0, "rethinking": 3.0,
 }  # fmt: skip
 
 
@@ -79,7 +81,8 @@ def test_the_file_says_what_made_it(tmp_path):
     content = json.loads(path.read_text())
     assert content == written
     assert list(content) == [
-        "name", "made", "longshort", "versions", "settings", "faults", "benchmarks", "systems", "results", "comparisons", "cross_play",
+        "name", "made", "longshort", "versions", "settings", "faults", "benchmarks", "systems", "results",
+        "comparisons", "cross_play",
     ]  # fmt: skip
     assert content["longshort"] == __version__
     assert content["versions"].keys() >= {"python", "torch", "transformers", "ray"}

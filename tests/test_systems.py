@@ -28,7 +28,8 @@ def model(folder: Path, weights: str = "w") -> str:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with base models, a cold start and two checkpoints; returns `recipe(**settings)` and the folder of everything."""
+    """A run with base models, a cold start and two checkpoints; returns `recipe(**settings)` and the folder of
+    everything."""
     for name in ("base", "run/checkpoint-20", "run/checkpoint-40"):
         for role in ROLES:
             model(tmp_path / name / role)
@@ -208,7 +209,7 @@ def test_a_recipe_of_one_model_evaluates_it_with_its_own_instructions(run):
         (
             [{"name": "x", "long": "checkpoint-30"}],
             {},
-            r"eval.systems: x, long: no folder 'checkpoint-30'.*; what a run made is called trained, checkpoint-<step>, cold_start or base",
+            r"eval.systems: x, long: no folder 'checkpoint-30'.*; what a run made is called trained",
         ),
         ([{"name": "x", "short": "./none"}], {}, r"eval.systems: x, short: no folder './none'"),
     ],

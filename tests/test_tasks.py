@@ -1,4 +1,5 @@
-"""The unit of an evaluation: one system on one benchmark, kept line by line, stopped anywhere and continued, never mixed with another."""
+"""The unit of an evaluation: one system on one benchmark, kept line by line, stopped anywhere and continued, never
+mixed with another."""
 
 import asyncio
 import errno
@@ -27,7 +28,8 @@ TOKENIZER = build_tokenizer(LONG)
 
 
 class Engine:
-    """Answers with the seed's last bit, whenever it is asked, `enough` times; then it fails once, if it is to, and is silent."""
+    """Answers with the seed's last bit, whenever it is asked, `enough` times; then it fails once, if it is to, and is
+    silent."""
 
     context, tokenizer = 500, TOKENIZER
 
@@ -201,7 +203,8 @@ def test_after_an_engines_failure_nobody_goes_on_asking_and_what_is_done_is_kept
 
 
 def test_a_full_disk_is_told_as_such_to_the_end(task, monkeypatch):
-    """The manifest that is written on the way out meets the same full disk, and must not hide the reason behind a traceback."""
+    """The manifest that is written on the way out meets the same full disk, and must not hide the reason behind a
+    traceback."""
     ledger = open_ledger(CONFIG, task)
     monkeypatch.setattr(Path, "open", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(

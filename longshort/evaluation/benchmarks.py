@@ -219,8 +219,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def file_part(benchmark: str) -> str:
-    """Return a benchmark's name as part of a file name, at most 100 characters: `miniature:test` ->
-    "miniature-test"."""
+    """Return a name for files, at most 100 characters long: `miniature:test` -> "miniature-test"."""
     return re.sub(r"[^\w@+-]+", "-", benchmark)[-100:].strip("-")
 
 

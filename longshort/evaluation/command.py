@@ -167,8 +167,7 @@ async def measure(
 
 
 def measured_before(config: LongShortConfig, name: str) -> dict[str, Any] | None:
-    """Return what `measure` returned for this stage of the run, or None if it was not measured on the recipe's first
-    benchmark."""
+    """Return what `measure` returned for this stage, or None if it has no row on the recipe's first benchmark."""
     file, first = (
         open_results(RunFolder.of(config).evaluations, STAGES, {}, fresh=False),
         [*config.eval.benchmarks, ""][0],

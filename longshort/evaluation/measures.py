@@ -89,8 +89,7 @@ def pass_at(evaluation: Evaluation, k: int) -> float:
 
 
 def characters(episode: Episode, role: str) -> int:
-    """Count the characters that `role` sampled: the text of its turns without closing tags, nothing that it only
-    read."""
+    """Count the characters of a role's turns, without closing tags and without what it only read."""
     return sum(len(turn.completion.text) for turn in episode.turns if turn.role == role)
 
 
@@ -213,8 +212,7 @@ def _problems(evaluation: Evaluation) -> Counter[Problem]:
 
 
 def _means_in_order(evaluation: Evaluation, values: Sequence[float]) -> np.ndarray:
-    """Return per-problem means sorted by problem id, so that two evaluations of the same problems align. Shape
-    [problems]."""
+    """Return per-problem means sorted by problem id, so that two evaluations align. Shape [problems]."""
     ids = [episode.problem.id for episode in evaluation.episodes[:: evaluation.num_samples]]
     return np.array(by_problem(evaluation, values))[sorted(range(len(ids)), key=ids.__getitem__)]
 

@@ -52,8 +52,7 @@ class DescribedSystem(EvaluationRecord):
 
 
 class DescribedBenchmark(EvaluationRecord):
-    """A benchmark as a results file describes it: where its problems came from, and how many reference answers the
-    grader can use."""
+    """A benchmark as a results file describes it: its source, and how many reference answers the grader can use."""
 
     title: str = ""
     source: str = ""
@@ -63,8 +62,7 @@ class DescribedBenchmark(EvaluationRecord):
 
 
 class ResultRow(BaseModel):
-    """The measures of one system on one benchmark in one decoding (longshort/evaluation/measures.py), by name,
-    whatever they are."""
+    """The measures (evaluation/measures.py) of one system on one benchmark in one decoding, by name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

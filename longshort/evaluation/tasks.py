@@ -50,8 +50,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The name of its files: `pair.miniature-test.sampled`. Readers take what it means from the manifest
-        (records.graded_files)."""
+        """The name of its files: `pair.miniature-test.sampled`. Only the manifest says what they hold."""
         return ".".join((self.system.name, file_part(self.benchmark.loaded.name), self.decoding))
 
     @property
@@ -70,8 +69,7 @@ class Task:
 
 
 def prepare_benchmarks(config: LongShortConfig, pool: GradingPool) -> tuple[list[Prepared], list[str]]:
-    """Return the recipe's usable benchmarks, and a sentence for each that cannot be used; LongShortError if there is
-    none to use."""
+    """Return the usable benchmarks, and a sentence for each that is not; LongShortError if none is usable."""
     usable: list[Prepared] = []
     faults: list[str] = []
     for loaded in load_benchmarks(config, faults):
@@ -101,8 +99,7 @@ def prepare_benchmarks(config: LongShortConfig, pool: GradingPool) -> tuple[list
 def tasks_of(
     config: LongShortConfig, folder: Path, system: System, benchmarks: Sequence[Prepared], *, greedy: bool
 ) -> list[Task]:
-    """Return a system's tasks: sampled as the recipe says; also greedy if `greedy`, only greedy if the recipe's
-    temperature is 0."""
+    """Return a system's tasks: sampled, and greedy if requested; only greedy if the recipe's temperature is 0."""
     sampled = Decoding(temperature=config.eval.temperature, top_p=config.top_p, top_k=config.top_k)
     tasks = []
     for benchmark in benchmarks:

@@ -22,8 +22,7 @@ from longshort.types import LongShortError
 
 @dataclass(frozen=True, slots=True)
 class VerifiedCheckpoint:
-    """A checkpoint whose files were all hashed and are unaltered, and its manifest. Pass it on instead of verifying
-    again."""
+    """A checkpoint whose files are all unaltered, and its manifest. Pass it on instead of hashing again."""
 
     folder: Path
     facts: dict[str, Any]
@@ -39,14 +38,12 @@ def begin(output_dir: Path, step: int) -> Path:
 
 
 def commit(folder: Path, facts: dict[str, Any]) -> Path:
-    """Hash, flush and publish what `begin` returned, with `facts` (step, versions, …) in the manifest; return the
-    final folder."""
+    """Hash, flush and publish what `begin` returned; `facts` go into the manifest. Return the final folder."""
     return sealed.seal(folder, folder.with_name(folder.name.removeprefix(".")), "checkpoint", facts)
 
 
 def verify(folder: Path, parts: Sequence[str] = sealed.EVERYTHING) -> dict[str, Any]:
-    """Return the manifest of a checkpoint of which these parts are complete and unaltered; LongShortError names the
-    damage."""
+    """Return the manifest if these parts are complete and unaltered; LongShortError names the damage."""
     return sealed.verify(folder, "checkpoint", "resume from an older checkpoint", parts)
 
 

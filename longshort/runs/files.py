@@ -22,8 +22,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def open_whole(path: Path) -> Iterator[TextIO]:
-    """Open a text file for writing; it takes its name when the block ends, and leaves what was there before if the
-    block raises."""
+    """Open a text file for writing. It replaces an older one when the block ends, but not if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
     try:

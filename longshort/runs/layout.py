@@ -78,11 +78,11 @@ class RunFolder:
         return self.root / "models" / name
 
     def base(self, role: str) -> Path:
-        """The model that the miniature's base training makes of a role."""
+        """The model that the miniature's base training makes."""
         return self.model(f"base-{role}")
 
     def cold(self, role: str) -> Path:
-        """The model that the cold start makes of a role."""
+        """The model that the cold start makes."""
         return self.model(f"cold-{role}")
 
     def checkpoint(self, step: int) -> Path:
@@ -90,10 +90,9 @@ class RunFolder:
 
 
 def base_model(config: LongShortConfig, role: str) -> str:
-    """Return the model of a role before its cold start: the recipe's, or the one that the miniature's base training
-    made.
+    """Return the model of a role before its cold start: the recipe's, or that of the miniature's base training.
 
-    Empty where the recipe names none; LongShortError where the base training has not run yet.
+    Empty if the recipe names none; LongShortError if the base training has not run yet.
     """
     model = config.role(role).model
     if model or not config.miniature:
@@ -107,7 +106,7 @@ def base_model(config: LongShortConfig, role: str) -> str:
 
 
 def cold_model(config: LongShortConfig, role: str) -> str:
-    """Return the model that the cold start made of a role; LongShortError where it has not run yet."""
+    """Return the model that the cold start made of a role; LongShortError if it has not run yet."""
     folder = RunFolder.of(config).cold(role)
     if not (folder / "config.json").is_file():
         raise LongShortError(

@@ -48,8 +48,7 @@ TRACKERS: dict[str, Callable[[LongShortConfig], Tracker]] = {
 
 
 def open_trackers(config: LongShortConfig) -> Tracker:
-    """Return one function that logs a step everywhere; LongShortError if a requested tracker is unknown or not
-    installed."""
+    """Return a function that logs a step everywhere; LongShortError for an unknown or missing tracker."""
     trackers = []
     for name in config.report_to:
         try:
