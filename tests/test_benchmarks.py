@@ -181,7 +181,7 @@ def test_gpqa_is_read_through_the_loader_with_its_seed_and_limit(folder):
     assert load_benchmark("gpqa_diamond", data_dir=data, seed=3, limit=2).problems == loaded.problems[:2]
     assert load_benchmark("gpqa_diamond", data_dir=data, seed=4).problems != loaded.problems
     message = refusal("gpqa_diamond", data_dir=folder("gpqa_diamond.jsonl", OFFICIAL, OFFICIAL))
-    assert "line 2: the id 'rec1' already stands at" in message
+    assert "line 2: the id 'rec1' is already used at" in message
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,8 @@ from typing import Any
 
 from longshort import console, interruption
 from longshort.dialogue.grading import GradingPool
+from longshort.evaluation import results
 from longshort.evaluation.records import STAGES, TRAINING, CrossPlay, EvaluationFile, ResultRow
-from longshort.evaluation.results import (
-    add_aes,
-    compared,
-    figures,
-    measured,
-    open_results,
-    overall_rows,
-    with_greedy,
-    write_results,
-)
 from longshort.evaluation.runner import Evaluation
 from longshort.evaluation.systems import Model, System, in_order, systems_of
 from longshort.evaluation.tables import benchmark_title, results_table, titles
@@ -66,7 +57,7 @@ def evaluate_recipe(
             console.say(f"the older files are now in {old}")
         interruption.run(_run_all(config, tasks, pool))
     file = _assemble(config, name, tasks, faults)
-    content = write_results(file, folder.parent)
+    content = results.write_results(file, folder.parent)
     _show(file)
     console.say(f"\nwritten to {folder}.json and {folder}.md; every episode is in {folder}/")
     return content
@@ -120,14 +111,14 @@ async def _run_all(config: LongShortConfig, tasks: Sequence[Task], pool: Grading
 def _assemble(config: LongShortConfig, name: str, tasks: Sequence[Task], faults: Sequence[str]) -> EvaluationFile:
     """Compute all numbers, from the lines alone."""
     base = config.eval.base
-    file = open_results(RunFolder.of(config).evaluations, name, _settings(config), fresh=True)
+    file = results.open_results(RunFolder.of(config).evaluations, name, _settings(config), fresh=True)
     of_base = {task.key[1:]: read_back(task)[0] for task in tasks if task.system.name == base}
     for task in tasks:
         evaluation = _add(config, file, task)
         if base and task.system.name != base and len(task.problems) > 1:
-            file.comparisons += compared(task.key, evaluation, base, of_base[task.key[1:]], config.prices)
-    file.results.extend(overall_rows(file.results))
-    file.faults += [*faults, *(add_aes(file.results, base) if base else [])]
+            file.comparisons += results.compared(task.key, evaluation, base, of_base[task.key[1:]], config.prices)
+    file.results.extend(results.overall_rows(file.results))
+    file.faults += [*faults, *(results.add_aes(file.results, base) if base else [])]
     if played := config.eval.cross_play:
         file.cross_play = CrossPlay(long=played, short=played)
     return file
@@ -152,7 +143,7 @@ async def measure(
     models = {role: Model(folder=pair.models[role], origin=role) for role in pair.protocol.roles}
     system = System(name=name, title=title or name, models=models, protocol=pair.protocol)
     folder = RunFolder.of(config).evaluations
-    file = open_results(folder, evaluation, _settings(config), fresh=False)
+    file = results.open_results(folder, evaluation, _settings(config), fresh=False)
     versions = {role: f"{pair.models[role]}, version {policy.version}" for role, policy in pair.policies.items()}
     greedy = config.eval.greedy if greedy is None else greedy
     for task in tasks_of(config, folder / evaluation, system, prepared, greedy=greedy):
@@ -162,23 +153,23 @@ async def measure(
         label = f"evaluating {name} on {task.benchmark.loaded.name}, {task.decoding}"
         await run_task(task, pair.policies, pair.pool, ledger, config.eval.seed, label)
         _add(config, file, task)
-    write_results(file, folder)
-    return figures(file, name, prepared[0].loaded.name) or {}
+    results.write_results(file, folder)
+    return results.figures(file, name, prepared[0].loaded.name) or {}
 
 
 def measured_before(config: LongShortConfig, name: str) -> dict[str, Any] | None:
     """Return what `measure` returned for this stage, or None if it has no row on the recipe's first benchmark."""
-    file, first = (
-        open_results(RunFolder.of(config).evaluations, STAGES, {}, fresh=False),
-        [*config.eval.benchmarks, ""][0],
-    )
-    return figures(file, name, first if isinstance(first, str) else first.name)
+    if not config.eval.benchmarks:
+        return None
+    first = config.eval.benchmarks[0]
+    file = results.open_results(RunFolder.of(config).evaluations, STAGES, {}, fresh=False)
+    return results.figures(file, name, first if isinstance(first, str) else first.name)
 
 
 def _add(config: LongShortConfig, file: EvaluationFile, task: Task) -> Evaluation:
     """Add a finished task's row to the file; return its episodes."""
     evaluation, reasons = read_back(task)
-    measures = measured(evaluation, reasons, task.system.protocol, config.prices)
+    measures = results.measured(evaluation, reasons, task.system.protocol, config.prices)
     system, benchmark, decoding = task.key
     row = ResultRow(system=system, benchmark=benchmark, decoding=decoding, **measures)
     file.add(task.system.described, task.benchmark.described, row)
@@ -201,7 +192,7 @@ def _show(file: EvaluationFile) -> None:
     for benchmark in dict.fromkeys(row.benchmark for row in file.results):
         rows = [row for row in file.results if row.benchmark == benchmark]
         by_system = {row.system: [each for each in rows if each.system == row.system] for row in rows}
-        values = {names[system]: with_greedy(of_system) for system, of_system in by_system.items()}
+        values = {names[system]: results.with_greedy(of_system) for system, of_system in by_system.items()}
         console.say(results_table(benchmark_title(file, benchmark), values))
     for fault in file.faults:
         console.say(f"! {fault}")

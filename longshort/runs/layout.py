@@ -11,62 +11,32 @@ runs/<name>/recipe.yaml  metrics.jsonl  summary.json  report.html
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LongShortError
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
     """The paths of one run. Nothing is created or checked."""
 
-    root: Path
+    def __init__(self, root: Path):
+        self.root = root
+        self.recipe = root / "recipe.yaml"
+        self.metrics = root / "metrics.jsonl"
+        self.summary = root / "summary.json"
+        self.report = root / "report.html"
+        self.tensorboard = root / "tensorboard"
+        self.episodes = root / "episodes"
+        self.evaluations = root / "eval"
+        self.thoughts = root / "thoughts"
+        self.mixture = root / "mixture"
+        self.team = root / "team"
 
     @classmethod
     def of(cls, config: LongShortConfig) -> RunFolder:
+        """Return the folder of the recipe's run."""
         return cls(Path(config.output_dir))
-
-    @property
-    def recipe(self) -> Path:
-        return self.root / "recipe.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def episodes(self) -> Path:
-        return self.root / "episodes"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.root / "eval"
-
-    @property
-    def thoughts(self) -> Path:
-        return self.root / "thoughts"
-
-    @property
-    def mixture(self) -> Path:
-        return self.root / "mixture"
-
-    @property
-    def team(self) -> Path:
-        return self.root / "team"
 
     def step_episodes(self, step: int) -> Path:
         return self.episodes / f"step-{step:06d}.jsonl"
