@@ -169,10 +169,10 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(world, whole, t
     bounds = Path(shutil.copy(output / "mixture" / "bounds.json", tmp_path / "mixture"))
     measured_at, learn = bounds.stat().st_mtime_ns, mixture_run.learn
 
-    async def unplugged(job, learner, steps, *rest):
+    async def unplugged(inputs, steps, *more):
         if steps == range(4, 6):
             raise RuntimeError("unplugged")
-        return await learn(job, learner, steps, *rest)
+        return await learn(inputs, steps, *more)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="unplugged"):
         patch.setattr(mixture_run, "learn", unplugged)
@@ -201,9 +201,13 @@ def test_another_weighting_takes_the_same_bounds_but_not_the_same_checkpoints(wo
     constant = {"weighting": "constant", "max_steps": 9}
     summary = asyncio.run(run_mixture(config(world, tmp_path, constant)))
     assert {row["alpha_short"] for row in rows_of(tmp_path)} == {0.5} and summary["bounds"] == whole[1]["bounds"]
-    with pytest.raises(LongShortError, match=r"checkpoint-9: mixture\.weighting was 'constant' and is now 'dynamic'"):
+    with pytest.raises(
+        LongShortError, match=r"checkpoint-9 was made with mixture\.weighting = 'constant', now 'dynamic'"
+    ):
         asyncio.run(run_mixture(config(world, tmp_path)))
-    with pytest.raises(LongShortError, match=r"bounds\.json: mixture\.dev_problems was 6 and is now 5; restore it"):
+    with pytest.raises(
+        LongShortError, match=r"bounds\.json was made with mixture\.dev_problems = 6, now 5; restore it"
+    ):
         asyncio.run(run_mixture(config(world, tmp_path, constant | {"dev_problems": 5})))
 
 
@@ -253,20 +257,12 @@ def test_traces_that_cannot_be_used_are_counted(world, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("schedule", "ours", "warmup_ratio"),
-    [("linear", "linear", 0.1), ("constant_with_warmup", "constant", 0.1), ("constant", "constant", 0.0)],
-)
-def test_the_learner_follows_the_roles_sft_settings_not_those_of_rl(world, tmp_path, schedule, ours, warmup_ratio):
-    tree = config(world, tmp_path, learning_rate=7.0, warmup_ratio=0.7, loss={"beta": 0.5}).model_dump()
-    tree["long"]["sft"]["lr_scheduler_type"] = schedule
-    got = prepare(parse(tree)).config
-    assert (got.learning_rate_of(LONG), got.lr_scheduler_type, got.warmup_ratio, got.loss.beta) == (
-        1e-2,
-        ours,
-        warmup_ratio,
-        0.0,
-    )
+def test_training_follows_the_roles_sft_settings_with_the_mixtures_steps_and_batches(world, tmp_path):
+    tree = config(world, tmp_path, learning_rate=7.0).model_dump()
+    tree["long"]["sft"] |= {"batch_size": 6, "micro_batch_size": 6}
+    sft = prepare(parse(tree)).sft
+    assert (sft.learning_rate, sft.lr_scheduler_type, sft.max_steps) == (1e-2, "linear", 9)
+    assert (sft.batch_size, sft.micro_batch_size, sft.packing) == (4, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +272,12 @@ def test_the_learner_follows_the_roles_sft_settings_not_those_of_rl(world, tmp_p
         ({"mixture": {"dev_dataset": ""}}, r"mixture\.dev_dataset is empty"),
         ({"mixture": {"short_bound": "./nowhere"}}, r"mixture\.short_bound: no folder './nowhere'"),
         ({"sft": {"lora": {}}}, r"long\.sft\.lora is .*remove it"),
-        ({"sft": {"gradient_checkpointing": True}}, r"long\.sft\.gradient_checkpointing is True.*remove it"),
+        ({"mixture": {"weighting": "dynamik"}}, "'dynamik' is not known; did you mean 'dynamic'"),
         (
             {"sft": {"max_length": 9}},
             r"mixture\.short_data: none of its 16 traces can be used: .*'longer than 9 tokens': 16",
         ),
-        ({"model": "", "miniature": {}}, "let the stage `base` make it"),
+        ({"model": "", "miniature": {}}, "longshort run` first \\(stage base\\)"),
         ({"model": ""}, r"long\.model is empty"),
     ],
 )

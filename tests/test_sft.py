@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
+from longshort.coldstart.fine_tuning import deepspeed_settings, make_trainer
 from longshort.coldstart.records import RowsLine
 from longshort.coldstart.rows import Renderer, role_row
-from longshort.coldstart.sft import deepspeed_settings, make_trainer, newest_checkpoint, train_role
+from longshort.coldstart.sft import newest_checkpoint, train_role
 from longshort.miniature.world import dialogue, make_problems
 from longshort.runs.layout import RunFolder
 from longshort.runs.ledger import read

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from longshort import console
 from longshort.backends import ray_cluster
+from longshort.coldstart.fine_tuning import deepspeed_settings
 from longshort.coldstart.generators import rollout_generator
 from longshort.coldstart.partition import PARTITIONS
 from longshort.coldstart.pipeline import run_steps, section_of
 from longshort.coldstart.rewriting import REWRITERS
-from longshort.coldstart.sft import deepspeed_settings, fine_tune
+from longshort.coldstart.sft import fine_tune
 from longshort.coldstart.step_names import SFT, STEP_TITLES
 from longshort.coldstart.steps import STEPS
 from longshort.data import READERS

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from longshort.coldstart.records import OK, Trace
@@ -18,8 +18,10 @@ from longshort.learning.samples import sample_of
 from longshort.mixture.reweighting import WEIGHTINGS
 from longshort.preflight.checks import check_contexts, check_output, check_prompts, load_tokenizer
 from longshort.recipe.coldstart import MixtureConfig
-from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.recipe.roles import SftConfig
+from longshort.recipe.schema import LongShortConfig, lookup, with_models
 from longshort.recipe.strict_yaml import leaves
+from longshort.runs.layout import RunFolder, base_model
 from longshort.runs.model_files import read_facts
 from longshort.types import LongShortError, Problem, Sample
 
@@ -27,15 +29,14 @@ SOURCES = ("short_data", "long_data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A mixture run's inputs, read and checked.
-
-    `config` is the recipe as the learner reads it (`_for_learner`), `setup` every setting that the outcome depends on, by dotted key;
-    `traces` are the usable ones of SOURCES, in that order, and `counts` says what became of all.
-    """
+class MixtureInputs:
+    """A mixture run's inputs, checked. `setup` has every setting that the outcome depends on, by dotted key; `traces`
+    are the usable ones of SOURCES, in that order, and `counts` says what became of all; `sft` is how the role
+    trains."""
 
     config: LongShortConfig
     settings: MixtureConfig
+    sft: SftConfig
     setup: Mapping[str, Any]
     protocol: Solo
     tokenizer: Any
@@ -44,8 +45,8 @@ class Job:
     dev: Sequence[Problem]
 
     @property
-    def folder(self) -> Path:
-        return Path(self.config.output_dir) / "mixture"
+    def run(self) -> RunFolder:
+        return RunFolder.of(self.config)
 
     @property
     def start(self) -> str:
@@ -53,91 +54,70 @@ class Job:
         return self.config.role(self.settings.role).model
 
 
-def prepare(config: LongShortConfig) -> Job:
+def prepare(config: LongShortConfig) -> MixtureInputs:
     """Read the data and refuse what cannot work."""
     settings = config.mixture
     if settings is None:
         raise LongShortError("this recipe has no section `mixture:`; recipes/tldr.yaml shows one")
-    lookup(WEIGHTINGS, settings.weighting, "mixture.weighting")
     if not settings.dev_dataset:
         raise LongShortError("mixture.dev_dataset is empty: name a file, a hub dataset, or miniature:dev")
-    placed = _for_learner(config, settings.role)
-    section = placed.role(settings.role)
-    facts = read_facts(section.model, f"{settings.role}.model")
+    lookup(WEIGHTINGS, settings.weighting, "mixture.weighting")
+    role = settings.role
+    for key in ("lora", "deepspeed"):
+        if value := getattr(config.role(role).sft, key):
+            raise LongShortError(f"{role}.sft.{key} is {value!r}, but the mixture trains all weights; remove it")
+    placed = with_models(config, {role: base_model(config, role)})
+    section = placed.role(role)
+    facts = read_facts(section.model, f"{role}.model")
     for key in ("short_bound", "long_bound"):
         if model := getattr(settings, key):
             read_facts(model, f"mixture.{key}")
     check_output(config)
-    check_contexts(placed, {settings.role: facts})
-    tokenizer = load_tokenizer(placed, settings.role, facts.vocabulary)
-    protocol = Solo(role=settings.role, turn_tokens=settings.max_tokens, instructions=section.instructions or "")
+    check_contexts(placed, {role: facts})
+    tokenizer = load_tokenizer(placed, role, facts.vocabulary)
+    protocol = Solo(role=role, turn_tokens=settings.max_tokens, instructions=section.instructions or "")
     dev = load_problems(settings.dev_dataset, limit=settings.dev_problems)
-    check_prompts(placed, dev, protocol, {settings.role: tokenizer})
+    check_prompts(placed, dev, protocol, {role: tokenizer})
     longest = min(section.engine.max_model_len, section.sft.max_length)
     with GradingPool.of(config.grading) as pool:
         pool.check_golds(dev)
-        found = {source: load_traces(getattr(settings, source), None, pool, config.seed) for source in SOURCES}
+        loaded = {source: load_traces(getattr(settings, source), None, pool, config.seed) for source in SOURCES}
     questions = {problem.question for problem in dev}
-    usable = {
-        source: _usable(source, traces, questions, longest, protocol, tokenizer) for source, traces in found.items()
-    }
-    return Job(
+    usable = [_usable(source, loaded[source], questions, longest, protocol, tokenizer) for source in SOURCES]
+    return MixtureInputs(
         config=placed,
         settings=settings,
-        setup=_setup(config),
+        sft=_sft(section.sft, settings),
+        setup=_setup(config, settings),
         protocol=protocol,
         tokenizer=tokenizer,
-        traces=(usable["short_data"][0], usable["long_data"][0]),
-        counts={source: counts for source, (_, counts) in usable.items()},
+        traces=(usable[0][0], usable[1][0]),
+        counts={source: counts for source, (_, counts) in zip(SOURCES, usable, strict=True)},
         dev=dev,
     )
 
 
-def _for_learner(config: LongShortConfig, role: str) -> LongShortConfig:
-    """The recipe with the role's SFT learning rate and schedule where the learner looks for RL's, its starting model, no reference."""
-    section, schedule = config.role(role), config.role(role).sft.lr_scheduler_type
-    for key in ("lora", "deepspeed", "gradient_checkpointing"):
-        if value := getattr(section.sft, key):
-            raise LongShortError(
-                f"{role}.sft.{key} is {value!r}, but the mixture trains all weights in one process without it; remove it"
-            )
-    model = section.model
-    if config.miniature and not model:
-        model = str(Path(config.output_dir) / "models" / f"base-{role}")
-        if not Path(model).is_dir():
-            raise LongShortError(
-                f"no model {model} to start from; let the stage `base` make it (stages: [base, mixture], `longshort run`)"
-            )
-    changes = {
-        role: section.model_copy(update={"model": model, "learning_rate": section.sft.learning_rate}),
-        "lr_scheduler_type": schedule.removesuffix("_with_warmup"),
-        "warmup_ratio": 0.0
-        if schedule == "constant"
-        else section.sft.warmup_ratio,  # as in TRL; our own `constant` has a warm-up
-        "loss": config.loss.model_copy(update={"beta": 0.0}),
-    }
-    return config.model_copy(update=changes)
+def _sft(sft: SftConfig, settings: MixtureConfig) -> SftConfig:
+    """Return the role's settings of fine-tuning with the mixture's steps and batches, one drawn example per row."""
+    micro = math.gcd(settings.batch_size, sft.micro_batch_size)
+    batches = {"max_steps": settings.max_steps, "batch_size": settings.batch_size, "micro_batch_size": micro}
+    return sft.model_copy(update=batches | {"packing": False, "save_steps": 0})
 
 
-def _setup(config: LongShortConfig) -> dict[str, Any]:
-    tree = config.model_dump(mode="json")
-    section = tree[config.mixture.role]
-    kept = {key: tree[key] for key in ("mixture", "seed", "dtype", "top_p", "top_k", "max_grad_norm", "weight_decay")}
-    kept[config.mixture.role] = {
-        "model": section["model"],
-        "instructions": section["instructions"],
-        "sft": {
-            key: section["sft"][key] for key in ("learning_rate", "lr_scheduler_type", "warmup_ratio", "max_length")
-        },
-        "engine": {key: section["engine"][key] for key in ("dtype", "max_model_len")},
-    }
-    return dict(leaves(kept))
+def _setup(config: LongShortConfig, settings: MixtureConfig) -> dict[str, Any]:
+    """Return every setting that the outcome depends on."""
+    tree, role = config.model_dump(mode="json"), settings.role
+    sft = config.role(role).sft.model_dump(include={"learning_rate", "lr_scheduler_type", "warmup_ratio", "max_length"})
+    engine = config.role(role).engine.model_dump(include={"dtype", "max_model_len"})
+    model = {key: tree[role][key] for key in ("model", "instructions")}
+    kept = {key: tree[key] for key in ("mixture", "seed", "dtype", "top_p", "top_k")}
+    return dict(leaves(kept | {role: model | {"sft": sft, "engine": engine}}))
 
 
 def _usable(
-    source: str, traces: Sequence[Trace], held_out: set[str], longest: int, protocol: Solo, tokenizer
+    source: str, traces: Sequence[Trace], held_out: set[str], longest: int, protocol: Solo, tokenizer: Any
 ) -> tuple[list[Trace], dict[str, int]]:
-    """The traces that can be trained on, and how many there are of each outcome; LongShortError if there is none."""
+    """Return the traces that can be trained on, and the number of each outcome; LongShortError if there is none."""
     kept, counts = [], Counter(usable=0)
     for trace in traces:
         outcome = trace.outcome
@@ -151,14 +131,14 @@ def _usable(
         counts[outcome] += 1
     if not kept:
         raise LongShortError(
-            f"mixture.{source}: none of its {len(traces)} traces can be used: {dict(counts)}; correct or replace the file"
+            f"mixture.{source}: none of its {len(traces)} traces can be used: {dict(counts)}; correct or replace it"
         )
     return kept, dict(counts)
 
 
-def as_sample(trace: Trace, protocol: Solo, tokenizer) -> Sample:
-    """A trace as the engine would be prompted and would have answered."""
-    episode = demonstration(
-        trace.problem, [(protocol.role, trace.response, "eos")], protocol, {protocol.role: tokenizer}
-    )
-    return sample_of(episode, protocol.role, 0.0)
+def as_sample(trace: Trace, protocol: Solo, tokenizer: Any) -> Sample:
+    """Return a trace as the engine would be prompted and would have answered."""
+    messages = [(protocol.role, trace.response, "eos")]
+    sample = sample_of(demonstration(trace.problem, messages, protocol, {protocol.role: tokenizer}), protocol.role, 0.0)
+    assert sample is not None, "it ends at least on the end-of-text token"
+    return sample

@@ -1,0 +1,79 @@
+"""A mixture's training: optimizer steps by TRL in a process of its own, and the weights that come of it on an
+engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from longshort.backends.jobs import side_by_side
+from longshort.backends.learners.learner_model import load_model
+from longshort.coldstart.fine_tuning import make_trainer
+from longshort.coldstart.records import RoleRow
+from longshort.coldstart.rows import role_row
+from longshort.mixture.inputs import MixtureInputs, as_sample
+from longshort.mixture.reweighting import Drawn, ShortLong, draw
+from longshort.pair import FrozenPolicy, canary_gap, proven
+from longshort.recipe.roles import SftConfig
+from longshort.recipe.schema import LongShortConfig
+
+NO_PART_OF_THE_MODEL = ("*.pt", "*.pth", "training_args.bin", "trainer_state.json")
+"""Files of a training checkpoint that only its continuation needs."""
+
+
+async def learn(
+    inputs: MixtureInputs, steps: range, drawn: Drawn, ratios: ShortLong, resume: Path | None, scratch: Path
+) -> tuple[Path, Drawn, float]:
+    """Take these optimizer steps on examples drawn with `ratios`, continuing from the checkpoint `resume`.
+
+    Returns the new checkpoint, how many examples of each source are drawn by now, and the mean loss.
+    """
+    sizes, settings, rows = (len(inputs.traces[0]), len(inputs.traces[1])), inputs.settings, []
+    for step in steps:
+        picks, drawn = draw(sizes, drawn, ratios, settings.batch_size, inputs.config.seed, step)
+        traces = [inputs.traces[source][row] for source, row in picks]
+        rows += [role_row(as_sample(trace, inputs.protocol, inputs.tokenizer)) for trace in traces]
+    # Only what the process needs travels there: not the traces.
+    job = (take_steps, inputs.config, inputs.sft, inputs.start, inputs.tokenizer, rows, steps, resume, scratch)
+    (loss,) = await side_by_side({settings.role: job}, {settings.role: scratch}, gpus=inputs.config.learner_gpus)
+    return scratch / f"checkpoint-{steps.stop}", drawn, loss
+
+
+def take_steps(
+    config: LongShortConfig,
+    sft: SftConfig,
+    start: str,
+    tokenizer: Any,
+    rows: Sequence[RoleRow],
+    steps: range,
+    resume: Path | None,
+    scratch: Path,
+) -> float:
+    """Train in this process up to `steps.stop`, write scratch/checkpoint-<stop> and return the mean loss."""
+    trainer = make_trainer(load_model(start), tokenizer, rows, sft, config, scratch, until=steps.stop)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return fmean(
+        entry["loss"] for entry in trainer.state.log_history if entry["step"] > steps.start and "loss" in entry
+    )
+
+
+async def publish(inputs: MixtureInputs, policy: FrozenPolicy, folder: Path, version: int) -> None:
+    """Give the engine the weights of a checkpoint, and prove that it samples from them."""
+    model = await asyncio.to_thread(load_model, folder)
+    dtype = getattr(torch, inputs.config.dtype)
+    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    await policy.engine.receive(lambda actor: actor.between_steps.remote("load_weights", weights, version))
+    policy.version = version
+
+    async def score(prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt_ids, *token_ids]])).logits[0].float() / temperature
+        logprobs = logits[len(prompt_ids) - 1 : -1].log_softmax(-1)
+        return logprobs.gather(-1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
+
+    await proven(policy.engine, lambda: canary_gap(policy, score, inputs.config))
