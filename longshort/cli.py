@@ -22,22 +22,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longshort.coldstart.step_names import STEP_TITLES
 from longshort.types import LongShortError
 from longshort.version import __version__
 
 if TYPE_CHECKING:
     from longshort.recipe.schema import LongShortConfig
-
-STEPS = {
-    "chunk": "cut traces into thoughts",
-    "rollouts": "continue every prefix of every trace many times",
-    "importance": "score every thought",
-    "partition": "decide which thoughts stay long",
-    "rewrite": "write the short thoughts anew, and verify",
-    "rows": "render both roles' training rows",
-    "sft": "fine-tune both roles on their rows",
-}
-"""The steps of `coldstart`, in order, each a verb of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,11 +90,11 @@ def _overrides(parser: argparse.ArgumentParser, text: str) -> None:
 def _training(recipe_verb: Verb) -> None:
     recipe_verb("run", _run, "Do all stages that the recipe configures; continue where an earlier run stopped.")
     redo = "first set aside what this step and all later steps made"
-    steps = ", ".join(STEPS)
+    steps = ", ".join(STEP_TITLES)
     whole = recipe_verb("coldstart", _coldstart, f"Make two fine-tuned models from long traces: {steps}.")
-    whole.add_argument("--redo", choices=[*STEPS], metavar="STEP", help=redo)
+    whole.add_argument("--redo", choices=[*STEP_TITLES], metavar="STEP", help=redo)
     whole.set_defaults(only=None)
-    for step, text in STEPS.items():
+    for step, text in STEP_TITLES.items():
         one = recipe_verb(step, _coldstart, f"Step of the cold start: {text}.")
         one.add_argument("--redo", action="store_const", const=step, help=redo)
         one.set_defaults(only=step)

@@ -1,4 +1,5 @@
-"""Asking for JSON: what is found in a reply, what is fed back, and how a failure is named. The engine is scripted, its tokenizer real."""
+"""Asking for JSON: what is found in a reply, what is fed back, and how a failure is named. The engine is scripted, its
+tokenizer real."""
 
 import asyncio
 
@@ -11,7 +12,8 @@ from longshort.types import LONG, Completion, Sampling
 
 
 class ScriptedEngine:
-    """Replies with prepared texts, the last for ever, or with (text, stop); keeps the ids and the texts of its prompts."""
+    """Replies with prepared texts, the last for ever, or with (text, stop); keeps the ids and the texts of its
+    prompts."""
 
     def __init__(self, *replies: str | tuple[str, str], context: int = 100_000):
         self.tokenizer, self.context, self.replies = build_tokenizer(LONG), context, replies
@@ -91,8 +93,8 @@ def test_each_fault_is_fed_back_in_one_user_message():
     engine = ScriptedEngine("seven", '{"n": 8}', '{"n": 21}')
     assert ask(engine) == (21, 3)
     assert engine.texts()[1:] == [
-        "<|problem|>A multiple of 7?\n\nYour last answer was:\nseven\n\nIt was wrong: it holds no complete JSON object. "
-        "Answer again, with the JSON only.<|solve|>",
+        "<|problem|>A multiple of 7?\n\nYour last answer was:\nseven\n\nIt was wrong: it holds no complete JSON "
+        "object. Answer again, with the JSON only.<|solve|>",
         '<|problem|>A multiple of 7?\n\nYour last answer was:\n{"n": 8}\n\nIt was wrong: 8 is no multiple of 7. '
         "Answer again, with the JSON only.<|solve|>",
     ]
@@ -108,10 +110,8 @@ def test_tries_differ_in_seed_and_a_retry_is_never_greedy():
 def test_after_the_last_try_the_last_reason_and_every_fault_are_told():
     error = failure(ScriptedEngine("no", '{"n": 8}'), tries=2)
     assert (error.reason, error.tries) == ("bad_answer", 2)
-    assert (
-        str(error)
-        == "no usable answer after 2 tries (bad_answer): (1) it holds no complete JSON object; (2) 8 is no multiple of 7"
-    )
+    both = "(1) it holds no complete JSON object; (2) 8 is no multiple of 7"
+    assert str(error) == f"no usable answer after 2 tries (bad_answer): {both}"
 
 
 def test_a_check_names_its_own_reason():

@@ -1,4 +1,5 @@
-"""Traces into thoughts: nothing is lost, the rules' thoughts are sensible, a model's split is checked and has a fallback."""
+"""Traces into thoughts: nothing is lost, the rules' thoughts are sensible, a model's split is checked and has a
+fallback."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""The cold start end to end through the command line: bad rows named, a kill survived, nothing done twice, two models at the end."""
+"""The cold start end to end through the command line: bad rows named, a kill survived, nothing done twice, two models
+at the end."""
 
 import json
 import os

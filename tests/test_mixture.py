@@ -1,4 +1,5 @@
-"""The mixer by hand: signals on the paper's 7B bounds, one update, the floor, saturation and recovery, the choice, the draws."""
+"""The mixer by hand: signals on the paper's 7B bounds, one update, the floor, saturation and recovery, the choice, the
+draws."""
 
 import math
 import subprocess
@@ -38,7 +39,8 @@ def test_signals_are_one_at_the_other_bound_and_never_negative():
 
 
 def test_one_update_from_even_ratios_by_hand():
-    # t 5000, a .6: u = (3879 / 6259, .156 / .467) = (.619748, .334047); softmax(4 u) = 1 / (1 + exp(4 (.334047 - .619748))) = .758193
+    # t 5000, a .6: u = (3879 / 6259, .156 / .467) = (.619748, .334047)
+    # softmax(4 u) = 1 / (1 + exp(4 (.334047 - .619748))) = .758193
     u = signals(5000, 0.6, PAPER)
     assert u == pytest.approx((0.619748, 0.334047), abs=1e-6)
     assert reweigh(EVEN, u, 4.0, 0.0) == pytest.approx((0.758193, 0.241807), abs=1e-6)
@@ -66,7 +68,8 @@ def test_no_ratio_falls_below_half_the_floor_and_nothing_overflows():
 
 
 def updates_to_recover(floor):
-    """Saturate with a model that writes like the long bound; then count the updates until long data lead, as it answers like the short."""
+    """Saturate with a model that writes like the long bound; then count the updates until long data lead, as it answers
+    like the short."""
     ratios = EVEN
     for _ in range(10):
         ratios = reweigh(ratios, (1.0, 0.0), 4.0, floor)
@@ -159,6 +162,7 @@ def test_seed_step_and_what_was_drawn_say_which_rows_come_next():
 
 
 def test_the_mixer_loads_no_heavy_library():
-    probe = "import sys, longshort.mixture.reweighting; print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys()))"
+    heavy = "{'torch', 'ray', 'vllm', 'deepspeed', 'transformers'}"
+    probe = f"import sys, longshort.mixture.reweighting; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,7 +1,8 @@
-"""A mixture run on a tiny model: it measures, moves its ratios, resumes as if nothing had happened, and says what is wrong.
+"""A mixture run on a tiny model: it measures, moves its ratios, resumes as if nothing had happened, and says what is
+wrong.
 
-The world: whatever the question, long traces end on 7 and short ones are just 3. Of the six dev problems four have the answer 7. So the
-starting model, which was taught long traces, is right on four, and a model of short data alone on two.
+The world: whatever the question, long traces end on 7 and short ones are just 3. Of the six dev problems four have the
+answer 7. So the starting model, which was taught long traces, is right on four, and a model of short data alone on two.
 """
 
 import asyncio
@@ -121,7 +122,8 @@ def whole(world, cluster, tmp_path_factory) -> tuple[Path, dict]:
 def test_a_run_measures_the_bounds_and_moves_the_ratios_by_the_formula(whole):
     output, summary = whole
     bounds, rows = Bounds(**summary["bounds"]), rows_of(output)
-    # 4 tokens: `\boxed{`, `3`, `}` and the end; 12: `So the last digit is `, `7`, `.`, a gap, `Check `, `7`, `.`, a gap, then 4
+    # 4 tokens: `\boxed{`, `3`, `}` and the end
+    # 12: `So the last digit is `, `7`, `.`, a gap, `Check `, `7`, `.`, a gap, then 4
     assert bounds == Bounds(tokens_short=4, accuracy_short=2 / 6, tokens_long=12, accuracy_long=4 / 6)
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
     assert [row["drawn_short"] + row["drawn_long"] for row in rows] == [8, 16, 24, 32, 36]

@@ -1,4 +1,5 @@
-"""The instruct rewriter against a scripted engine: what the model sees, what is refused, and that the gold answer never leaks."""
+"""The instruct rewriter against a scripted engine: what the model sees, what is refused, and that the gold answer never
+leaks."""
 
 import asyncio
 

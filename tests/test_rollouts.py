@@ -17,7 +17,8 @@ THOUGHTS = ["a: 4*6=4, *2=8.\n\n", "Total a: 0+8 -> 8.\n\n", "\\boxed{8}"]
 
 
 class Quick:
-    """Right once it has seen the product, right every fourth time before; ends at once when the box is there. Counts what waits."""
+    """Right once it has seen the product, right every fourth time before; ends at once when the box is there. Counts
+    what waits."""
 
     def __init__(self, context=384):
         self.tokenizer, self.context, self.prompts, self.samplings, self.waiting, self.most = (

@@ -1,4 +1,5 @@
-"""Training rows: the very ids that a rollout of the same dialogue would have, with the right tag learned at the end of each turn."""
+"""Training rows: the very ids that a rollout of the same dialogue would have, with the right tag learned at the end of
+each turn."""
 
 import asyncio
 

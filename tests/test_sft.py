@@ -1,4 +1,5 @@
-"""Fine-tuning by SFTTrainer: it learns exactly the rows' masked tokens, packed or not, continues after a stop, with LoRA too."""
+"""Fine-tuning by SFTTrainer: it learns exactly the rows' masked tokens, packed or not, continues after a stop, with
+LoRA too."""
 
 import json
 import subprocess
@@ -221,7 +222,8 @@ def test_deepspeed_zero_2_reaches_the_same_loss(world, tmp_path):
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     script = (
         "import json, sys; from longshort.recipe.schema import load; from tests.test_sft import run_role; "
-        "result, *_ = run_role(load(sys.argv[1])); import deepspeed.comm as dist; print(json.dumps(result), dist.get_backend())"
+        "result, *_ = run_role(load(sys.argv[1])); import deepspeed.comm as dist; "
+        "print(json.dumps(result), dist.get_backend())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "recipe.yaml")], capture_output=True, text=True, timeout=280
