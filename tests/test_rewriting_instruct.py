@@ -7,7 +7,7 @@ import pytest
 
 from longshort.coldstart.asking import Fault, NoUsableAnswer
 from longshort.coldstart.records import DialogueDraft, DraftMessage, Thought
-from longshort.coldstart.rewriting_instruct import ask_for_texts, check_texts, rewriting_request
+from longshort.coldstart.rewriting import RewriteContext, check_texts, instruct, rewriting_request
 from longshort.dialogue.grading import GradingPool
 from longshort.recipe.coldstart import RewriteConfig
 from longshort.types import LONG, SHORT, Problem
@@ -33,12 +33,10 @@ PROBLEM = Problem(id="p", question="Last digit of a+b?", answer="3")
 
 
 def rewrite(engine, dialogue=DIALOGUE):
-    draft, settings = (
-        DialogueDraft(trace="t", problem=PROBLEM, messages=dialogue),
-        RewriteConfig(tries=2, max_tokens=60),
-    )
+    draft = DialogueDraft(trace="t", problem=PROBLEM, messages=dialogue)
     with GradingPool() as pool:
-        return asyncio.run(ask_for_texts(draft, engine, settings, 1, pool))
+        context = RewriteContext(settings=RewriteConfig(tries=2, max_tokens=60), engine=engine, pool=pool, seed=1)
+        return asyncio.run(instruct(draft, context))
 
 
 def failure(engine) -> NoUsableAnswer:

@@ -118,8 +118,7 @@ def labels_of(row: RoleRow) -> list[int]:
 
 
 def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
-    """Return the DeepSpeed configuration that `sft.deepspeed` holds or names; LongShortError if it is unreadable or
-    ZeRO-3."""
+    """Return the DeepSpeed configuration that `sft.deepspeed` holds or names; refuse an unreadable file and ZeRO-3."""
     value = settings.deepspeed
     if isinstance(value, str):
         try:

@@ -1,5 +1,4 @@
-"""The models that help to make cold-start data, each on engines of its own: the instruct model and the rollout
-model."""
+"""The models that help to make cold-start data, each on its own engines: instruct model and rollout model."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def rollout_generator(config: LongShortConfig) -> GeneratorConfig:
 
 
 def described(generator: GeneratorConfig, key: str) -> dict[str, Any]:
-    """Return what the model's answers depend on: its files but not their place, the engine's arithmetic but not its
-    memory."""
+    """Return what the model's answers depend on: its files but not their place, the arithmetic but not the memory."""
     engine = generator.engine.model_dump(include={"backend", "dtype", "max_model_len"})
     return {"model": identity(generator.model, f"{key}.model"), **engine}
 

@@ -16,8 +16,7 @@ Rule = Callable[[Sequence[float], int, random.Random], list[bool]]
 
 
 def metric(scores: Sequence[float], num_long: int, rng: random.Random) -> list[bool]:
-    """Apply the paper's scan: y_1 is long; y_i is long iff M(y_i) > max(M(y_1), ..., M(y_{i-1})). `num_long` plays no
-    part."""
+    """Apply the paper's scan: y_1 is long; y_i is long iff M(y_i) > max(M(y_1), ..., M(y_{i-1}))."""
     best, chosen = -float("inf"), []
     for value in scores:
         chosen.append(value > best)
@@ -58,8 +57,7 @@ def divide(
 
 
 def capped(long: Sequence[bool], weights: Sequence[float], max_exchanges: int) -> list[bool]:
-    """Give up whole long messages, those of the smallest weight first and never the first one, until `max_exchanges`
-    are left."""
+    """Give up long messages beyond `max_exchanges`, those of the smallest weight first and never the first one."""
     long = list(long)
     while len(runs := [indices for role, indices in messages(long) if role == LONG]) > max_exchanges:
         for index in min(runs[1:], key=lambda indices: max(weights[i] for i in indices)):
@@ -68,8 +66,7 @@ def capped(long: Sequence[bool], weights: Sequence[float], max_exchanges: int) -
 
 
 def messages(long: Sequence[bool]) -> list[tuple[str, tuple[int, ...]]]:
-    """Join neighbours of one kind to messages (role, indices of its thoughts). The last one is short, empty if need
-    be."""
+    """Join neighbours of one kind to messages (role, indices of its thoughts); the last is short, empty if need be."""
     runs = groupby(enumerate(long), key=lambda pair: pair[1])
     merged = [(LONG if is_long else SHORT, tuple(index for index, _ in run)) for is_long, run in runs]
     return merged if merged[-1][0] == SHORT else [*merged, (SHORT, ())]

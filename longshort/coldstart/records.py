@@ -137,8 +137,7 @@ class TraceLine(BaseModel):
 
 
 class ChunkLine(TraceLine):
-    """A trace cut into thoughts. `splitter` is "rules" or "instruct", `why` the reason; `tries` counts the model's
-    answers."""
+    """A trace cut into thoughts by "rules" or "instruct"; `why` says why so, `tries` counts the model's answers."""
 
     step = "chunk"
     notes: tuple[str, ...] = ()

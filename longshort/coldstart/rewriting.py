@@ -8,12 +8,14 @@ what comes back.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
+from typing import Any
 
-from longshort.coldstart.asking import NoUsableAnswer
+from longshort.coldstart.asking import Fault, NoUsableAnswer, ask_json
 from longshort.coldstart.records import KEPT, REPAIRED, DialogueDraft, DraftMessage, RewriteLine
-from longshort.coldstart.rewriting_instruct import ask_for_texts
 from longshort.dialogue.answers import last_boxed
 from longshort.dialogue.encoding import END_ANSWER, END_THINK, RETHINK, ROLE_TAGS
 from longshort.dialogue.grading import GradingPool
@@ -25,6 +27,9 @@ Message = tuple[str, str, str]
 """(role, text, closing tag)"""
 Written = tuple[list[str], int]
 """One text per short message, and the number of tries."""
+
+_MANGLED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]|\n(?:eq|abla|otin)\b")
+r"""What JSON makes of `\boxed`, `\frac`, `\times`, `\right`, `\neq` with a single backslash: control characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +44,30 @@ class RewriteContext:
 
 
 async def instruct(draft: DialogueDraft, context: RewriteContext) -> Written:
-    """Let an instruct model write them from the question, the kept thoughts and the kinds of the dropped ones."""
+    """Let an instruct model write them from the question, the long thoughts and the kinds of the dropped ones.
+
+    The dropped words must not leak into the short turns, or those would be long ones in disguise. Raises NoUsableAnswer
+    with the last try's reason: "bad_json", "bad_answer", "wrong_answer", "length" or "context".
+    """
     assert context.engine is not None, "the step starts the engine for this rewriter"
-    return await ask_for_texts(draft, context.engine, context.settings, context.seed, context.pool)
+    settings, count = context.settings, sum(message.role == SHORT for message in draft.messages)
+
+    async def check(answer: Any) -> list[str]:
+        texts = check_texts(answer, count)
+        if not (await context.pool.grade(draft.problem.answer, texts[-1])).correct:
+            # The gold answer is not given: a model that knew it would write it under any reasoning.
+            raise Fault("the final answer is wrong; recompute it from the long thoughts", "wrong_answer")
+        return texts
+
+    return await ask_json(
+        context.engine,
+        rewriting_request(draft.problem.question, draft.messages),
+        check,
+        tries=settings.tries,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        seed=context.seed,
+    )
 
 
 async def verbatim(draft: DialogueDraft, context: RewriteContext) -> Written:
@@ -67,8 +93,7 @@ REWRITERS: dict[str, Rewriter] = {"instruct": instruct, "verbatim": verbatim, "m
 
 
 async def rewrite(draft: DialogueDraft, rewriter: Rewriter, context: RewriteContext) -> RewriteLine:
-    """Write the short messages, stitch the dialogue and verify it against the gold answer; the line says what came of
-    it."""
+    """Write the short messages, stitch the dialogue and check it against the gold answer; return what came of it."""
     try:
         texts, tries = await rewriter(draft, context)
     except NoUsableAnswer as error:
@@ -106,3 +131,56 @@ def stitch(messages: Sequence[DraftMessage], texts: Sequence[str]) -> list[Messa
         else:
             dialogue.append((SHORT, next(written).strip(), END_ANSWER if index == len(messages) - 1 else RETHINK))
     return dialogue
+
+
+def rewriting_request(question: str, dialogue: Sequence[DraftMessage]) -> str:
+    """Return the prompt: problem, long texts, kinds of the dropped thoughts, and the form of the answer."""
+    parts, counts = [], {LONG: 0, SHORT: 0}
+    for message in dialogue:
+        counts[message.role] += 1
+        name = f"{message.role} {counts[message.role]}"
+        if message.role == LONG:
+            parts.append(f"[{name}]\n{message.text}")
+        elif message.thoughts:
+            kinds = ", ".join(thought.kind for thought in message.thoughts)
+            parts.append(f"[{name}: for you to write; it stands for thoughts of these kinds: {kinds}]")
+        else:
+            parts.append(f"[{name}: for you to write; a closing short answer with the boxed result]")
+    names = [f"short {number}" for number in range(1, counts[SHORT] + 1)]
+    form = ", ".join(f'"{name}": "…"' for name in names)
+    return (
+        "A long thinker and a short thinker solve a math problem together. The long thinker's messages are given; "
+        "write the short thinker's. Each takes up the message before it and says, as briefly as it can, what leads "
+        "to the message behind it.\n\n"
+        f"Problem:\n{question}\n\nDialogue:\n" + "\n\n".join(parts) + "\n\n"
+        f"Answer with JSON only: {{{form}}}. Put the final answer in \\boxed{{}} in {names[-1]}, and use \\boxed "
+        "nowhere else. Write no tags such as <think>. In JSON each backslash is written twice: \\\\boxed{}."
+    )
+
+
+def check_texts(answer: Any, count: int) -> list[str]:
+    r"""Return the `count` short texts of an answer {"short 1": "…", …}; raise Fault with what is wrong.
+
+    Each is text without a role tag; the last, and no other, has a \boxed{}.
+    """
+    names = [f"short {number}" for number in range(1, count + 1)]
+    if not isinstance(answer, dict) or list(answer) != names:
+        given = ", ".join(map(brief, answer)) if isinstance(answer, dict) else brief(answer)
+        raise Fault(
+            f"the JSON object must have exactly the keys {', '.join(names)}, in this order, not {given or 'none'}"
+        )
+    for name, text in answer.items():
+        if not isinstance(text, str) or not text.strip():
+            raise Fault(f"{name} must be non-empty text, not {brief(text)}")
+        if tags := [tag for tag in ROLE_TAGS if tag in text]:
+            raise Fault(f"{name} must not contain {', '.join(tags)}")
+        if _MANGLED.search(text):
+            raise Fault(
+                f"{name} has a control character where a backslash was not doubled: "
+                "write \\\\boxed, \\\\frac, \\\\times"
+            )
+        if name != names[-1] and "\\boxed" in text:
+            raise Fault(f"{name} must not contain \\boxed: only {names[-1]} gives the final answer")
+    if last_boxed(answer[names[-1]]) is None:
+        raise Fault(f"{names[-1]} must give the final answer in \\boxed{{}}")
+    return [text.strip() for text in answer.values()]

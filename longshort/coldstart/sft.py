@@ -68,11 +68,9 @@ def _is_done(manifest: Path, made_from: dict[str, Any]) -> bool:
 def train_role(
     config: LongShortConfig, role: str, made_from: dict[str, Any], folder: Path, target: Path
 ) -> dict[str, Any]:
-    """Train one role in this process from the newest whole checkpoint in `folder`; save model and tokenizer in
-    `target`.
+    """Train one role in this process, from the newest whole checkpoint in `folder`; save the model in `target`.
 
-    With LoRA the adapter stays in `folder`/adapter and the merged model goes to `target`: what follows needs a whole
-    model.
+    With LoRA the adapter stays in `folder`/adapter and `target` gets the merged model: later stages need a whole one.
     """
     from transformers import AutoTokenizer
 
@@ -109,8 +107,7 @@ def train_role(
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end (the trainer's state is its last file); delete
-    unfinished ones."""
+    """Return the newest whole checkpoint (the trainer's state is its last file); delete unfinished ones."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / "trainer_state.json").is_file():

@@ -1,5 +1,4 @@
-"""The steps of the cold start by name, in order, with what each does. Imports nothing, so that `--help` answers at
-once."""
+"""The steps of the cold start, in order, and what each does. Imports nothing, so that `--help` answers at once."""
 
 SFT = "sft"
 STEP_TITLES = {

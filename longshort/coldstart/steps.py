@@ -129,8 +129,7 @@ def importance_settings(config: LongShortConfig) -> Settings:
 
 
 async def importance(work: StepWork) -> None:
-    """Score every thought with M and its bounds; `average: skeleton` pools over all traces, also those scored
-    before."""
+    """Score every thought with M and its bounds; `average: skeleton` pools over all traces, scored before or not."""
     settings, chunks, rolled = work.section.importance, work.lines(ChunkLine), work.lines(RolloutLine)
     counts = {trace: [(right, rolled[trace].n) for right in rolled[trace].correct] for trace in work.alive}
     if settings.average == "skeleton":
@@ -246,8 +245,7 @@ def row_counts(work: StepWork) -> dict[str, Any]:
 
 
 def draft_of(chunks: ChunkLine, parts: PartitionLine) -> DialogueDraft:
-    """Return a partitioned trace with its thoughts put into messages, without the `<think> … </think>` around the
-    whole."""
+    """Return a partitioned trace as messages, without the `<think> … </think>` around the whole."""
     texts = unwrapped([thought.text for thought in chunks.thoughts])
     thoughts = [Thought(text=text, kind=cut.kind) for text, cut in zip(texts, chunks.thoughts, strict=True)]
     drafted = [

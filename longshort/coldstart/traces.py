@@ -39,7 +39,7 @@ def load_traces(source: str, limit: int | None, pool: GradingPool, seed: int) ->
         trace = _trace(where, row, column, len(traces))
         problem = (trace.problem.question, trace.problem.answer)
         if trace.outcome == OK and (*problem, trace.response) in seen:
-            detail = f"{where}: an earlier row has the same problem and response"
+            detail = f"{where}: the same problem and response stand further up"
             trace = replace(trace, outcome="duplicate", detail=detail)
         elif trace.outcome == OK and problem in seen:
             trace = replace(trace, notes=(*trace.notes, "repeated_problem"))

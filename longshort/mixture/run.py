@@ -191,8 +191,7 @@ def _save(inputs: MixtureInputs, bounds: Bounds, trained: Path, rows: Sequence[M
 
 
 def _newest(inputs: MixtureInputs) -> tuple[Path | None, list[Measurement]]:
-    """Return the newest checkpoint, verified and of the same settings, with its trajectory; None where there is
-    none."""
+    """Return the newest checkpoint, verified and of the same settings, or None, and its trajectory."""
     if not checkpoint.steps(inputs.run.mixture):
         return None, []
     folder = checkpoint.latest(inputs.run.mixture)

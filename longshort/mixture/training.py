@@ -1,5 +1,4 @@
-"""A mixture's training: optimizer steps by TRL in a process of its own, and the weights that come of it on an
-engine."""
+"""A mixture's training: optimizer steps by TRL in their own process, and their weights on an engine, proven."""
 
 from __future__ import annotations
 
