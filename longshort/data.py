@@ -1,6 +1,6 @@
 """Problems from any source, in one shape.
 
-    load_problems("data/math.jsonl")    load_problems("owner/name:main:train", limit=9)    load_problems("miniature:dev")
+    load_problems("data/math.jsonl")   load_problems("owner/name:main:train")   load_problems("miniature:dev", limit=9)
 
 Known columns, first match wins (`answer` may be a number; all other columns are ignored):
 
@@ -69,7 +69,7 @@ def load_problems(source: str, limit: int | None = None, to_problem: RowReader =
             if _given_id(row):
                 first = places[problem.id]
                 raise LongShortError(
-                    f"{where}: the id {problem.id!r} already stands at {first}; give each problem its own"
+                    f"{where}: the id {problem.id!r} is already used at {first}; give each problem its own"
                 )
             problem = replace(problem, id=f"{problem.id}-{copies[problem.id]}")
         problems[problem.id], places[problem.id] = problem, where

@@ -192,7 +192,7 @@ def test_a_repeated_id_names_both_lines(jsonl):
     message = refusal(
         jsonl({"id": "q1", **GOOD}, {"problem": "b", "answer": "2"}, {"id": "q1", "problem": "c", "answer": "3"})
     )
-    assert "line 3: the id 'q1' already stands at" in message
+    assert "line 3: the id 'q1' is already used at" in message
     assert "line 1; give each problem its own" in message
 
 

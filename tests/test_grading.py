@@ -19,6 +19,7 @@ import pytest
 from longshort.dialogue import answers, grading_worker
 from longshort.dialogue.answers import last_boxed
 from longshort.dialogue.grading import GradingPool, Verdict
+from longshort.recipe.sections import GradingConfig
 from longshort.types import LongShortError, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -402,6 +403,11 @@ def test_a_gold_that_cannot_be_graded_is_refused_with_its_row(pool, answer, reas
         LongShortError, match=rf"^1 of 2 reference answers cannot be graded: problem 'row-9': .*\({reason}\)"
     ):
         pool.check_golds(problems)
+
+
+def test_a_pool_follows_the_recipes_section():
+    with GradingPool.of(GradingConfig(workers=2, timeout_s=7.0, memory_mb=256)) as pool:
+        assert (pool.timeout_s, pool.memory_mb, pool._threads._max_workers) == (7.0, 256, 2)
 
 
 def test_the_list_of_bad_rows_is_cut(pool):

@@ -140,7 +140,7 @@ def test_missing_parts_are_said(tmp_path):
     for part in ("No metrics to draw yet.", "No evaluation to draw yet", "No episodes here"):
         assert part in text
     (tmp_path / "r" / "recipe.yaml").write_text("a: 1\na: 2")
-    assert "r/recipe.yaml cannot be read (line 2: the key 'a' stands twice" in text_of(write_report([tmp_path / "r"]))
+    assert "r/recipe.yaml cannot be read (line 2: the key 'a' appears twice" in text_of(write_report([tmp_path / "r"]))
 
 
 def test_what_is_not_a_run_is_refused(tmp_path):

@@ -71,7 +71,7 @@ def test_totals_whose_product_was_dropped_are_written_all_the_same():
     assert short_texts(PROBLEM, parts, random.Random(0), 0.0) == [f"{TOTAL_A}\n\n{TOTAL_B}\n\n{BOX}"]
     kept = [(LONG, [PRODUCT_A, TOTAL_A]), (SHORT, ["Check a: 4*6=4, *2=8."]), (LONG, [PRODUCT_B]), (SHORT, [])]
     assert short_texts(PROBLEM, kept, random.Random(0), 0.0) == ["Check a: 4*6=4, *2=8.", f"{TOTAL_B}\n\n{BOX}"]
-    with pytest.raises(LongShortError, match="stands for no thought"):
+    with pytest.raises(LongShortError, match="covers no thought"):
         short_texts(
             PROBLEM, [(LONG, [PRODUCT_A]), (SHORT, []), (LONG, [PRODUCT_B]), (SHORT, [BOX])], random.Random(0), 0.0
         )

@@ -33,9 +33,7 @@ def short_texts(
         if last:
             lines.append(f"{BOXED}{problem.answer}}}")
         if not lines and not dropped:
-            raise LongShortError(
-                f"problem {problem.id}: a short message between two long ones stands for no thought"
-            )
+            raise LongShortError(f"problem {problem.id}: a short message between two long ones covers no thought")
         texts.append(GAP.join(lines or dropped[:1]))
         written = done
     return texts

@@ -1,6 +1,6 @@
 """The recipe: one strict schema for YAML files, command-line overrides and the trainer class.
 
-Names follow TRL where TRL has one. What may differ per role stands under `long:` and `short:`.
+Names follow TRL where TRL has one. What may differ per role is under `long:` and `short:`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sections of a recipe; longshort/recipe/schema.py puts them together.
 
-Names follow TRL where TRL has one. The default of every setting stands in its section and nowhere else.
+Names follow TRL where TRL has one. The default of every setting is in its section and nowhere else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Section(BaseModel):
     def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `max_steps: yes`, which Python would count as 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true/false stands where another kind of value is expected")
+            raise ValueError("true/false is not a value for this setting")
         return value
 
 

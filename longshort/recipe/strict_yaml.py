@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
             name = str(key.value)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {name!r} stands twice; keep one", key.start_mark
+                    None, None, f"the key {name!r} appears twice; keep one", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
