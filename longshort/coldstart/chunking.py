@@ -91,7 +91,7 @@ def split_steps(text: str) -> list[str]:
 
 
 def by_rules(steps: Sequence[str], max_thoughts: int) -> tuple[Thought, ...]:
-    """Make every paragraph of a short trace a thought; pack those of a long one from cue to cue. At most `max_thoughts`."""
+    """Make each paragraph of a short trace a thought, pack a long trace from cue to cue; at most `max_thoughts`."""
     pieces = list(steps)
     if len(pieces) > min(PACK_ABOVE, max_thoughts):
         packed = _packed(steps)

@@ -104,7 +104,7 @@ class StepWork:
         self.began = time.monotonic()
 
     async def each(self, make: Callable[[str], Awaitable[TraceLine]], at_once: int) -> None:
-        """Write `await make(trace)` for every trace to do, at most `at_once` side by side; stop all at the first error."""
+        """Write `await make(trace)` for every trace to do, `at_once` side by side; stop all at the first error."""
         free = asyncio.Semaphore(at_once)
 
         async def one(trace: str) -> None:

@@ -117,10 +117,13 @@ class RoleRow:
     learned: tuple[tuple[int, int], ...]
 
 
-class TraceLine(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class TraceLine(_Record):
     """One trace's line in the file of a step."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     step: ClassVar[str]
     id: str
     outcome: str
@@ -215,28 +218,24 @@ LINES: dict[str, type[TraceLine]] = {
 """The line class of every step, in the order in which the steps run."""
 
 
-class _Manifest(BaseModel):
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-
-class Gain(_Manifest):
+class Gain(_Record):
     """How much thoughts of one kind raised P: the mean over `n` thoughts."""
 
     n: int
     mean: float
 
 
-class StepCounts(_Manifest):
+class StepCounts(_Record):
     """What a step counted. Counts that only this step has are in `model_extra`."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="allow")
+    model_config = ConfigDict(extra="allow")
     traces: int = 0
     outcomes: dict[str, int] = {}
     notes: dict[str, int] = {}
     gain_by_kind: dict[str, Gain] = {}
 
 
-class StepManifest(_Manifest):
+class StepManifest(_Record):
     """What a step was made with, how far it came, and what it counted."""
 
     complete: bool
@@ -246,7 +245,7 @@ class StepManifest(_Manifest):
     longshort: str = ""
 
 
-class SftManifest(_Manifest):
+class SftManifest(_Record):
     """One role's fine-tuning: what it was made from and, once complete, how it went."""
 
     base: str

@@ -1,4 +1,4 @@
-"""Monte-Carlo rollouts: continues every prefix of a trace many times, counts right answers (2505.11827, section 3.2)."""
+"""Monte-Carlo rollouts: continues every prefix of a trace many times, counts right answers (arXiv 2505.11827, 3.2)."""
 
 from __future__ import annotations
 

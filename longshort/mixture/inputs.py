@@ -88,7 +88,7 @@ def prepare(config: LongShortConfig) -> MixtureInputs:
         config=placed,
         settings=settings,
         sft=_sft(section.sft, settings),
-        setup=_setup(config, settings),
+        setup=_setup(config, role),
         protocol=protocol,
         tokenizer=tokenizer,
         traces=(usable[0][0], usable[1][0]),
@@ -104,14 +104,12 @@ def _sft(sft: SftConfig, settings: MixtureConfig) -> SftConfig:
     return sft.model_copy(update=batches | {"packing": False, "save_steps": 0})
 
 
-def _setup(config: LongShortConfig, settings: MixtureConfig) -> dict[str, Any]:
-    """Return every setting that the outcome depends on."""
-    tree, role = config.model_dump(mode="json"), settings.role
-    sft = config.role(role).sft.model_dump(include={"learning_rate", "lr_scheduler_type", "warmup_ratio", "max_length"})
-    engine = config.role(role).engine.model_dump(include={"dtype", "max_model_len"})
-    model = {key: tree[role][key] for key in ("model", "instructions")}
-    kept = {key: tree[key] for key in ("mixture", "seed", "dtype", "top_p", "top_k")}
-    return dict(leaves(kept | {role: model | {"sft": sft, "engine": engine}}))
+def _setup(config: LongShortConfig, role: str) -> dict[str, Any]:
+    """Return every setting that the outcome depends on, by dotted key."""
+    sft, engine = {"learning_rate", "lr_scheduler_type", "warmup_ratio", "max_length"}, {"dtype", "max_model_len"}
+    of_role = {"model": True, "instructions": True, "sft": sft, "engine": engine}
+    kept: dict[str, Any] = dict.fromkeys(("mixture", "seed", "dtype", "top_p", "top_k"), True)
+    return dict(leaves(config.model_dump(mode="json", include=kept | {role: of_role})))
 
 
 def _usable(

@@ -74,19 +74,16 @@ async def measure_bounds(inputs: MixtureInputs) -> Bounds:
     setup = {key: value for key, value in inputs.setup.items() if key not in {f"mixture.{name}" for name in SHAPING}}
     known = json.loads(path.read_text()) if path.is_file() else {"setup": setup}
     refuse_changes(path, known["setup"], setup, REMEDY)
-    for name in ("long", "short"):
-        if name not in known:
-            if name == "long":
-                model = settings.long_bound or inputs.start
-            else:
-                model = settings.short_bound or await _short_thinker(inputs)
-            async with Pair(inputs.config, {settings.role: model}, protocol=inputs.protocol) as pair:
-                known[name] = {"model": model} | await measure(inputs, pair)
-            write_json(path, known)
-        bound = known[name]
+    if "long" not in known:
+        known["long"] = await _bound(inputs, settings.long_bound or inputs.start)
+        write_json(path, known)
+    if "short" not in known:
+        known["short"] = await _bound(inputs, settings.short_bound or await _short_thinker(inputs))
+        write_json(path, known)
+    short, long = known["short"], known["long"]
+    for name, bound in (("long", long), ("short", short)):
         scores = f"accuracy {bound['accuracy']:.3f}, {bound['tokens']:.1f} tokens"
         console.say(f"  {name} bound, {bound['model']}: {scores}")
-    short, long = known["short"], known["long"]
     if short["tokens"] > long["tokens"] or short["accuracy"] > long["accuracy"]:
         console.say("! the short bound has more tokens or accuracy than the long bound: are they swapped?")
     return Bounds(
@@ -95,6 +92,11 @@ async def measure_bounds(inputs: MixtureInputs) -> Bounds:
         tokens_long=long["tokens"],
         accuracy_long=long["accuracy"],
     )
+
+
+async def _bound(inputs: MixtureInputs, model: str) -> dict[str, Any]:
+    async with Pair(inputs.config, {inputs.settings.role: model}, protocol=inputs.protocol) as pair:
+        return {"model": model} | await measure(inputs, pair)
 
 
 async def measure(inputs: MixtureInputs, pair: Pair) -> dict[str, Any]:
@@ -145,12 +147,7 @@ async def train(inputs: MixtureInputs, bounds: Bounds) -> list[Measurement]:
 
 
 async def _next(
-    inputs: MixtureInputs,
-    bounds: Bounds,
-    pair: Pair,
-    rows: Sequence[Measurement],
-    steps: range,
-    resume: Path | None,
+    inputs: MixtureInputs, bounds: Bounds, pair: Pair, rows: Sequence[Measurement], steps: range, resume: Path | None
 ) -> tuple[Path, Measurement]:
     """Train over `steps`, publish, measure, move the ratios; return the trainer's checkpoint and the measurement."""
     last, settings = rows[-1] if rows else None, inputs.settings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 
@@ -18,8 +18,6 @@ from longshort.coldstart.rows import role_row
 from longshort.mixture.inputs import MixtureInputs, as_sample
 from longshort.mixture.reweighting import Drawn, ShortLong, draw
 from longshort.pair import FrozenPolicy, canary_gap, proven
-from longshort.recipe.roles import SftConfig
-from longshort.recipe.schema import LongShortConfig
 
 NO_PART_OF_THE_MODEL = ("*.pt", "*.pth", "training_args.bin", "trainer_state.json")
 """Files of a training checkpoint that only its continuation needs."""
@@ -37,28 +35,20 @@ async def learn(
         picks, drawn = draw(sizes, drawn, ratios, settings.batch_size, inputs.config.seed, step)
         traces = [inputs.traces[source][row] for source, row in picks]
         rows += [role_row(as_sample(trace, inputs.protocol, inputs.tokenizer)) for trace in traces]
-    # Only what the process needs travels there: not the traces.
-    job = (take_steps, inputs.config, inputs.sft, inputs.start, inputs.tokenizer, rows, steps, resume, scratch)
+    job = (take_steps, replace(inputs, traces=((), ()), dev=()), rows, steps, resume, scratch)
     (loss,) = await side_by_side({settings.role: job}, {settings.role: scratch}, gpus=inputs.config.learner_gpus)
     return scratch / f"checkpoint-{steps.stop}", drawn, loss
 
 
 def take_steps(
-    config: LongShortConfig,
-    sft: SftConfig,
-    start: str,
-    tokenizer: Any,
-    rows: Sequence[RoleRow],
-    steps: range,
-    resume: Path | None,
-    scratch: Path,
+    inputs: MixtureInputs, rows: Sequence[RoleRow], steps: range, resume: Path | None, scratch: Path
 ) -> float:
     """Train in this process up to `steps.stop`, write scratch/checkpoint-<stop> and return the mean loss."""
-    trainer = make_trainer(load_model(start), tokenizer, rows, sft, config, scratch, until=steps.stop)
+    model, end = load_model(inputs.start), steps.stop
+    trainer = make_trainer(model, inputs.tokenizer, rows, inputs.sft, inputs.config, scratch, until=end)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return fmean(
-        entry["loss"] for entry in trainer.state.log_history if entry["step"] > steps.start and "loss" in entry
-    )
+    log = (entry for entry in trainer.state.log_history if "loss" in entry)
+    return fmean(entry["loss"] for entry in log if entry["step"] > steps.start)
 
 
 async def publish(inputs: MixtureInputs, policy: FrozenPolicy, folder: Path, version: int) -> None:

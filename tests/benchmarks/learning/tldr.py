@@ -4,7 +4,7 @@
 
 Each base model (`<run>/models/base-long`; the first is seed 0) is trained by recipes/tldr.yaml once per variant. The
 starting model, the short bound, and each variant's chosen and last checkpoint are then measured on 400 test problems
-at temperature 1. What is there already is not made again. Prints the table of docs/results.md: accuracy with its 95 %
+at temperature 1. Existing results are kept. Prints the table of docs/results.md: accuracy with its 95 %
 Wilson interval, and tokens.
 
     constant        both sources at 1:1
@@ -45,9 +45,7 @@ def settings(output, seed, base, variant="dynamic"):
 
 
 async def train(output, seed, base, names):
-    """All variants on one base model; the bounds are measured by the first of them. Returns model folders by row
-    title.
-    """
+    """Train all variants on one base model; the first measures the bounds. Return model folders by row title."""
     models, bounds = {"starting model (long bound)": str(base)}, None
     for name in names:
         config = settings(output, seed, base, name)
@@ -65,7 +63,7 @@ async def train(output, seed, base, names):
 
 
 async def evaluate(output, seed, base, models):
-    """One engine measures all of the models; returns blocks by row title."""
+    """Measure all models on one engine; return blocks by row title."""
     from transformers import AutoModelForCausalLM
 
     results, config = {}, settings(output, seed, base)
@@ -86,7 +84,7 @@ def table(results):
     print("| system | " + " | ".join(f"seed {seed}" for seed in range(len(results))) + " | mean accuracy · tokens |")
     print("|---|" + "---|" * (len(results) + 1))
     for title in results[0]:
-        blocks = [found[title] for found in results]
+        blocks = [of_seed[title] for of_seed in results]
         cells = [
             f"{b['accuracy']:.3f} [{b['interval'][0]:.2f}, {b['interval'][1]:.2f}] · {b['tokens']:.1f}" for b in blocks
         ]
