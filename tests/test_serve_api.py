@@ -281,6 +281,12 @@ def test_tags_and_special_tokens_in_a_question_are_data(team, client, text):
             "not 'image_url'",
         ),
         (
+            {"messages": [{"role": "user", "contant": "1+1?"}]},
+            "messages.0.contant",
+            "unknown_parameter",
+            "contant",
+        ),
+        (
             {"messages": [{"role": "user", "content": "1" * 300}]},
             "messages",
             "context_length_exceeded",

@@ -45,6 +45,8 @@ NOT_OFFERED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((1,), "nothing ranks the answers; ask for n and choose"),
 }
 """Key -> (values that ask for nothing, why any other value is refused)."""
+HISTORY_KEYS = {"name", "refusal", "annotations", "reasoning", "reasoning_content"}
+"""Keys of a message that are not part of what was said."""
 SETTINGS = ("mode", "max_turns", "max_tokens", "long_token_budget", "temperature", "top_p", "top_k", "stop")
 """Fields that go into a Query unchanged."""
 
@@ -114,12 +116,17 @@ class Completion(Body):
 
 
 class Message(Body):
-    """A message of a conversation; keys that clients send back with a history, such as `refusal`, are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
+    """A message of a conversation. Keys that clients send back with a history (HISTORY_KEYS, or null) are ignored."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_history(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None and key not in HISTORY_KEYS}
 
     @field_validator("content", mode="before")
     @classmethod
