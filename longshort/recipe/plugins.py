@@ -30,8 +30,8 @@ def import_plugins(names: Sequence[str], folder: str | None = None) -> None:
             importlib.import_module(name)
         except Exception as error:  # the module is the user's and may raise anything
             raise LongShortError(
-                f"plugins: {name} cannot be imported ({type(error).__name__}: {error}); name an installed module or one "
-                f"under {folder} as `import` does (my_package.my_module), or correct its code"
+                f"plugins: {name} cannot be imported ({type(error).__name__}: {error}); name an installed module or "
+                f"one under {folder} as `import` does (my_package.my_module), or correct its code"
             ) from error
 
 

@@ -84,7 +84,7 @@ class Rank(Process):
         if skipped == (math.isfinite(total) and math.isfinite(norm)):
             raise LongShortError(
                 f"DeepSpeed {deepspeed.__version__} {'skipped' if skipped else 'took'} a step with loss {float(total)} "
-                f"and gradient norm {norm}; its weights are wrong: resume from the last checkpoint with DeepSpeed 0.19.8"
+                f"and gradient norm {norm}; its weights are wrong: resume from a checkpoint with DeepSpeed 0.19.8"
             )
         return float(total), norm
 
@@ -173,7 +173,7 @@ def deepspeed_settings(config: LongShortConfig) -> dict[str, Any]:
 
 
 class DeepSpeedLearner(TorchLearner):
-    """One rank of a learner; call `join` first. The saved state is TorchLearner's: any number of ranks may resume it."""
+    """One rank of a learner; call `join` first. The saved state is TorchLearner's, for any number of ranks."""
 
     load_parts = staticmethod(load_partitioned)
     process: Rank

@@ -30,7 +30,7 @@ def check_head(model, role: str, dtype: str) -> None:
     if not difference <= TOLERANCE[dtype]:
         raise LongShortError(
             f"{role}: model type {model.config.model_type!r} computes its logits in an unknown way (log-probs differ "
-            f"by {difference:.3g} nats), or its weights are not finite; use another model or extend learning/logprobs.py"
+            f"by {difference:.3g} nats), or its weights are not finite; use another model or extend logprobs.py"
         )
 
 

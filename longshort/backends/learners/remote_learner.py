@@ -12,16 +12,17 @@ from typing import Any
 
 from longshort.backends.remote import reason_of, result_of
 from longshort.types import LongShortError, Sample
+from longshort.waiting import cancel_and_wait
 
 SETTLE_S = 5.0
-"""How long the ranks are listened to once one of them has failed: whom the others lost is often told of after them."""
+"""Seconds to wait for more errors once a rank has failed: the error of the rank that died is often not the first."""
 
 
 class RemoteLearner:
-    """Every method of TorchLearner, awaited. All ranks run it, the first one's answer counts.
+    """The methods of TorchLearner, awaited. All ranks run each; the result is the first rank's.
 
-    A process that dies is a LongShortError. So is a rank that fails alone or lets the others wait for `learner.timeout_s`: it is named,
-    and the others are ended, for they would wait for it.
+    A process that dies is a LongShortError. So is a rank that fails alone or keeps the others waiting for
+    `learner.timeout_s`: the error names it, and the others are ended because they would wait for it.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class RemoteLearner:
         return await self._first([actor.call.remote(method, *arguments) for actor in self._actors])
 
     async def send(self, step: str, *arguments: Any) -> Any:
-        """A step of the learner's half of a weight transfer (longshort/backends/weights/weight_outbox.py)."""
+        """Run a step of the learner's half of a weight transfer (longshort/backends/weights/weight_outbox.py)."""
         return await self._first([actor.send.remote(step, *arguments) for actor in self._actors])
 
     async def address(self) -> tuple[str, int]:
-        """A free port of rank 0's node, for an engine to meet it."""
+        """Return the address and a free port of rank 0's node, for an engine to meet it."""
         return await self._first([self._actors[0].address.remote()])
 
     async def ready(self) -> None:
@@ -76,7 +77,7 @@ class RemoteLearner:
         await self._call("free_cache")
 
     def weights(self) -> Any:
-        """A reference to the weights in the object store, not the weights."""
+        """Return a reference to the weights in the object store, not the weights."""
         first, *_ = [actor.call.remote("weights") for actor in self._actors]
         return first
 
@@ -85,32 +86,32 @@ class RemoteLearner:
             self._kill(actor, None)
 
     async def _first(self, references: Sequence[Any]) -> Any:
-        """The first rank's answer, once all have answered."""
+        """Return the first rank's result, once all ranks have one."""
         tasks = [asyncio.ensure_future(result_of(reference)) for reference in references]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if any(task.done() and task.exception() for task in tasks):
                 await asyncio.wait(tasks, timeout=SETTLE_S)
         finally:
-            for task in tasks:
-                task.cancel()
-        errors = {rank: error for rank, task in enumerate(tasks) if task.done() and (error := task.exception())}
+            await cancel_and_wait(task for task in tasks if not task.done())
+        silent = [rank for rank, task in enumerate(tasks) if task.cancelled()]
+        errors = {rank: error for rank, task in enumerate(tasks) if rank not in silent and (error := task.exception())}
         if errors:
-            raise self._failure(errors, [rank for rank, task in enumerate(tasks) if not task.done()])
+            raise self._failure(errors, silent)
         return tasks[0].result()
 
     def _failure(self, errors: Mapping[int, BaseException], silent: Sequence[int]) -> BaseException:
-        """What to raise; unless all ranks refuse for the same reason, they are of no use any more."""
+        """Return the error to raise; unless all ranks refuse for the same reason, end them."""
         ranks = len(self._actors)
         dead = {rank: error for rank, error in errors.items() if isinstance(error, self._death)}
         agreed = len(errors) == ranks and all(isinstance(error, LongShortError) for error in errors.values())
         if agreed or (ranks == 1 and not dead):
             return errors[0]
         self.close()
-        told = [f"rank {rank} of {ranks}: {reason_of(error)}" for rank, error in (dead or errors).items()]
+        reasons = [f"rank {rank} of {ranks}: {reason_of(error)}" for rank, error in (dead or errors).items()]
         if not dead:
-            told = [f"rank {rank} of {ranks} gives no sign of life" for rank in silent] + told
-        reasons = "; ".join(told) if ranks > 1 else reason_of(dead[0])
+            reasons = [f"rank {rank} of {ranks} gives no sign of life" for rank in silent] + reasons
+        reason = "; ".join(reasons) if ranks > 1 else reason_of(dead[0])
         return LongShortError(
-            f"the {self.role} learner {'died' if dead else 'failed'}: {reasons}; resume from the last checkpoint"
+            f"the {self.role} learner {'died' if dead else 'failed'}: {reason}; resume from the last checkpoint"
         )

@@ -1,26 +1,26 @@
 """The engine's half of vLLM's native weight transfer: CUDA IPC on a shared GPU, NCCL between GPUs.
 
-vLLM's worker takes an update in four phases (`init_weight_transfer_engine`, `start_weight_update`, `update_weights` as often as needed,
-`finish_weight_update`), which the driver calls in this order (longshort/backends/weight_transfer.py). Nothing may be decoded between start
-and finish: the weights are half old, half new. Versions 0.26 and 0.31 want the settings of the wire in different places; each place is
-asked which of them it knows.
+vLLM's worker takes an update in four phases: `init_weight_transfer_engine`, `start_weight_update`, `update_weights` as
+often as needed, `finish_weight_update`. The driver calls them in this order (longshort/backends/weight_transfer.py).
+Nothing may be decoded between start and finish, because the weights are half old, half new. vLLM 0.26 and 0.31 take the
+settings of the connection in different places, so each record is given those that it has a field for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from longshort.backends.weights.weight_sync import Manifest, check_manifest
 from longshort.types import LongShortError
 
 BUFFERS = 2
-"""So many buffers are on their way over NCCL at once."""
+"""Buffers in flight over NCCL at once."""
 
 
 class Inbox:
-    """What a vLLM engine that was made with `weight_transfer_config` receives weights through."""
+    """Receives weights for a vLLM engine that was made with `weight_transfer_config`."""
 
     def __init__(self, engine: Any, backend: str, expected: Mapping[str, tuple[int, ...]]):
         self._engine, self._backend, self._expected = engine, backend, expected
@@ -30,7 +30,7 @@ class Inbox:
         """Between start and finish of an update."""
 
     def connect(self, wire: Mapping[str, Any]) -> None:
-        """Meet the learner: for IPC `gpu` (its id) and `buffer_bytes`, for NCCL `address`, `world_size` and `buffer_bytes`."""
+        """Meet the learner: `buffer_bytes`, for IPC `gpu` (its id), for NCCL `address` and `world_size`."""
         self._wire = {"packed": True, "packed_buffer_size_bytes": wire["buffer_bytes"], "packed_num_buffers": BUFFERS}
         init, _ = infos(self._backend)
         if self._backend == "ipc":
@@ -41,17 +41,19 @@ class Inbox:
         return self._rpc("init_weight_transfer_engine", known_to(init, place | self._wire))
 
     def start(self, manifest: Manifest) -> None:
-        """Begin an update; LongShortError, before the engine is touched, where what is announced is not this model's."""
+        """Begin an update; refuse tensors that are not this model's before the engine is touched."""
         check_manifest(manifest, self._expected)
         self._manifest, self.open = manifest, True
         self._rpc("start_weight_update")
 
     def update(self, parcel: Mapping[str, Any]) -> None:
-        """Load one parcel of tensors: those that `parcel` describes, for NCCL all of the manifest."""
+        """Load the tensors that `parcel` describes; for NCCL, which sends an empty one, those of the manifest."""
         _, update = infos(self._backend)
-        self._rpc("update_weights", known_to(update, (parcel or described(self._manifest)) | self._wire))
+        tensors = dict(parcel) or description(self._manifest)
+        self._rpc("update_weights", known_to(update, tensors | self._wire))
 
     def finish(self) -> None:
+        """End the update; the engine may decode again."""
         self._rpc("finish_weight_update")
         self.open = False
 
@@ -61,13 +63,13 @@ class Inbox:
     def _check_gpu(self, learners: str) -> None:
         if (mine := gpu_id()) != learners:
             raise LongShortError(
-                f"weight_sync is ipc, but the engine is on GPU {mine} and its learner on {learners}; give both a share of one GPU "
-                "(engine.num_gpus and learner_gpus that add up to 1 or less), or set weight_sync: nccl"
+                f"weight_sync is ipc, but the engine is on GPU {mine} and its learner on {learners}; give both a share "
+                "of one GPU (engine.num_gpus and learner_gpus that add up to 1 or less), or set weight_sync: nccl"
             )
 
 
 def infos(backend: str) -> tuple[type, type]:
-    """vLLM's records of what its worker is told when it is connected, and with each update."""
+    """Return vLLM's records of the settings for connecting and for each update."""
     if backend == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine as Engine
     else:
@@ -76,19 +78,19 @@ def infos(backend: str) -> tuple[type, type]:
 
 
 def known_to(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that the record has a field for."""
+    """Return those of the values that the record has a field for."""
     names = {field.name for field in dataclasses.fields(record)}
     return {name: value for name, value in values.items() if name in names}
 
 
-def described(entries: Sequence[tuple[str, str, tuple[int, ...]]]) -> dict[str, Any]:
-    """Tensors as vLLM wants them told: names, types and shapes, in the order in which they come."""
+def description(entries: Manifest) -> dict[str, Any]:
+    """Describe tensors as vLLM expects: names, types and shapes, in the order in which they are sent."""
     names, dtypes, shapes = (list(column) for column in zip(*entries, strict=True))
     return {"names": names, "dtype_names": dtypes, "shapes": [list(shape) for shape in shapes]}
 
 
 def gpu_id() -> str:
-    """The id of this process's GPU, the same in every process that sees it."""
+    """Return the id of this process's GPU, the same in every process that sees it."""
     import torch
 
     return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)

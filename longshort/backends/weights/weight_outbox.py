@@ -1,8 +1,8 @@
 """The learner's half of a weight transfer from GPU to GPU: every weight whole, checked, one parcel at a time.
 
-Every method is called on all ranks of a learner, in the same order: with ZeRO-3 each weight is gathered on all of them, one after the
-other, never the model at once. Rank 0 sends; what the others return is of no account. Rank 0 holds one buffer of `buffer_bytes` beside
-its model (NCCL: two).
+Every method is called on all ranks of a learner, in the same order: with ZeRO-3 all of them gather one weight after the
+other, never the whole model. Rank 0 sends; the return values of the others are ignored. Rank 0 holds one buffer of
+`buffer_bytes` beside its model (NCCL: two).
 """
 
 from __future__ import annotations
@@ -11,24 +11,38 @@ import contextlib
 import math
 from collections.abc import Generator
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
-from longshort.backends.weights.vllm_inbox import BUFFERS, described, gpu_id
+from longshort.backends.weights.vllm_inbox import BUFFERS, description, gpu_id
 from longshort.backends.weights.weight_sync import Manifest
+from longshort.learning.step import Process
+from longshort.recipe.schema import LongShortConfig
 from longshort.types import LongShortError
 
 BUFFER_BYTES = 2**28
-"""Of a parcel (256 MiB), unless one tensor is larger."""
+"""Size of a parcel (256 MiB), unless one tensor is larger."""
+
+
+class StreamingLearner(Protocol):
+    """What an outbox needs of a learner: see TorchLearner."""
+
+    role: str
+    config: LongShortConfig
+    device: torch.device
+    process: Process
+
+    def stream(self) -> Generator[tuple[str, torch.Tensor]]: ...
 
 
 class Outbox:
     """Sends what `learner.stream()` yields, in the type that the recipe's `dtype` names."""
 
-    def __init__(self, learner: Any):
-        self._learner, self._dtype = learner, getattr(torch, learner.config.dtype)
+    def __init__(self, learner: StreamingLearner):
+        self._learner = learner
+        self._dtype: torch.dtype = getattr(torch, learner.config.dtype)
         self._manifest: Manifest = []
         self._stream: Generator[tuple[str, torch.Tensor]] = self._whole()
         self._sent = 0
@@ -36,9 +50,9 @@ class Outbox:
         self._group: Any = None
 
     def manifest(self) -> Manifest:
-        """(name, type, shape) of every weight in the order in which they will come; begins an update, and forgets one that was cut off.
+        """Begin an update, dropping one that was cut off; return the weights in the order in which they will be sent.
 
-        Raises LongShortError, before anything is sent, for a weight that is not finite in the type it is sent in.
+        Refuses, before anything is sent, a weight that is not finite in the type it is sent in.
         """
         self.release()
         self._manifest = []
@@ -53,13 +67,13 @@ class Outbox:
         return self._manifest
 
     def wire(self) -> dict[str, Any]:
-        """What the engine must know before the first update, after `manifest`: where the weights are, and how large a parcel gets."""
+        """Return where the weights are and how large a parcel is; the engine needs it after the first `manifest`."""
         return {"gpu": gpu_id(), "buffer_bytes": max(BUFFER_BYTES, *self._sizes())}
 
     def pack(self, buffer_bytes: int) -> dict[str, Any]:
-        """The next parcel, as a handle to memory of this GPU that the engine's process opens (CUDA IPC); empty when all have been sent.
+        """Return the next parcel, a handle to this GPU's memory that the engine's process opens (CUDA IPC).
 
-        The memory is written again by the next call, so the engine must have copied its parcel by then.
+        It is empty when everything was sent. The next call overwrites the memory, so the engine must have copied it.
         """
         first, sizes = self._sent, self._sizes()
         self._sent += parcel(sizes[first:], buffer_bytes)
@@ -75,25 +89,25 @@ class Outbox:
             self._stream.close()
         if not at:
             return {}
-        return described(self._manifest[first : self._sent]) | {
+        return description(self._manifest[first : self._sent]) | {
             "ipc_handles": self._export(),
             "tensor_sizes": sizes[first : self._sent],
         }
 
     def _export(self) -> dict[str, tuple]:
-        """A handle to the buffer, a new one for each parcel: the receiver gives back one reference for each that it opens."""
+        """Return a new handle to the buffer: the receiver gives back one reference for each handle that it opens."""
         torch.cuda.current_stream().synchronize()
         return {gpu_id(): reduce_tensor(self._buffer)[1]}
 
     def release(self) -> None:
-        """Give the buffer back, once the engine has let go of it, and the weight that was gathered last."""
+        """Give back the buffer, which the engine has closed, and the weight that was gathered last."""
         self._stream.close()
         self._buffer = None
         if self._learner.device.type == "cuda":
             torch.cuda.ipc_collect()
 
     def meet(self, address: tuple[str, int], world_size: int) -> None:
-        """Join the engine's processes over NCCL as their rank 0; they must do so at the same time (`Inbox.connect`)."""
+        """Join the engine's processes over NCCL as rank 0, while they run `Inbox.connect`."""
         if self._learner.process.writes_files:
             from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
@@ -102,7 +116,7 @@ class Outbox:
             )
 
     def broadcast(self, buffer_bytes: int) -> None:
-        """Send everything that the manifest announced; the engine must receive it at the same time (`Inbox.update`)."""
+        """Send everything that the manifest announced, while the engine runs `Inbox.update`."""
         if not self._learner.process.writes_files:
             for _ in self._stream:
                 pass
@@ -120,18 +134,18 @@ class Outbox:
         torch.cuda.synchronize()
 
     def _sizes(self) -> list[int]:
-        """Bytes of each tensor."""
+        """Return the bytes of each tensor."""
         return [math.prod(shape) * self._dtype.itemsize for _, _, shape in self._manifest]
 
     def _whole(self) -> Generator[tuple[str, torch.Tensor]]:
-        """Must be closed or used up before the next one, or an update: ranks hold a weight gathered for as long as it is suspended."""
+        """Yield every weight. Close it before another one or an update: a suspended one holds a gathered weight."""
         with contextlib.closing(self._learner.stream()) as stream:
             for name, tensor in stream:
                 yield name, tensor.detach().to(self._learner.device, self._dtype)
 
 
 def parcel(sizes: list[int], capacity: int) -> int:
-    """How many of the tensors, from the first on, fit into a buffer; one that is larger than it must not be among them."""
+    """Return how many tensors, from the first on, fit into a buffer; none may be larger than it."""
     total = 0
     for count, size in enumerate(sizes):
         total += size

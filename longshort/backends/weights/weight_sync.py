@@ -1,8 +1,8 @@
 """What must hold before and after new weights reach an engine.
 
-Before: every expected tensor is there, has its shape and is finite (a partial dict is accepted silently by engines, a wrong shape kills
-them, NaN weights give NaN log-probs without an error). After: a canary, a few tokens sampled by the engine, must get the same log-probs
-from the learner; a stale prefix cache or a forgotten tied head shows up here and nowhere else.
+Before: every expected tensor is there, has its shape and is finite (engines accept a partial dict, die of a wrong
+shape, and give NaN log-probs without an error for NaN weights). After: the learner must give the same log-probs to a
+canary, a few tokens that the engine samples; only this shows a stale prefix cache or a forgotten tied head.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from longshort.types import LongShortError
 
 Manifest = list[tuple[str, str, tuple[int, ...]]]
-"""(name, type, shape) of each tensor of an update, in the order in which they come."""
+"""(name, type, shape) of each tensor of an update, in the order in which they are sent."""
 CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Allowed mean difference in nats between the engine's and the learner's log-probs of the canary's tokens."""
 
 
 def check_weights(weights: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise LongShortError, before an engine is touched, for a missing, unknown, misshapen or non-finite tensor."""
+    """Refuse missing, unknown, misshapen or non-finite tensors, before an engine is touched."""
     check_manifest([(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in weights.items()], expected)
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
@@ -28,12 +28,13 @@ def check_weights(weights: Mapping[str, Any], expected: Mapping[str, tuple[int, 
 
 
 def check_manifest(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise LongShortError for a missing, unknown or misshapen tensor of an update that has only been announced."""
+    """Refuse missing, unknown or misshapen tensors of an update that is only announced yet."""
     announced = {name for name, _, _ in manifest}
     missing, unknown = sorted(expected.keys() - announced), sorted(announced - expected.keys())
     if missing or unknown:
         raise LongShortError(
-            f"weight update refused: missing tensors {missing[:3]} ({len(missing)}), unknown tensors {unknown[:3]} ({len(unknown)})"
+            f"weight update refused: missing tensors {missing[:3]} ({len(missing)}), "
+            f"unknown tensors {unknown[:3]} ({len(unknown)})"
         )
     for name, _, shape in manifest:
         if shape != expected[name]:
@@ -43,11 +44,11 @@ def check_manifest(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) 
 
 
 def check_canary(engine: Sequence[float], learner: Sequence[float], dtype: str, role: str, version: int) -> float:
-    """Mean gap between the two views of the canary; raises RuntimeError above the dtype's tolerance, and for NaN."""
+    """Return the mean gap between engine and learner; raise RuntimeError above the dtype's tolerance, and for NaN."""
     gap = fmean(abs(a - b) for a, b in zip(engine, learner, strict=True))
     if not gap <= CANARY_TOLERANCE[dtype]:  # NaN compares false
         raise RuntimeError(
-            f"the {role} engine does not hold version {version}: its log-probs differ from the learner's by {gap:.3g} nats "
-            f"(allowed {CANARY_TOLERANCE[dtype]})"
+            f"the {role} engine does not hold version {version}: its log-probs differ from the learner's by {gap:.3g} "
+            f"nats (allowed {CANARY_TOLERANCE[dtype]})"
         )
     return gap
