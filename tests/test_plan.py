@@ -274,7 +274,7 @@ def test_the_cold_starts_processes_are_listed_and_come_before_the_trainings(reci
     assert planned.places["coldstart.rollout (transformers)"] == ["cpu", "cpu"]
     total = sum(process.gib * process.count for process in cold)
     assert planned.needed("cpu") == pytest.approx(total), "its KV cache of 10 GiB is more than the training needs"
-    assert "  cold start:" in text(planned).splitlines()
+    assert "\ncold start  " in text(planned)
 
 
 def test_a_plan_that_does_not_fit_has_exit_status_1(recipe, tmp_path, monkeypatch, capsys):

@@ -54,14 +54,9 @@ def render(planned: Plan, stages: Stages) -> str:
     lines = ["stages"]
     for number, (name, title, seconds) in enumerate(stages, 1):
         lines.append(f"  {number}. {name:<10} {title}" + (f" (about {console.duration(seconds)})" if seconds else ""))
-    lines += ["", f"  {'process':<36} {'runs on':<16} {'GiB':>7}   of which", "  " + "─" * 112]
-    phase = "training"
-    for process in planned.processes:
-        if process.phase != phase:
-            phase = process.phase
-            lines.append(f"  {phase}:")
-        where = _where(process, planned.places[process.name])
-        lines.append(f"  {process.name:<36} {where:<16} {process.gib:>7.2f}   {_parts(process)}")
+    for phase, processes in groupby(planned.processes, lambda process: process.phase):
+        rows = [(p.name, _where(p, planned.places[p.name]), f"{p.gib:.2f}", _parts(p)) for p in processes]
+        lines += ["", console.table([phase, "runs on", "GiB", "of which"], rows, right=False)]
     lines.append("")
     for text, devices in groupby(planned.free, lambda device: _verdict(planned, device)):
         lines.append(f"{_names(list(devices))}: {text}")
