@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longshort.coldstart.importance import score
-from longshort.report.thoughts_figures import by_position, mean_interval
+from longshort.report.thoughts_figures import by_position, mean_interval, share_interval
 from longshort.report.thoughts_page import write_page
 from longshort.runs.ledger import Ledger
 from longshort.types import LongShortError
@@ -122,6 +122,7 @@ def test_positions_and_intervals_by_hand():
     assert by_position([[0, 1] * 10]) == {(b + 0.5) / 10: [pytest.approx(0.5)] for b in range(10)}
     assert mean_interval([10, 14]) == pytest.approx((12 - 3.92, 12 + 3.92), abs=0.001)  # standard error 2
     assert mean_interval([7]) == (7, 7)
+    assert share_interval([1]) == (pytest.approx(0.2065, abs=1e-4), 1)  # Wilson, 1 of 1: 1 / (1 + 1.96^2)
 
 
 def test_page_has_the_numbers(folder):
@@ -137,7 +138,7 @@ def test_page_has_the_numbers(folder):
     assert "gain in P of &lt;u&gt;check, 2 thoughts -0.125" in text
     assert "long tokens 1,200 long learned tokens 300" in text
     assert "P is averaged over skeletons" in text
-    assert "Accuracy Tokens generated" in text
+    assert "Accuracy Tokens Ten bins" in text
     assert 'class="remarks"' not in html
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -147,11 +148,8 @@ def _draw(panel: Panel, metrics: Mapping[str, str], runs: Sequence[RunFiles], wi
 
 def running_mean(points: Sequence[tuple[int, float]], window: int) -> list[tuple[int, float]]:
     """Return at each step the mean of its value and those before it, at most `window` of them."""
-    means = []
-    for at, (step, _) in enumerate(points, 1):
-        values = [value for _, value in points[max(0, at - window) : at]]
-        means.append((step, sum(values) / len(values)))
-    return means
+    means = [fmean(value for _, value in points[max(0, at + 1 - window) : at + 1]) for at in range(len(points))]
+    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
 
 
 def colour(run: int, kind: str, runs: int) -> str:

@@ -45,9 +45,7 @@ def load(folders: Sequence[Path]) -> list[RunFiles]:
     resolved = [folder.resolve() for folder in folders]
     for folder, whole in zip(folders, resolved, strict=True):
         if not folder.is_dir():
-            raise LongShortError(
-                f"{folder}: no such folder; `longshort train` or `longshort run` makes it (output_dir)"
-            )
+            raise LongShortError(f"{folder}: no such folder; a run's folder is the output_dir of its recipe")
         run = RunFolder(folder)
         if not any(path.exists() for path in (run.recipe, run.metrics, run.episodes, run.evaluations)):
             raise LongShortError(

@@ -9,8 +9,7 @@ from longshort.evaluation.records import ALL, SAMPLED, TRAINING, ResultRow, cros
 from longshort.report.run_files import RunFiles
 from longshort.types import ROLES
 
-CROSSED = "cross-play"
-FOLDED = {TRAINING: "Checkpoints during training", CROSSED: "Checkpoints playing with each other"}
+FOLDED = {TRAINING: "Checkpoints during training", "cross-play": "Checkpoints playing with each other"}
 """Kinds of systems whose tables are folded: a page is read for a few systems, not for all."""
 COLUMNS = {
     "Tokens": ("tokens", 1),
@@ -78,7 +77,7 @@ def systems(runs: Sequence[RunFiles]) -> list[ScoredSystem]:
             for row in run.rows(name):
                 described = results.systems.get(row.system)
                 alone = described is not None and len(set(described.models.values())) == 1
-                kind = TRAINING if name == TRAINING else CROSSED if row.system in crossed else ""
+                kind = TRAINING if name == TRAINING else "cross-play" if row.system in crossed else ""
                 baseline = not kind and (row.system in bases or alone)
                 run_name, title = run.name if len(runs) > 1 else "", results.title(row.system)
                 scored.append(ScoredSystem(number, run_name, name, title, kind, baseline, row))
@@ -134,7 +133,7 @@ def _cells(row: ResultRow) -> dict[str, Cell]:
     cells = {}
     for column, (name, digits) in ({"Accuracy": ("accuracy", 3)} | passes | COLUMNS).items():
         value, parts = row.get(name), [row.get(f"{name}/{role}") for role in ROLES]
-        below = " + ".join(f"{part:,.{digits}f}" for part in parts if part is not None)
+        below = "" if None in parts else " + ".join(f"{part:,.{digits}f}" for part in parts)
         if value is not None:
             cells[column] = Cell(f"{value:,.{digits}f}".replace("-", "−"), below)
     stops = {name: share for name, share in row.named("stop/").items() if share >= 0.005 and name != "answered"}

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from markupsafe import Markup
 
 from longshort.coldstart.records import RolloutLine, SftManifest
-from longshort.evaluation.measures import Z95
+from longshort.evaluation.measures import Z95, wilson
 from longshort.report.plots import Curve, plot
 
 BINS = 10
@@ -23,12 +23,12 @@ def rollout_figures(lines: Sequence[RolloutLine]) -> dict[str, Markup]:
     accuracy = by_position([[right / line.n for right in line.correct] for line in whole])
     length = by_position([line.length for line in whole])
     figures = {}
-    for title, groups in {"Accuracy": accuracy, "Tokens generated": length}.items():
+    for title, groups, interval in ("Accuracy", accuracy, share_interval), ("Tokens", length, mean_interval):
         points = [(x, fmean(values)) for x, values in groups.items()]
-        intervals = [mean_interval(values) for values in groups.values()]
+        intervals = [interval(values) for values in groups.values()]
         curve = Curve(points=points, colour="is-plain", dots=True, intervals=intervals)
         if points:
-            figures[title] = plot(title, [curve], x_label="relative position, k / n", low=0)
+            figures[title] = plot(title, [curve], x_label="k / n", low=0)
     return figures
 
 
@@ -42,6 +42,11 @@ def by_position(curves: Sequence[Sequence[float]]) -> dict[float, list[float]]:
         for number, values in bins.items():
             groups[(number + 0.5) / BINS].append(fmean(values))
     return dict(sorted(groups.items()))
+
+
+def share_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return Wilson's interval of a mean share; each trace counts as one observation."""
+    return wilson(sum(values), len(values))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:

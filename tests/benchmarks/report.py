@@ -4,9 +4,8 @@
 
 EPISODES (default 5000) synthetic dialogues of four messages with about TOKENS (default 40) sampled tokens, in groups
 of 8 over 40 steps, with context ids, log-probs and gaps, as training writes them. Printed: the page's size and the
-seconds to write it; in Chromium the seconds until the first dialogue stands; while the list scrolls from top to
-bottom in 300 frames, the time between frames and the page's own work in it; and the seconds until the first search
-through all messages and the first token view are done.
+seconds to write it; in Chromium the seconds until the first dialogue is shown, and until the first search through all
+messages and the first token view are done.
 """
 
 import json
@@ -26,20 +25,16 @@ from tests.browser import Browser
 
 SHAPE = ((LONG, "</think>"), (SHORT, "</rethink>"), (LONG, "</think>"), (SHORT, "</answer>"))
 STEPS, GROUP = 40, 8
-FRAMES = """new Promise(done => { const list = document.getElementById('episode-list'), times = []; let last = 0;
-  const frame = now => { times.push(now - last); last = now; list.scrollTop += list.scrollHeight / 300;
-    if (times.length <= 300) requestAnimationFrame(frame); else done(times.slice(1).sort((a, b) => a - b)); };
-  requestAnimationFrame(frame); })"""
 WAIT = "new Promise(done => { const look = () => %s ? done(performance.now()) : setTimeout(look, 4); look(); })"
 SEARCH = (
     "(q => { q.value = 'said by nobody'; q.dispatchEvent(new Event('input', {bubbles: true})) })"
     "(document.querySelector('[name=q]'))"
 )
 FIRSTS = (
-    ("search", SEARCH, "document.getElementById('episode-count').textContent.startsWith('0 of')"),
+    ("search", SEARCH, "document.getElementById('matching').textContent === '0'"),
     (
         "token view",
-        "document.querySelectorAll('.choice button')[1].click()",
+        "document.querySelectorAll('.views button')[1].click()",
         "document.querySelector('.tokens .token')",
     ),
 )
@@ -47,7 +42,7 @@ FIRSTS = (
 
 def write_run(folder: Path, episodes: int, tokens: int) -> None:
     """Messages of random digits and signs, each one token of both tokenizers."""
-    dice, tokenizers = random.Random(0), {role: build_tokenizer(role) for role in ROLES}
+    rng, tokenizers = random.Random(0), {role: build_tokenizer(role) for role in ROLES}
     protocol = LongShort(turn_tokens=dict.fromkeys(ROLES, 10**6), episode_tokens=10**6, tags="special")
     (folder / "episodes").mkdir(parents=True)
     for role, tokenizer in tokenizers.items():
@@ -56,20 +51,20 @@ def write_run(folder: Path, episodes: int, tokens: int) -> None:
         step, group = number * STEPS // episodes + 1, number // GROUP
         problem = Problem(id=f"p-{group % 97}", question=f"Last digit of {group % 97}**{group}?", answer="7")
         said = [
-            (role, "".join(dice.choices("0123456789+-*=", k=tokens // len(SHAPE) - 1)), stop) for role, stop in SHAPE
+            (role, "".join(rng.choices("0123456789+-*=", k=tokens // len(SHAPE) - 1)), stop) for role, stop in SHAPE
         ]
         row = episode_row(demonstration(problem, said, protocol, tokenizers))
         for turn in row["turns"]:  # log-probs like a trained model's: most near 0, some far from it
             turn["logprobs"] = [
-                round(-dice.expovariate(1.0) * dice.choice((0.001, 0.01, 1.0)), 4) for _ in turn["token_ids"]
+                round(-rng.expovariate(1.0) * rng.choice((0.001, 0.01, 1.0)), 4) for _ in turn["token_ids"]
             ]
         gaps = {
-            r: [round(dice.gauss(0, 0.02), 4) for turn in row["turns"] if turn["role"] == r for _ in turn["token_ids"]]
+            r: [round(rng.gauss(0, 0.02), 4) for turn in row["turns"] if turn["role"] == r for _ in turn["token_ids"]]
             for r in ROLES
         }
-        rewards = dict.fromkeys(ROLES, round(2 * dice.random(), 3))
+        rewards = dict.fromkeys(ROLES, round(2 * rng.random(), 3))
         scored = {
-            "terms": {"correct": float(dice.random() < 0.7)},
+            "terms": {"correct": float(rng.random() < 0.7)},
             "reward": rewards,
             "advantages": rewards,
             "gaps": gaps,
@@ -82,14 +77,7 @@ def measure(folder: Path, browser: Browser) -> None:
     began, page = time.perf_counter(), write_report([folder])
     print(f"written in {time.perf_counter() - began:.1f} s: {page.stat().st_size / 1e6:.1f} MB")
     browser.open(page.as_uri())
-    print("first dialogue after {:.2f} s".format(browser.js(WAIT % "document.querySelector('.episode')") / 1000))
-    browser("Performance.enable")
-    work = lambda: {one["name"]: one["value"] for one in browser("Performance.getMetrics")["metrics"]}["TaskDuration"]  # noqa: E731
-    worked, times = work(), browser.js(FRAMES)
-    print(
-        f"frames while scrolling: {times[150]:.1f} ms (99 %: {times[297]:.1f}), {1000 * (work() - worked) / 300:.1f} "
-        "ms of work in each"
-    )
+    print("first dialogue after {:.2f} s".format(browser.js(WAIT % "document.querySelector('.turn')") / 1000))
     for name, act, done in FIRSTS:
         began = browser.js(f"{{ const began = performance.now(); {act}; began }}")
         print(f"first {name}: {(browser.js(WAIT % done) - began) / 1000:.2f} s")
