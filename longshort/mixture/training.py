@@ -18,6 +18,7 @@ from longshort.coldstart.rows import role_row
 from longshort.mixture.inputs import MixtureInputs, as_sample
 from longshort.mixture.reweighting import Drawn, ShortLong, draw
 from longshort.pair import FrozenPolicy, canary_gap, proven
+from longshort.recipe.schema import LongShortConfig
 
 NO_PART_OF_THE_MODEL = ("*.pt", "*.pth", "training_args.bin", "trainer_state.json")
 """Files of a training checkpoint that only its continuation needs."""
@@ -35,17 +36,23 @@ async def learn(
         picks, drawn = draw(sizes, drawn, ratios, settings.batch_size, inputs.config.seed, step)
         traces = [inputs.traces[source][row] for source, row in picks]
         rows += [role_row(as_sample(trace, inputs.protocol, inputs.tokenizer)) for trace in traces]
-    job = (take_steps, replace(inputs, traces=((), ()), dev=()), rows, steps, resume, scratch)
+    bare = replace(inputs, traces=((), ()), dev=())
+    job = (take_steps, inputs.config, bare, rows, steps, resume, scratch)
     (loss,) = await side_by_side({settings.role: job}, {settings.role: scratch}, gpus=inputs.config.learner_gpus)
     return scratch / f"checkpoint-{steps.stop}", drawn, loss
 
 
 def take_steps(
-    inputs: MixtureInputs, rows: Sequence[RoleRow], steps: range, resume: Path | None, scratch: Path
+    config: LongShortConfig,
+    inputs: MixtureInputs,
+    rows: Sequence[RoleRow],
+    steps: range,
+    resume: Path | None,
+    scratch: Path,
 ) -> float:
     """Train in this process up to `steps.stop`, write scratch/checkpoint-<stop> and return the mean loss."""
     model, end = load_model(inputs.start), steps.stop
-    trainer = make_trainer(model, inputs.tokenizer, rows, inputs.sft, inputs.config, scratch, until=end)
+    trainer = make_trainer(model, inputs.tokenizer, rows, inputs.sft, config, scratch, until=end)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     log = (entry for entry in trainer.state.log_history if "loss" in entry)
     return fmean(entry["loss"] for entry in log if entry["step"] > steps.start)
