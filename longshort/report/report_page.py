@@ -84,7 +84,6 @@ def _all_settings(runs: Sequence[RunFiles]) -> dict[str, dict[str, Any]]:
         of_run = f" of {run.name}" if len(runs) > 1 else ""
         headings[f"All settings{of_run}"] = run.settings
         for name, results in run.evaluations.items():
-            headings[f"Evaluation {name}{of_run}, {results.made[:16].replace('T', ' ')}"] = (
-                results.settings | results.versions
-            )
+            made = results.made[:16].replace("T", " ")
+            headings[f"Evaluation {name}{of_run}, {made}"] = results.settings | results.versions
     return {heading: settings for heading, settings in headings.items() if settings}

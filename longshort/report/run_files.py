@@ -14,8 +14,7 @@ from longshort.report.reading import read_json, read_lines
 from longshort.runs.layout import RunFolder
 from longshort.types import LongShortError
 
-LARGEST = 1e300
-"""A larger number, an infinite one included, cannot be drawn."""
+LARGEST = 1e300  # a larger number, an infinite one included, cannot be drawn
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,8 +13,7 @@ from longshort.coldstart.records import RolloutLine, SftManifest
 from longshort.evaluation.measures import Z95, wilson
 from longshort.report.plots import Curve, plot
 
-BINS = 10
-"""Of the relative position k / n."""
+BINS = 10  # of the relative position k / n
 
 
 def rollout_figures(lines: Sequence[RolloutLine]) -> dict[str, Markup]:

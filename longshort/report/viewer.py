@@ -66,8 +66,7 @@ def collect(runs: Sequence[RunFiles], most: int, size_mb: float, remarks: list[s
     viewer.total = sum(sizes)
     for file, share in zip(files, shares(sizes, most), strict=True):
         for number, line in read_lines(file.path, partial(parse_record, file.shape), file.where, remarks, share):
-            numbers = _numbers(line)
-            item = numbers | {
+            item = _numbers(line) | {
                 "where": f"{file.where}, line {number}",
                 "question": line.problem.question,
                 "answer": line.problem.answer,
