@@ -50,7 +50,7 @@ def clipped(ratio: torch.Tensor, logp: torch.Tensor, advantage: torch.Tensor, lo
 def truncated(
     ratio: torch.Tensor, logp: torch.Tensor, advantage: torch.Tensor, low: float, high: float
 ) -> torch.Tensor:
-    """Weight REINFORCE by the clamped, detached ratio: every token keeps a gradient (CISPO, arXiv 2506.13585, eq. 4)."""
+    """Weight REINFORCE by the clamped, detached ratio: each token keeps a gradient (CISPO, arXiv 2506.13585, eq. 4)."""
     return -ratio.clamp(low, high).detach() * advantage * logp
 
 
