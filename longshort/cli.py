@@ -147,7 +147,7 @@ def _planning(recipe_verb: Verb) -> None:
     plan.add_argument(
         "--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder"
     )
-    plan.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs, all nodes together, that need not be here")
+    plan.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs (of all nodes) that need not be here")
     plan.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of each of them (default: 80)")
 
 

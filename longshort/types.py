@@ -20,7 +20,7 @@ ROLES = (LONG, SHORT)
 
 
 class LongShortError(Exception):
-    """An error that a person can act on: what is wrong, where, both values, the remedy; printed without a traceback."""
+    """An error that a person can act on: what, where, both values, the remedy. Printed without a traceback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Problem:
 class Sampling:
     """How one turn is sampled. `temperature` 0 is greedy; `top_k` 0 is off; `stop` holds the strings that end the turn.
 
-    The first `len(stop_token_ids)` entries of `stop` are single tokens with these ids; the others are matched in the text.
+    The first `len(stop_token_ids)` entries of `stop` are single tokens with these ids; the others are matched as text.
 
     Sampling(max_tokens=24, stop=("</think>",), temperature=1.0, top_p=1.0, top_k=0, seed=17, stop_token_ids=())
     """
@@ -61,8 +61,8 @@ class Completion:
 
     `token_ids` are exactly the ids sampled, the closing tag's included; `logprobs` has one entry per id, with the
     temperature inside; `text` is the decoded turn cut before the closing tag; `stop` is that tag, or "eos", "length",
-    "abort"; `version` is the number of weight updates when the turn began; `updates` holds, for each update that arrived
-    during the turn, how many tokens were written before it.
+    "abort"; `version` is the number of weight updates when the turn began; `updates` holds, for each update during
+    the turn, how many tokens were written before it.
 
     Completion(token_ids=(31, 9, 4), logprobs=(-0.1, -0.7, -0.0), text="9 ok.", stop="</think>", version=12,
     updates=(2,)) -> versions (12, 12, 13)
