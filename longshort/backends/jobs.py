@@ -14,9 +14,12 @@ from longshort.runs.job_progress import PROGRESS
 
 
 async def side_by_side(
-    jobs: Mapping[str, tuple[Any, ...]], folders: Mapping[str, Path], gpus: float = 0.0
+    jobs: Mapping[str, tuple[Any, ...]], folders: Mapping[str, Path], gpus: float = 0.0, report: bool = True
 ) -> list[Any]:
-    """Run each job, (function, recipe, *arguments), in its own process; each writes a progress file into its folder."""
+    """Run each job, (function, recipe, *arguments), in its own process; each writes a progress file into its folder.
+
+    `report`: print how they ended, besides the line that shows their progress.
+    """
     files = {name: folder / PROGRESS for name, folder in folders.items()}
     for file in files.values():
         file.unlink(missing_ok=True)
@@ -30,5 +33,6 @@ async def side_by_side(
 
     async with console.heartbeat(status):
         results = await asyncio.gather(*(ray_cluster.in_process(*job, gpus=gpus) for job in jobs.values()))
-    console.say(f"  {status()}")
+    if report:
+        console.say(f"  {status()}")
     return list(results)

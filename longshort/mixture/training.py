@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from longshort.backends.jobs import side_by_side
 from longshort.backends.learners.learner_model import load_model
@@ -38,7 +39,8 @@ async def learn(
         rows += [role_row(as_sample(trace, inputs.protocol, inputs.tokenizer)) for trace in traces]
     bare = replace(inputs, traces=((), ()), dev=())
     job = (take_steps, inputs.config, bare, rows, steps, resume, scratch)
-    (loss,) = await side_by_side({settings.role: job}, {settings.role: scratch}, gpus=inputs.config.learner_gpus)
+    role, gpus = settings.role, inputs.config.learner_gpus
+    (loss,) = await side_by_side({role: job}, {role: scratch}, gpus=gpus, report=False)
     return scratch / f"checkpoint-{steps.stop}", drawn, loss
 
 
@@ -60,6 +62,7 @@ def take_steps(
 
 async def publish(inputs: MixtureInputs, policy: FrozenPolicy, folder: Path, version: int) -> None:
     """Give the engine the weights of a checkpoint, and prove that it samples from them."""
+    disable_progress_bar()
     model = await asyncio.to_thread(load_model, folder)
     dtype = getattr(torch, inputs.config.dtype)
     weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
