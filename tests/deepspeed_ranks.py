@@ -180,7 +180,9 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
 
 
 def parcels(folder: str, stage: str) -> dict:
-    """What rank 0 packs for an engine after an update, CUDA's handles played by the buffer's bytes; then, what is refused and by whom."""
+    """What rank 0 packs for an engine after an update, CUDA's handles played by the buffer's bytes; then, what is
+    refused and by whom.
+    """
     from longshort.backends.weights import weight_outbox
 
     weight_outbox.gpu_id, weight_outbox.BUFFER_BYTES = (lambda: "gpu"), 1024

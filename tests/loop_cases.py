@@ -55,7 +55,8 @@ class Alternate:
 
 
 class Policy:
-    """An engine whose every step takes `seconds` per turn that it is writing (a device that is always busy), and a learner.
+    """An engine whose every step takes `seconds` per turn that it is writing (a device that is always busy), and a
+    learner.
 
     Whoever is being written when an update is published goes on with the new weights, as in the real engines.
     """
@@ -131,10 +132,19 @@ def rollouts(
     reward=score,
 ):
     return functools.partial(
-        roll_out, steps=steps, problems=lambda index: PROBLEMS[PER_STEP * index :][:PER_STEP], spares=spares, zero_variance=zero_variance, policies=policies,
-        protocol=Alternate(), reward=reward, group_size=GROUP, decoding=Decoding(), seed=3,
+        roll_out,
+        steps=steps,
+        problems=lambda index: PROBLEMS[PER_STEP * index :][:PER_STEP],
+        spares=spares,
+        zero_variance=zero_variance,
+        policies=policies,
+        protocol=Alternate(),
+        reward=reward,
+        group_size=GROUP,
+        decoding=Decoding(),
+        seed=3,
         admission=Admission(live=live, starting=starting),
-    )  # fmt: skip
+    )
 
 
 def train(steps, staleness, *, policies=None, schedule="joint", after=None, stop_after=None, **changes):
@@ -151,9 +161,16 @@ def train(steps, staleness, *, policies=None, schedule="joint", after=None, stop
                 stop.set()
 
         await train_loop(
-            start=0, steps=steps, roll_out=rollouts(policies, steps, **changes), policies=policies, advantage=one_each,
-            schedule=role_schedule(schedule, steps, ROLES), staleness=staleness, after=note, stop=stop,
-        )  # fmt: skip
+            start=0,
+            steps=steps,
+            roll_out=rollouts(policies, steps, **changes),
+            policies=policies,
+            advantage=one_each,
+            schedule=role_schedule(schedule, steps, ROLES),
+            staleness=staleness,
+            after=note,
+            stop=stop,
+        )
 
     _, seconds = on_virtual_clock(go())
     return policies, seen, seconds

@@ -1,14 +1,16 @@
-"""Attention over packed rows: the same log-probs and gradients as dense SDPA and as each sample alone, and a wrong kernel is found out."""
+"""Attention over packed rows: the same log-probs and gradients as dense SDPA and as each sample alone, and a wrong
+kernel is found out.
+"""
 
 import pytest
 import torch
 
 from longshort.backends.learners import attention
-from longshort.backends.learners.attention import boundaries, choose_attention, sample_by_sample, row_budget
+from longshort.backends.learners.attention import boundaries, choose_attention, row_budget, sample_by_sample
 from longshort.backends.learners.learner_model import load_model
 from longshort.backends.learners.torch_learner import TorchLearner
-from longshort.learning.packing import pack
 from longshort.learning.logprobs import token_logprobs
+from longshort.learning.packing import pack
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, LongShortError
 from tests.learning_cases import sample_like, save_tiny
@@ -47,11 +49,15 @@ def test_varlen_gives_dense_attentions_log_probs_and_gradient(folder, batch_toke
 
 
 def test_a_window_sees_so_many_tokens_and_no_more():
-    """With a window of 2 tokens before the own one and values that name their position, each output is the mean of the last three."""
+    """With a window of 2 tokens before the own one and values that name their position, each output is the mean of the
+    last three.
+    """
     query, key = torch.zeros(5, 2, 4), torch.zeros(5, 1, 4)
     value = torch.arange(5.0).view(5, 1, 1).expand(5, 1, 4)
     bounds = torch.tensor([0, 4, 5], dtype=torch.int32)
-    assert sample_by_sample(query, key, value, bounds, 4, None, (2, 0))[:, 0, 0].tolist() == pytest.approx([0, 0.5, 1, 2, 4])
+    assert sample_by_sample(query, key, value, bounds, 4, None, (2, 0))[:, 0, 0].tolist() == pytest.approx(
+        [0, 0.5, 1, 2, 4]
+    )
     assert sample_by_sample(query, key, value, bounds, 4, None, (-1, 0))[:, 1, 3].tolist() == pytest.approx(
         [0, 0.5, 1, 1.5, 4]
     )

@@ -1,4 +1,6 @@
-"""DeepSpeed's ranks against the torch learner: the same gradient, weights, refusals and files, however the work is cut."""
+"""DeepSpeed's ranks against the torch learner: the same gradient, weights, refusals and files, however the work is
+cut.
+"""
 
 import asyncio
 import math
@@ -56,7 +58,9 @@ def assert_the_same(found: dict, expected: dict, tolerance: float) -> None:
 @pytest.fixture(scope="module")
 def torch_results(models) -> dict[str, dict]:
     return {
-        cut: two_updates(TorchLearner.from_pretrained(LONG, models["untied"], plain(recipe(**sizes)), 4), torch_gradient_of)
+        cut: two_updates(
+            TorchLearner.from_pretrained(LONG, models["untied"], plain(recipe(**sizes)), 4), torch_gradient_of
+        )
         for cut, sizes in CUTS.items()
     }
 

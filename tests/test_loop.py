@@ -1,4 +1,6 @@
-"""The loop against doubles on a virtual clock: what waits for what, which weights write a token, who is rolled out in whose place."""
+"""The loop against doubles on a virtual clock: what waits for what, which weights write a token, who is rolled out in
+whose place.
+"""
 
 import asyncio
 import functools
@@ -22,17 +24,26 @@ from tests.loop_cases import (
     rollouts,
     score,
     train,
-)  # fmt: skip
+)
 
 
 async def by_hand(policies, steps):
     """What the papers say, in their order: all rollouts of a step, then both updates."""
     for index in range(steps):
         groups = [
-            await run_group(problem, policies, Alternate(), score, GROUP, Decoding(), stable_seed(3, index, position), index / steps,
-                            Admission(live=GROUP, starting=GROUP))
+            await run_group(
+                problem,
+                policies,
+                Alternate(),
+                score,
+                GROUP,
+                Decoding(),
+                stable_seed(3, index, position),
+                index / steps,
+                Admission(live=GROUP, starting=GROUP),
+            )
             for position, problem in enumerate(PROBLEMS[PER_STEP * index :][:PER_STEP])
-        ]  # fmt: skip
+        ]
         for role in ROLES:
             await policies[role].update(training_samples(groups, role, one_each))
 
@@ -65,7 +76,8 @@ def test_tokens_are_at_most_staleness_updates_old_and_the_episodes_are_the_same(
 
 
 def test_the_next_rollout_goes_on_during_an_update_and_ends_with_the_new_weights():
-    """A rollout takes 40 s (4 turns of 10 s); the second begins when the first's first turns are over, so it is in its last turn when the
+    """A rollout takes 40 s (4 turns of 10 s); the second begins when the first's first turns are over, so it is in
+    its last turn when the
     first is learned from at 40 s; at 45.5 s the new weights arrive, when that turn has five of its ten tokens."""
     _, seen, seconds = train(2, 1, policies={role: Policy(role, update_s=5.5) for role in ROLES})
     turns = [turn.completion for turn in seen[1].groups[0].episodes[0].turns]
@@ -98,9 +110,16 @@ def test_a_stop_during_a_rollout_drops_the_rollout():
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(5.0, stop.set)
         await train_loop(
-            start=0, steps=3, roll_out=rollouts(policies, 3), policies=policies, advantage=one_each, schedule=lambda index: ROLES,
-            staleness=1, after=seen.append, stop=stop,
-        )  # fmt: skip
+            start=0,
+            steps=3,
+            roll_out=rollouts(policies, 3),
+            policies=policies,
+            advantage=one_each,
+            schedule=lambda index: ROLES,
+            staleness=1,
+            after=seen.append,
+            stop=stop,
+        )
 
     assert on_virtual_clock(go())[1] == 5.0 and seen == []
 
@@ -143,11 +162,13 @@ def no_difference(index, group):
         (["p21", "p23", "p25", "p22", "p24"], ["p0", "p24", "p2", "p22"], ["p1", "p3", "p21", "p23", "p25"]),
         (["p20", "p22", "p24", "p26"], ["p0", "p20", "p2", "p22"], ["p1", "p3"]),
     ],
-)  # fmt: skip
+)
 def test_groups_that_teach_nothing_give_their_places_to_spare_problems_up_to_the_cap(spares, groups, replaced):
     policies = {role: Policy(role) for role in ROLES}
     by_id = {problem.id: problem for problem in PROBLEMS}
-    run = rollouts(policies, 1, spares=lambda index: [by_id[name] for name in spares], zero_variance=no_difference, reward=same)
+    run = rollouts(
+        policies, 1, spares=lambda index: [by_id[name] for name in spares], zero_variance=no_difference, reward=same
+    )
     rollout, _ = on_virtual_clock(run(0))
     assert (ids(rollout.groups), ids(rollout.replaced)) == (groups, replaced)
 
@@ -175,8 +196,10 @@ def rollout_seconds(steps, staleness, **admission):
 
 
 def test_asynchrony_alone_gains_nothing_when_both_engines_swing_in_phase():
-    """Either engine alone needs 20 s for a step's turns (2 exchanges of 10 s). Synchronously they take turns: the sum, 40 s. So they do
-    when two steps' episodes begin together; when they begin one after the other, a step takes little more than one engine's time."""
+    """Either engine alone needs 20 s for a step's turns (2 exchanges of 10 s). Synchronously they take turns: the
+    sum, 40 s. So they do
+    when two steps' episodes begin together; when they begin one after the other, a step takes little more than one
+    engine's time."""
     assert rollout_seconds(8, 0) == pytest.approx((40.0, 0.5))
     assert rollout_seconds(8, 1, starting=10**6) == pytest.approx((40.0, 0.5))
     seconds, idle = rollout_seconds(8, 1)
@@ -205,9 +228,16 @@ def test_live_episodes_are_bounded_and_the_bound_costs_no_time():
             step = rollouts(policies, 4, live=live)
             step.keywords["protocol"] = Counting()
             await train_loop(
-                start=0, steps=4, roll_out=step, policies=policies, advantage=one_each, schedule=lambda index: ROLES, staleness=1,
-                after=lambda step: asyncio.sleep(0), stop=asyncio.Event(),
-            )  # fmt: skip
+                start=0,
+                steps=4,
+                roll_out=step,
+                policies=policies,
+                advantage=one_each,
+                schedule=lambda index: ROLES,
+                staleness=1,
+                after=lambda step: asyncio.sleep(0),
+                stop=asyncio.Event(),
+            )
 
         return on_virtual_clock(go())[1], Counting.most
 

@@ -86,16 +86,24 @@ def test_a_cispo_cap_below_one_is_refused():
 
 
 def test_stale_tokens_give_the_gradient_of_the_policy_that_learns():
-    """Every token of a vocabulary of four, weighted by how often its author samples it: two authors, older and newer weights, whose tokens
-    both get the learner's exact policy gradient; uncorrected they get their authors', and the cap takes the excess of a ratio away."""
+    """Every token of a vocabulary of four, weighted by how often its author samples it: two authors, older and newer
+    weights, whose tokens
+    both get the learner's exact policy gradient; uncorrected they get their authors', and the cap removes the excess of
+    a ratio."""
     learner = torch.tensor([0.1, 0.7, -0.3, 0.2], requires_grad=True)
     authors = torch.tensor([[0.4, 0.3, -0.3, 0.0], [0.1, 0.6, -0.1, 0.2]]).log_softmax(-1)
     advantage = torch.tensor([1.0, -0.5, 2.0, 0.25])
     everything = torch.ones(1, 8, dtype=torch.bool)
     batch = Batch(
-        role="long", input_ids=torch.arange(8)[None], position_ids=torch.arange(8)[None], sequence=torch.zeros(1, 8, dtype=torch.long),
-        mask=everything, logprobs=authors.reshape(1, 8), advantages=advantage.repeat(2)[None], weights=authors.exp().reshape(1, 8),
-    )  # fmt: skip
+        role="long",
+        input_ids=torch.arange(8)[None],
+        position_ids=torch.arange(8)[None],
+        sequence=torch.zeros(1, 8, dtype=torch.long),
+        mask=everything,
+        logprobs=authors.reshape(1, 8),
+        advantages=advantage.repeat(2)[None],
+        weights=authors.exp().reshape(1, 8),
+    )
 
     def gradient(**settings):
         logp = learner.log_softmax(-1).repeat(2)

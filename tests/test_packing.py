@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from longshort.learning.packing import first_fit_decreasing, like_widths, pack
 from longshort.learning.logprobs import token_logprobs
+from longshort.learning.packing import first_fit_decreasing, like_widths, pack
 from longshort.types import LONG, SHORT, Sample
 from tests.learning_cases import sample_like, tiny_model
 

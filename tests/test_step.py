@@ -200,8 +200,8 @@ def test_old_log_probs_are_those_before_the_update_by_sample_whatever_the_packin
         model, tally = tiny_model(), UpdateMetrics()
         policy_gradient_step(model, None, build_optimizer(model, learning_rate=0.1), samples, chosen, tally)
         assert sorted(tally.old_logprobs) == [0, 2, 3]
-        for number, logprobs in tally.old_logprobs.items():
-            assert logprobs.tolist() == pytest.approx(by_hand(samples[number], temperature), abs=5e-6)
+        for number, old in tally.old_logprobs.items():
+            assert old.tolist() == pytest.approx(by_hand(samples[number], temperature), abs=5e-6)
 
 
 def test_batches_number_the_samples_of_the_whole_step_and_the_kl_keeps_those_without_advantage():

@@ -73,7 +73,9 @@ def test_gaps_are_learner_minus_engine_per_sampled_token_in_the_samples_order(fo
             advantages=(0.0, 1.0, 0.0, 1.0),
         ),
     ]
-    learner = TorchLearner.from_pretrained(LONG, folder, config(batch_tokens=batch_tokens, temperature=temperature), total_updates=1)
+    learner = TorchLearner.from_pretrained(
+        LONG, folder, config(batch_tokens=batch_tokens, temperature=temperature), total_updates=1
+    )
     assert learner.gaps() == []
     ((five,), (eight,), (two,)) = (
         learner.score(*case, temperature) for case in (((3, 4), (5,)), ((7,), (8,)), ((7, 8, 9), (2,)))
@@ -123,7 +125,9 @@ def test_score_is_the_models_own_log_prob_at_the_given_temperature(folder):
 
 
 def test_the_learning_rate_follows_the_updates_with_warm_up_and_decay(folder):
-    learner = TorchLearner.from_pretrained(LONG, folder, config(warmup_ratio=0.5, lr_scheduler_type="linear"), total_updates=4)
+    learner = TorchLearner.from_pretrained(
+        LONG, folder, config(warmup_ratio=0.5, lr_scheduler_type="linear"), total_updates=4
+    )
     rates = [learner.update(batch).get("learning_rate") for batch in (samples(0), [], samples(1), samples(2))]
     assert rates == [pytest.approx(1e-2 / 3), None, pytest.approx(1e-2), pytest.approx(5e-3)]
 
@@ -144,10 +148,13 @@ def test_weights_are_a_copy_that_names_the_head(tmp_path, tied):
 
 
 def test_a_second_pass_in_bfloat16_computes_with_the_weights_of_the_first(folder):
-    """Autocast keeps its bfloat16 copies of the weights for as long as its context is open: an optimizer step must make them anew."""
+    """Autocast keeps its bfloat16 copies of the weights for as long as its context is open: an optimizer step must
+    make them anew.
+    """
     settings = {"dtype": "bfloat16", "num_iterations": 2, "loss": {"importance_correction": "none"}}
     one, two = (
-        TorchLearner.from_pretrained(LONG, folder, config(**(settings | {"num_iterations": n})), total_updates=1) for n in (1, 2)
+        TorchLearner.from_pretrained(LONG, folder, config(**(settings | {"num_iterations": n})), total_updates=1)
+        for n in (1, 2)
     )
     first, second = one.update(samples(0))["loss"], two.update(samples(0))["loss"]
     assert (
@@ -175,7 +182,9 @@ def test_resumption_is_bit_equal(tmp_path, folder, num_iterations):
         learner.update(samples(step))
     learner.save(tmp_path / "saved/long", tmp_path / "saved/state")
     learner.update(samples(3))
-    resumed = TorchLearner.from_pretrained(LONG, tmp_path / "saved/long", chosen, total_updates=6, reference_folder=folder)
+    resumed = TorchLearner.from_pretrained(
+        LONG, tmp_path / "saved/long", chosen, total_updates=6, reference_folder=folder
+    )
     resumed.load(tmp_path / "saved/state")
     assert not same(bits(resumed), bits(learner))
     resumed.update(samples(3))
@@ -188,7 +197,11 @@ def test_supervise_takes_the_steps_of_fit(folder):
     chosen = config(
         warmup_ratio=0.25, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=0.5, batch_tokens=24
     )
-    learner, data, order = TorchLearner.from_pretrained(LONG, folder, chosen, total_updates=8), samples(0), endless_order(5, seed=1)
+    learner, data, order = (
+        TorchLearner.from_pretrained(LONG, folder, chosen, total_updates=8),
+        samples(0),
+        endless_order(5, seed=1),
+    )
     reports = [learner.supervise([data[next(order)] for _ in range(3)]) for _ in range(8)]
     model = tiny_model()
     same_settings = {
@@ -368,7 +381,9 @@ def test_refused_models_and_settings(tmp_path, folder):
     with pytest.raises(LongShortError, match="cap on the ratio"):
         TorchLearner.from_pretrained(LONG, folder, config(loss={"name": "cispo"}), total_updates=1)
     with pytest.raises(ValueError, match=r"'long' got samples of \['short'\]"):
-        TorchLearner.from_pretrained(LONG, save_tiny(tmp_path / "good"), config(), total_updates=1).update([sample_like(0, role=SHORT)])
+        TorchLearner.from_pretrained(LONG, save_tiny(tmp_path / "good"), config(), total_updates=1).update(
+            [sample_like(0, role=SHORT)]
+        )
 
 
 def test_a_gpu_that_is_not_there_is_refused(folder, monkeypatch):

@@ -1,7 +1,8 @@
-"""The same batch through TRL's GRPOTrainer and through our step: same loss, same gradient (relative difference <= 1e-4, float32).
+"""The same batch through TRL's GRPOTrainer and through our step: same loss, same gradient (relative difference <=
+1e-4, float32).
 
-TRL pads prompts left and completions right and marks a partner's text with `tool_mask`; we pack. TRL is given the log-probs of the old
-policy, the engine and the reference; ours come from the models. Run with `-s` to see the measured differences.
+TRL pads prompts left and completions right and marks a partner's text with `tool_mask`; we pack. TRL is given the
+log-probs of the old policy, the engine and the reference; ours come from the models. `-s` prints the differences.
 """
 
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from longshort.learning import step as step_module
-from longshort.learning.packing import pack
 from longshort.learning.logprobs import token_logprobs
+from longshort.learning.packing import pack
 from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.learning_cases import sample_like, save_tiny, tiny_model
@@ -96,7 +97,9 @@ def trainer(tmp_path_factory):
 
 
 def trl_inputs(samples: list[Sample], correction: str) -> dict[str, torch.Tensor]:
-    """Prompts padded left, completions right; everything after the prompt is completion, the partner's text has tool_mask 0."""
+    """Prompts padded left, completions right; everything after the prompt is completion, the partner's text has
+    tool_mask 0.
+    """
     prompts = [sample.mask.index(1) for sample in samples]
     width, rest = max(prompts), max(len(s.token_ids) - p for s, p in zip(samples, prompts, strict=True))
     columns = {"prompt_ids": [], "prompt_mask": [], "completion_ids": [], "completion_mask": [], "tool_mask": []}
@@ -139,7 +142,9 @@ def by_trl(trainer, samples: list[Sample], loss: LossConfig) -> tuple[float, tor
 
 
 class FromOld(step_module.Process):
-    """Takes the old policy's log-probs from a model of its own, as TRL's batch does, and leaves the gradients where they are."""
+    """Takes the old policy's log-probs from a model of its own, as TRL's batch does, and leaves the gradients where
+    they are.
+    """
 
     def optimizer_step(self, model, optimizer, work, loss_of, max_grad_norm):
         total = 0.0
@@ -180,7 +185,8 @@ def test_the_same_batch_gives_trls_loss_and_gradient(trainer, case, extra):
         ((ours - theirs).norm() / theirs.norm()).item(),
     )
     print(
-        f"{case}, {extra}: loss {their_loss:.6f}, relative difference {loss_difference:.1e}, gradient {gradient_difference:.1e}"
+        f"{case}, {extra}: loss {their_loss:.6f}, relative difference {loss_difference:.1e}, "
+        f"gradient {gradient_difference:.1e}"
     )
     assert loss_difference <= 1e-4
     assert gradient_difference <= 1e-4

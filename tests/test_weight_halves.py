@@ -1,6 +1,6 @@
 """The learner's and the engine's half of a weight transfer from GPU to GPU, each by itself.
 
-On GPUs they have never met: here both are the real ones on a CPU, and vLLM's workers and CUDA's handles are played by fakes.
+They have never met on GPUs: here both are real, on a CPU, and fakes play vLLM's workers and CUDA's handles.
 """
 
 import sys
