@@ -149,7 +149,7 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
     seen = {"start": learner.weights(), "nothing": learner.update([sample_like(1, advantage=0.0)])}
     seen["one sample"] = learner.update(SAMPLES[:1])
     seen["gaps of one sample"] = learner.gaps()
-    learner.supervise(SAMPLES[:1])
+    learner.update(SAMPLES[:1])
     learner.save(f"{state}/model", f"{state}/state")
     before = seen["saved"] = learner.weights()
     good = SAMPLES[0]
@@ -162,7 +162,7 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
     )
     seen["infinite loss"] = endless, same(learner.weights(), before)
     seen["score"] = learner.score((3, 4), (5, 6), 0.7)
-    seen["supervised"] = learner.supervise(SAMPLES)
+    seen["good"] = learner.update(SAMPLES)
     seen["good again"] = learner.update(SAMPLES)
     seen["end"] = learner.weights()
     resumed = learner_of(
@@ -170,11 +170,11 @@ def life(folder: str, state: str, torch_state: str, stage: str) -> dict:
     )
     resumed.load(f"{state}/state")
     seen["loaded"] = resumed.weights()
-    seen["supervised, resumed"], seen["good again, resumed"] = resumed.supervise(SAMPLES), resumed.update(SAMPLES)
+    seen["good, resumed"], seen["good again, resumed"] = resumed.update(SAMPLES), resumed.update(SAMPLES)
     seen["end, resumed"] = resumed.weights()
     heir = learner_of(f"{torch_state}/model", recipe(learner=settings_of(int(stage))))
     heir.load(f"{torch_state}/state")
-    heir.supervise(SAMPLES)
+    heir.update(SAMPLES)
     seen["torch's, resumed"] = heir.weights()
     return seen
 

@@ -114,7 +114,7 @@ def test_good_days_and_bad_days_on_three_ranks(models, tmp_path, stage):
         alone.update(SAMPLES[:1]), abs=2e-5
     )  # two of the three ranks have nothing to do
     assert seen["gaps of one sample"] == [pytest.approx(alone.gaps()[0], abs=1.1e-4)]
-    alone.supervise(SAMPLES[:1])
+    alone.update(SAMPLES[:1])
     assert distance(seen["saved"], alone.weights()) < 1e-6 and not same(seen["saved"], seen["start"])
 
     for bad in ("nan", "inf"):
@@ -123,19 +123,19 @@ def test_good_days_and_bad_days_on_three_ranks(models, tmp_path, stage):
         assert gaps == [None] * 7 and unmoved
     assert seen["infinite loss"] == ((math.inf, math.inf), True)  # each gradient was finite
     assert seen["score"] == pytest.approx(alone.score((3, 4), (5, 6), 0.7), abs=1e-5)
-    assert seen["supervised"] == pytest.approx(alone.supervise(SAMPLES), abs=2e-5)
+    assert seen["good"] == pytest.approx(alone.update(SAMPLES), abs=2e-5)
     assert seen["good again"] == pytest.approx(alone.update(SAMPLES), abs=2e-5)
     assert distance(seen["end"], alone.weights()) < 1e-6
 
     assert same(seen["loaded"], seen["saved"]) and same(seen["end, resumed"], seen["end"])
-    assert seen["supervised, resumed"] == seen["supervised"] and seen["good again, resumed"] == seen["good again"]
+    assert seen["good, resumed"] == seen["good"] and seen["good again, resumed"] == seen["good again"]
     assert same(dict(AutoModelForCausalLM.from_pretrained(tmp_path / "saved/model").state_dict()), seen["saved"])
     heir = TorchLearner.from_pretrained(LONG, tmp_path / "saved/model", plain(recipe()), 4)
     heir.load(tmp_path / "saved/state")
-    heir.supervise(SAMPLES)
+    heir.update(SAMPLES)
     heir.update(SAMPLES)
     assert distance(heir.weights(), seen["end"]) < 1e-6  # one process goes on from what three have saved,
-    teacher.supervise(SAMPLES)
+    teacher.update(SAMPLES)
     assert distance(seen["torch's, resumed"], teacher.weights()) < 1e-6  # and three from what one has
 
 

@@ -1,4 +1,4 @@
-"""What stands in launch/: scripts that parse, a lock without what breaks vLLM, a set-up that refuses clearly, a real Ray job."""
+"""The files of launch/: scripts that parse, a lock without what breaks vLLM, a set-up that refuses clearly, a real Ray job."""
 
 import json
 import os

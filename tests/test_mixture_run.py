@@ -18,7 +18,7 @@ import pytest
 from longshort.backends import ray_cluster
 from longshort.coldstart.records import Trace
 from longshort.dialogue.solo import Solo
-from longshort.learning.supervised import fit
+from longshort.miniature.fitting import fit
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.miniature.world import make_problems

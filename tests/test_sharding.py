@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshort.learning.sharding import cost, shard
+from longshort.backends.learners.sharding import cost, shard
 
 
 @pytest.mark.parametrize(

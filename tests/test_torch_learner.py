@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longshort.backends.learners.learner_model import recompute_layers
 from longshort.backends.learners.torch_learner import TorchLearner, step_settings
-from longshort.learning.supervised import endless_order, fit
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, SHORT, LongShortError, Sample
 from tests.learning_cases import sample_like, save_tiny, tiny_model
@@ -105,8 +104,6 @@ def test_an_engine_that_agrees_has_no_gap_and_only_the_last_update_is_kept(folde
     assert learner.gaps() == [None]
     learner.update(samples(1))
     assert [len(gap) for gap in learner.gaps()] == [3, 4, 5, 6, 7]
-    learner.supervise(samples(1))
-    assert learner.gaps() == []
 
 
 def test_an_update_that_is_not_finite_has_no_gaps(folder):
@@ -193,36 +190,7 @@ def test_resumption_is_bit_equal(tmp_path, folder, num_iterations):
     assert same(bits(resumed), bits(learner))
 
 
-def test_supervise_takes_the_steps_of_fit(folder):
-    chosen = config(
-        warmup_ratio=0.25, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=0.5, batch_tokens=24
-    )
-    learner, data, order = (
-        TorchLearner.from_pretrained(LONG, folder, chosen, total_updates=8),
-        samples(0),
-        endless_order(5, seed=1),
-    )
-    reports = [learner.supervise([data[next(order)] for _ in range(3)]) for _ in range(8)]
-    model = tiny_model()
-    same_settings = {
-        "warmup_ratio": 0.25,
-        "lr_scheduler_type": "linear",
-        "weight_decay": 0.01,
-        "max_grad_norm": 0.5,
-        "batch_tokens": 24,
-    }
-    losses = fit(model, data, steps=8, batch_size=3, learning_rate=1e-2, betas=(0.9, 0.999), seed=1, **same_settings)
-    assert [report["loss"] for report in reports] == pytest.approx(losses, abs=1e-6) and losses[-1] < losses[0]
-    for name, tensor in model.state_dict().items():
-        assert torch.allclose(learner.weights()[name], tensor, atol=1e-6, rtol=0), name
-    rates = [report["learning_rate"] for report in reports]
-    assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2]) and rates[-1] == pytest.approx(1e-2 / 6)
-    assert {report["optimizer_steps"] for report in reports} == {1.0} and min(
-        report["grad_norm"] for report in reports
-    ) > 0
-
-
-def test_supervise_skips_what_is_not_finite_and_stops_when_it_goes_on(folder):
+def test_an_update_skips_what_is_not_finite_and_stops_when_it_goes_on(folder):
     learner = TorchLearner.from_pretrained(LONG, folder, config(max_skipped_steps=2), total_updates=9)
     good = learner.model.lm_head.weight[0, 0].item()
 
@@ -232,17 +200,17 @@ def test_supervise_skips_what_is_not_finite_and_stops_when_it_goes_on(folder):
 
     set_weight(math.nan)
     before = bits(learner)
-    report = learner.supervise(samples(0))
+    report = learner.update(samples(0))
     assert (report["skipped"], report["optimizer_steps"]) == (1.0, 0.0) and math.isnan(report["loss"])
     assert torch.equal(before["model.norm.weight"], bits(learner)["model.norm.weight"]) and not learner.optimizer.state
     set_weight(good)
-    assert learner.supervise(samples(0))["skipped"] == 0.0 and learner.consecutive_skips == 0
+    assert learner.update(samples(0))["skipped"] == 0.0 and learner.consecutive_skips == 0
     set_weight(math.nan)
-    learner.supervise(samples(0))
+    learner.update(samples(0))
     with pytest.raises(LongShortError, match=r"long: 2 updates in a row.*max_skipped_steps is 2"):
-        learner.supervise(samples(0))
+        learner.update(samples(0))
     with pytest.raises(ValueError, match=r"'long' got samples of \['short'\]"):
-        learner.supervise([sample_like(0, role=SHORT)])
+        learner.update([sample_like(0, role=SHORT)])
 
 
 def test_a_fresh_learner_saves_and_loads(tmp_path, folder):

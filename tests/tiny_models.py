@@ -19,7 +19,7 @@ def make_speaking(folder: Path) -> dict[str, str]:
     """Make both models, trained for a few steps on dialogues: they close most turns with a tag, no more."""
     from longshort.dialogue.protocols import demonstration, make_protocol
     from longshort.learning.samples import sample_of
-    from longshort.learning.supervised import fit
+    from longshort.miniature.fitting import fit
     from longshort.miniature.world import dialogue, make_problems
 
     protocol = make_protocol(config(folder, {LONG: "", SHORT: ""}))

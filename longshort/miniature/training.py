@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from longshort.dialogue.encoding import END_ANSWER, END_THINK, RETHINK, THINK, encode_plain, encode_problem, special_ids
-from longshort.learning.supervised import fit
+from longshort.miniature.fitting import fit
 from longshort.miniature.models import build_model, save
 from longshort.miniature.tokenizer import EOS, build_tokenizer
 from longshort.miniature.world import GAP, compressed_trace, dialogue, direct_ending, make_problems, teacher_trace

@@ -1,8 +1,8 @@
 """A policy's learner on several ranks: DeepSpeed's ZeRO cuts its state into parts; it computes what TorchLearner does.
 
-Every rank is given all samples of an update, takes its shard of them (learning/sharding.py) and returns the same
-report. Every method is a collective: all ranks call it, in the same order. Parameters and optimizer state are float32
-and bfloat16 is the type of the arithmetic, as in torch_learner.py. The only module that imports deepspeed.
+Every rank is given all samples of an update, takes its shard of them (backends/learners/sharding.py) and returns the
+same report. Every method is a collective: all ranks call it, in the same order. Parameters and optimizer state are
+float32 and bfloat16 is the type of the arithmetic, as in torch_learner.py. The only module that imports deepspeed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
 from longshort.backends.learners.learner_model import Parts, device_of, load_parts, trained
+from longshort.backends.learners.sharding import cost, shard
 from longshort.backends.learners.torch_learner import TorchLearner
 from longshort.learning.logprobs import TokenStatistics, token_statistics
 from longshort.learning.optim import set_learning_rate
-from longshort.learning.sharding import cost, shard
 from longshort.learning.step import Process, UpdateMetrics
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import Batch, LongShortError

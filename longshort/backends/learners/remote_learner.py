@@ -57,9 +57,6 @@ class RemoteLearner:
     async def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         return await self._call("update", list(samples))
 
-    async def supervise(self, samples: Sequence[Sample]) -> dict[str, float]:
-        return await self._call("supervise", list(samples))
-
     async def gaps(self) -> list[list[float] | None]:
         return await self._call("gaps")
 

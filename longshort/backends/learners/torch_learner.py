@@ -8,7 +8,6 @@ must be those of the sampler.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
@@ -26,7 +25,6 @@ from longshort.learning import losses
 from longshort.learning.optim import learning_rate_factor, set_learning_rate
 from longshort.learning.packing import pack
 from longshort.learning.step import StepSettings, UpdateMetrics, policy_gradient_step
-from longshort.learning.supervised import nll_step
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.episodes import DECIMALS
 from longshort.types import Batch, LongShortError, Sample
@@ -35,7 +33,7 @@ OPTIMIZER_FILE, PROGRESS_FILE = "optimizer.safetensors", "learner.json"
 
 
 class TorchLearner:
-    """Trains one role's policy: `update` (RL) or `supervise` (SFT); `weights` publishes it, `score` proves the arrival.
+    """Trains one role's policy: `update` learns, `weights` publishes, `score` proves the arrival.
 
     `save` and `load` resume it bit by bit. `from_pretrained` makes one.
     """
@@ -88,28 +86,9 @@ class TorchLearner:
 
         In nats to four decimals, temperature inside, the learner's from before the update. None for a sample that was
         not trained on: advantage 0 (unless the KL acts on it), or a skipped update, whose numbers may not be finite.
-        Empty before the first `update` and after `supervise`.
+        Empty before the first `update`.
         """
         return [None if gap is None else [round(value, DECIMALS) for value in gap.tolist()] for gap in self._gaps]
-
-    def supervise(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Take one optimizer step on the mean NLL of the samples' masked tokens; schedule and errors as in `update`."""
-        self._begin(samples)
-        with self._arithmetic():
-            loss, norm = nll_step(
-                self.policy,
-                self.optimizer,
-                samples,
-                max_grad_norm=self.config.max_grad_norm,
-                row_tokens=self.settings.row_tokens,
-                batch_tokens=self.config.batch_tokens,
-                process=self.process,
-            )
-        finite = float(math.isfinite(loss) and math.isfinite(norm))
-        rate = self.optimizer.param_groups[0]["lr"]
-        return self._end(
-            {"loss": loss, "grad_norm": norm, "learning_rate": rate, "optimizer_steps": finite, "skipped": 1 - finite}
-        )
 
     def _begin(self, samples: Sequence[Sample]) -> None:
         """Check the samples' role and set the learning rate."""

@@ -70,7 +70,7 @@ async def compressed(config, run):
 def _fit_compressed(config, base, folder):
     from transformers import AutoModelForCausalLM
 
-    from longshort.learning.supervised import fit
+    from longshort.miniature.fitting import fit
     from longshort.miniature.models import save
     from longshort.miniature.tokenizer import build_tokenizer
     from longshort.miniature.training import solo_samples

@@ -1,10 +1,11 @@
-"""Supervised fine-tuning: NLL of the masked tokens, through the packing and the log-probs that RL uses."""
+"""Training of the miniature's base models: NLL of the masked tokens, with the packing and the log-probs of RL."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from longshort.types import Batch, LongShortError, Sample
 
 
 def fit(
-    model,
+    model: Any,
     samples: Sequence[Sample],
     *,
     steps: int,
@@ -63,21 +64,20 @@ def fit(
 
 
 def nll_step(
-    model,
+    model: Any,
     optimizer: torch.optim.Optimizer,
     samples: Sequence[Sample],
     *,
     max_grad_norm: float,
     row_tokens: int,
     batch_tokens: int,
-    process: Process | None = None,
 ) -> tuple[float, float]:
     """Take one optimizer step on the mean NLL per masked token of the whole batch.
 
     Returns the loss in nats and the gradient's norm before clipping. If either is not finite, parameters and optimizer
-    stay as they were. With several processes, each is given all samples.
+    stay as they were.
     """
-    process = process or Process()
+    process = Process()
     weights = [1 / sum(sum(sample.mask) for sample in samples)] * len(samples)
     batches = shared_batches(samples, weights, range(len(samples)), row_tokens, batch_tokens, model.device, process)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from longshort.learning.supervised import endless_order, fit
+from longshort.miniature.fitting import endless_order, fit
 from longshort.types import LongShortError, Sample
 from tests.learning_cases import tiny_model
 
