@@ -1,4 +1,4 @@
-"""The files of launch/: scripts that parse, a lock without what breaks vLLM, a set-up that refuses clearly, a real Ray job."""
+"""The files of launch/: scripts parse, the lock has nothing that breaks vLLM, set-up refuses clearly, a real Ray job."""
 
 import json
 import os
