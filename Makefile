@@ -16,7 +16,7 @@ help: ## what can be made
 setup: ## the environment in .venv (3 minutes once, then at once)
 	@bash launch/setup.sh
 
-quickstart: setup ## train two tiny models to solve problems together (20 minutes on 2 quick and quiet cores, up to 50 on others)
+quickstart: setup ## train two tiny models to solve problems together (about 20 minutes on two cores)
 	@.venv/bin/longshort run recipes/quickstart.yaml $(ARGS)
 
 test: setup ## every test that takes less than a minute
@@ -31,8 +31,11 @@ test-algorithm: setup ## the tests that start no engine (half a minute)
 bench: setup ## ratios to ideal limits, written to docs/performance.md (35 minutes on two quiet cores)
 	@$(PYTHON) -m tests.benchmarks.performance --measure $(ARGS)
 
-lint: setup ## ruff
+lint: setup ## style and format (ruff), layers of imports (import-linter), types (pyright)
 	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@.venv/bin/lint-imports
+	@.venv/bin/pyright --pythonpath $(PYTHON)
 
 clean: ## caches and runs of the quick start
 	rm -rf runs/quickstart .pytest_cache .ruff_cache *.egg-info
