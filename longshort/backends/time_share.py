@@ -18,7 +18,7 @@ KEEP_WEIGHTS, DROP_WEIGHTS = 1, 2
 
 
 class NoTimeShare:
-    """Engines and learners keep their memory; nobody waits."""
+    """Engines and learners keep their memory and never wait for each other."""
 
     @contextlib.asynccontextmanager
     async def learning(self, role: str) -> AsyncIterator[None]:

@@ -15,7 +15,7 @@ WATCHED = ("recipe.yaml", "metrics.jsonl", "episodes/*.jsonl", "eval/*.json", "e
 
 
 def report(folders: Sequence[Path], *, output: Path | None, episodes: int, size_mb: float, watch: int | None) -> Path:
-    """Write the page and print its path. With `watch`, look for changes every so many seconds until Ctrl-C.
+    """Write the page and print its path. With `watch`, look for changes every `watch` seconds until Ctrl-C.
 
     Raises LongShortError for a folder that holds no run and for numbers out of range.
     """

@@ -32,7 +32,7 @@ def write_report(
     """Write one page about the runs to `output` (default: report.html in the first folder); return its path.
 
     At most `episodes` episodes are embedded, with tokens up to `size_mb` (10^6 bytes). With `refresh` the page reloads
-    itself every so many seconds. The page says what is missing or damaged; LongShortError if a folder holds no run.
+    itself every `refresh` seconds. The page says what is missing or damaged; LongShortError if a folder holds no run.
     """
     if refresh is not None and refresh < 1:
         raise LongShortError(f"refresh is {refresh}: give a number of seconds of at least 1, or None for never")

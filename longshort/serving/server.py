@@ -102,7 +102,7 @@ class Service:
             return EventStream(self._chunks(reply, first, arrivals, began), undo.pop_all())
 
     async def _end_of(self, query: Query) -> Finished:
-        """Play one query for a client that does not stream: nobody watches the engines."""
+        """Play one query for a client that does not stream."""
         async with self.gate.place():
             end = await self.team.ask(query)
         self.metrics.ended(end.episode)
@@ -194,7 +194,7 @@ def _event(arrival: tuple[int, Event] | BaseException) -> tuple[int, Event]:
 class EventStream(StreamingResponse):
     """Server-sent events. When the client leaves, what `run` holds ends at once.
 
-    It is Starlette's own response, because sse-starlette makes uvicorn cut all streams when the server is told to stop;
+    It is Starlette's own response, because sse-starlette makes uvicorn cut all streams when the server stops;
     here they are finished first.
     """
 
