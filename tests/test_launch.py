@@ -1,4 +1,4 @@
-"""The files of launch/: scripts parse, the lock has nothing that breaks vLLM, set-up refuses clearly, a real Ray job."""
+"""The files of launch/: scripts parse, the lock leaves out what breaks vLLM, set-up refuses clearly, a Ray job runs."""
 
 import json
 import os
