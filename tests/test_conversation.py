@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from longshort.dialogue.protocols import LongShort
+from longshort.dialogue.protocols import LongShort, OneMessage
 from longshort.dialogue.rollout import Decoding
-from longshort.dialogue.solo import OneMessage
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.team.conversation import (
     Finished,

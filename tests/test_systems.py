@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from longshort.dialogue.protocols import LongShort
-from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
+from longshort.dialogue.protocols import LongShort, OneMessage
+from longshort.dialogue.solo import Solo, StoppedEarly
 from longshort.evaluation.benchmarks import LoadedBenchmark
 from longshort.evaluation.command import check_systems
 from longshort.evaluation.records import DescribedBenchmark

@@ -139,6 +139,34 @@ class LongShort:
         return encode_tag(tokenizer, tag, self.tags)
 
 
+class OneMessage(Solo):
+    """A model of the pair alone: it writes one message between its role's tags, and that message is graded.
+
+    Shows what a trained model is worth without its partner. `pair` is the protocol that it was trained in.
+    """
+
+    def __init__(self, *, role: str, turn_tokens: int, pair: LongShort):
+        super().__init__(role=role, turn_tokens=turn_tokens, instructions=pair.instructions[role])
+        self.opening, self.closing, self.tags = pair.opening[role], pair.closing[role], pair.tags
+
+    def next(self, turns: Sequence[Turn]) -> str:
+        return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
+
+    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
+        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
+
+    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return self.closing, special_ids(tokenizer, self.closing) if self.tags == "special" else ()
+
+    def well_formed(self, episode: Episode, role: str) -> bool:
+        """As in the pair. (A message that ends with the end-of-text token is graded but not well-formed.)"""
+        return all(closed_well(turn, self.closing) for turn in episode.turns)
+
+    def hand_backs(self, episode: Episode) -> int:
+        """1 if a short model asked for its absent partner; its message is graded all the same."""
+        return count_hand_backs(episode)
+
+
 PROTOCOLS: dict[str, type[TurnProtocol]] = {"long_short": LongShort, "solo": Solo}
 """What `protocol.name` may name."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from longshort.dialogue.encoding import encode_plain, encode_problem, encode_tag, special_ids
-from longshort.dialogue.turns import LENGTH_STOPS, closed_well, count_hand_backs, tightest
+from longshort.dialogue.encoding import encode_plain, encode_problem
+from longshort.dialogue.turns import LENGTH_STOPS, tightest
 from longshort.types import LONG, Episode, Problem, Turn
 
 if TYPE_CHECKING:
-    from longshort.dialogue.protocols import LongShort
     from longshort.recipe.schema import LongShortConfig
 
 
@@ -58,34 +57,6 @@ class Solo:
 
     def hand_backs(self, episode: Episode) -> int:
         return 0
-
-
-class OneMessage(Solo):
-    """A model of the pair alone: it writes one message between its role's tags, and that message is graded.
-
-    Shows what a trained model is worth without its partner. `pair` is the protocol that it was trained in.
-    """
-
-    def __init__(self, *, role: str, turn_tokens: int, pair: LongShort):
-        super().__init__(role=role, turn_tokens=turn_tokens, instructions=pair.instructions[role])
-        self.opening, self.closing, self.tags = pair.opening[role], pair.closing[role], pair.tags
-
-    def next(self, turns: Sequence[Turn]) -> str:
-        return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
-
-    def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
-        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
-
-    def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        return self.closing, special_ids(tokenizer, self.closing) if self.tags == "special" else ()
-
-    def well_formed(self, episode: Episode, role: str) -> bool:
-        """As in the pair. (A message that ends with the end-of-text token is graded but not well-formed.)"""
-        return all(closed_well(turn, self.closing) for turn in episode.turns)
-
-    def hand_backs(self, episode: Episode) -> int:
-        """1 if a short model asked for its absent partner; its message is graded all the same."""
-        return count_hand_backs(episode)
 
 
 class StoppedEarly(Solo):

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from longshort.backends.devices import engine_backend
-from longshort.dialogue.protocols import LongShort, make_protocol
-from longshort.dialogue.solo import OneMessage, Solo, StoppedEarly
+from longshort.dialogue.protocols import LongShort, OneMessage, make_protocol
+from longshort.dialogue.solo import Solo, StoppedEarly
 from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.records import DescribedSystem, cross_name, last_part
 from longshort.recipe.schema import LongShortConfig, lookup

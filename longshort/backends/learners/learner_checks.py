@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
 from longshort.learning.logprobs import token_logprobs
 from longshort.learning.packing import pack
-from longshort.types import LongShortError, Sample
-
-if TYPE_CHECKING:
-    from longshort.backends.learners.torch_learner import TorchLearner
+from longshort.recipe.schema import LongShortConfig
+from longshort.types import Batch, LongShortError, Sample
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Allowed difference in nats between two computations of a log-prob; a fault is far above it, rounding far below."""
@@ -34,7 +33,21 @@ def check_head(model, role: str, dtype: str) -> None:
         )
 
 
-def check_packing(learner: TorchLearner) -> None:
+class ScoringLearner(Protocol):
+    """What a check needs of a learner: log-probs of a packed batch, and of one sequence alone."""
+
+    role: str
+    attention: str
+    device: torch.device
+    model: Any
+    config: LongShortConfig
+
+    def logprobs(self, batch: Batch, temperature: float) -> torch.Tensor: ...
+
+    def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]: ...
+
+
+def check_packing(learner: ScoringLearner) -> None:
     """Refuse attention that lets the samples of a row see each other: log-probs must be the same packed and alone."""
     vocabulary = learner.model.config.vocab_size
     sequences = [
