@@ -143,3 +143,9 @@ def test_without_extras_everything_loads_that_needs_none():
     }
     missing = dict(line.split() for line in python(WITHOUT_EXTRAS, ",".join(sorted(names | extras)), *MODULES))
     assert set(missing) == NEED_AN_EXTRA
+
+
+def test_what_a_newcomer_must_read_first_stays_short():
+    """dialogue/ and learning/ are the method; what is not needed to understand it belongs in another room."""
+    files = [path for room in ("dialogue", "learning") for path in (ROOT / "longshort" / room).glob("*.py")]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 2300
