@@ -11,7 +11,7 @@ from longshort.planning.published import PUBLISHED
 from longshort.planning.remedies import smallest_change
 from longshort.preflight.checks import check_contexts
 from longshort.preflight.memory import CLUSTER_GPU, Plan, plan
-from longshort.preflight.processes import Process, model_facts
+from longshort.preflight.processes import PlannedProcess, model_facts
 from longshort.recipe.schema import LongShortConfig, parse
 from longshort.types import LongShortError
 
@@ -71,7 +71,7 @@ def render(planned: Plan, stages: Stages) -> str:
     return "\n".join([*lines, f"episodes per step: {planned.episodes_per_step}"])
 
 
-def _where(process: Process, devices: Sequence[str]) -> str:
+def _where(process: PlannedProcess, devices: Sequence[str]) -> str:
     """Name a process's devices: "cpu × 1", "gpu 0 × 0.25", "gpu 2 to gpu 7"."""
     if not process.gpus:
         return f"cpu × {process.cores * process.count:g}"
@@ -93,7 +93,7 @@ def _verdict(planned: Plan, device: str) -> str:
     return f"{planned.needed(device):.1f} GiB needed (estimate), {known}{lack}"
 
 
-def _parts(process: Process) -> str:
+def _parts(process: PlannedProcess) -> str:
     each = f"; {process.count} of these" if process.count > 1 else ""
     return ", ".join(f"{name} {gib:.2f}" for name, gib in process.parts.items() if gib >= 0.005) + each
 

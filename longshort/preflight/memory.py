@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from longshort.backends.devices import check_time_share, engine_backend
 from longshort.backends.weight_transfer import choose
 from longshort.preflight.memory_formulas import GIB, free_memory
-from longshort.preflight.processes import PHASES, KnownModels, Phase, Process, model_facts, processes_of
+from longshort.preflight.processes import PHASES, KnownModels, Phase, PlannedProcess, model_facts, processes_of
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LongShortError
 
@@ -22,7 +22,7 @@ CLUSTER_GPU = "gpu"
 class Plan:
     """The processes of a run, the devices that each is on (by its name), and the free GiB of each device."""
 
-    processes: Sequence[Process]
+    processes: Sequence[PlannedProcess]
     places: Mapping[str, Sequence[str]]
     free: Mapping[str, float | None]
     """None where it is not known."""
@@ -31,7 +31,7 @@ class Plan:
     time_share: bool
     episodes_per_step: int
 
-    def on(self, device: str, phase: Phase) -> list[Process]:
+    def on(self, device: str, phase: Phase) -> list[PlannedProcess]:
         """List the processes on a device in a phase; one that runs there several times stands several times."""
         mine = [process for process in self.processes if process.phase == phase]
         return [process for process in mine for place in self.places[process.name] if place == device]
@@ -95,7 +95,7 @@ def check_memory(planned: Plan) -> None:
         )
 
 
-def _free_here(processes: Sequence[Process]) -> Mapping[str, float | None]:
+def _free_here(processes: Sequence[PlannedProcess]) -> Mapping[str, float | None]:
     """Return the free GiB of the devices that the processes use; raise LongShortError where there are no GPUs."""
     gpus = max(sum(process.gpus * process.count for process in processes if process.phase == phase) for phase in PHASES)
     if os.environ.get("RAY_ADDRESS"):
@@ -113,7 +113,7 @@ def _free_here(processes: Sequence[Process]) -> Mapping[str, float | None]:
     return free
 
 
-def _places(processes: Sequence[Process], gpus: Sequence[str]) -> dict[str, list[str]]:
+def _places(processes: Sequence[PlannedProcess], gpus: Sequence[str]) -> dict[str, list[str]]:
     """Put every process on the first GPUs with room: a whole one each, or a share of one beside others.
 
     Raises LongShortError where there is no room, because Ray would wait forever.
@@ -133,7 +133,7 @@ def _places(processes: Sequence[Process], gpus: Sequence[str]) -> dict[str, list
     return places
 
 
-def _take(share: float, room: dict[str, float], asking: Sequence[Process]) -> str:
+def _take(share: float, room: dict[str, float], asking: Sequence[PlannedProcess]) -> str:
     """Take a share of the first GPU that has it left."""
     device = next((gpu for gpu, left in room.items() if left > share - 1e-6), None)
     if device is None:

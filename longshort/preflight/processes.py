@@ -33,10 +33,10 @@ PHASES: tuple[Phase, ...] = ("training", "cold start")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
+class PlannedProcess:
     """One process, or `count` alike: the devices it needs and what fills its memory, in GiB (on each of its GPUs).
 
-    Process(name="long engine (vllm)", kind="engine", parts={"process": 1.0, "weights": 1.84, "kv cache": 0.5})
+    PlannedProcess(name="long engine (vllm)", kind="engine", parts={"process": 1.0, "weights": 1.84, "kv cache": 0.5})
     """
 
     name: str
@@ -101,14 +101,14 @@ def _role_facts(config: LongShortConfig, role: str, known: KnownModels) -> Model
 
 def processes_of(
     config: LongShortConfig, facts: Mapping[str, ModelFacts], known: KnownModels, *, training: bool
-) -> list[Process]:
+) -> list[PlannedProcess]:
     """List every process of the cold start and, where `training`, of the training."""
     workers = config.grading.workers
     driver = {"process": PROCESS_GIB["driver"] + PROCESS_GIB["ray"]}
     graders = {"process": workers * PROCESS_GIB["grader"]}
-    first = Process(name="driver and ray", kind="driver", parts=driver)
-    last = Process(name=f"graders ({workers})", kind="grader", cores=workers, parts=graders)
-    listed: list[Process] = []
+    first = PlannedProcess(name="driver and ray", kind="driver", parts=driver)
+    last = PlannedProcess(name=f"graders ({workers})", kind="grader", cores=workers, parts=graders)
+    listed: list[PlannedProcess] = []
     if training:
         for role, model in facts.items():
             if role == LONG or not config.share_engine:
@@ -121,17 +121,19 @@ def processes_of(
     return listed
 
 
-def _engine(name: str, section: str, engine: EngineConfig, model: ModelFacts) -> Process:
+def _engine(name: str, section: str, engine: EngineConfig, model: ModelFacts) -> PlannedProcess:
     """Return a process that samples: weights and KV cache, split over its GPUs."""
     backend, size, gpus = engine_backend(engine), BYTES[engine.dtype], max(1, round(engine.num_gpus))
     cache = engine.kv_cache_gib
     if backend == "transformers":  # grows with what is sampled: at most every sequence at full length
         cache = engine.max_num_seqs * engine.max_model_len * model.kv_numbers * size / GIB
     parts = {"process": PROCESS_GIB[backend], "weights": model.parameters * size / gpus / GIB, "kv cache": cache}
-    return Process(name=f"{name} ({backend})", kind="engine", gpus=engine.num_gpus, parts=parts, settings=(section,))
+    return PlannedProcess(
+        name=f"{name} ({backend})", kind="engine", gpus=engine.num_gpus, parts=parts, settings=(section,)
+    )
 
 
-def _role_engine(config: LongShortConfig, role: str, model: ModelFacts) -> Process:
+def _role_engine(config: LongShortConfig, role: str, model: ModelFacts) -> PlannedProcess:
     """Return the process that samples a role's turns, or with `share_engine` those of both roles."""
     engine = config.role(role).engine
     backend = engine_backend(engine)
@@ -164,7 +166,7 @@ def _adapter_parts(config: LongShortConfig, backend: str, model: ModelFacts) -> 
     return {name: amount / GIB for name, amount in parts.items()}
 
 
-def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> list[Process]:
+def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> list[PlannedProcess]:
     """Return a role's learner: training state, one micro-batch, and the weights on their way to the engine.
 
     Through the object store two copies of them are in host memory; from GPU to GPU, one or two buffers in the GPU's.
@@ -189,7 +191,7 @@ def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> list[Proc
         parts["transfer"] = {"ipc": 1, "nccl": 2}[route] * _transfer_gib(config, model)
     if learner.offload:
         host["offloaded optimizer"] = 8 * model.parameters / GIB
-    process = Process(
+    process = PlannedProcess(
         name=f"{role} learner ({name})",
         kind="learner",
         gpus=gpus,
@@ -198,7 +200,7 @@ def _learner(config: LongShortConfig, role: str, model: ModelFacts) -> list[Proc
         group=role if shares_gpu(config, role) else "",
         returned=frozenset({"activations", "logits", "transfer"}) if gpus else frozenset(),
     )
-    beside = Process(name=f"{role} learner, host memory", kind="host memory", cores=0, parts=host)
+    beside = PlannedProcess(name=f"{role} learner, host memory", kind="host memory", cores=0, parts=host)
     return [process, beside] if gpus and host else [process]
 
 
@@ -236,7 +238,9 @@ def _published(config: LongShortConfig, role: str, model: ModelFacts) -> dict[st
     return merging | {"publishing": 2 * numbers * size / GIB}
 
 
-def _cold_start_engines(config: LongShortConfig, facts: Mapping[str, ModelFacts], known: KnownModels) -> list[Process]:
+def _cold_start_engines(
+    config: LongShortConfig, facts: Mapping[str, ModelFacts], known: KnownModels
+) -> list[PlannedProcess]:
     """Return the engines that make the cold start's data, as if all ran at once."""
     section, engines = config.coldstart, []
     assert section is not None
@@ -253,7 +257,7 @@ def _cold_start_engines(config: LongShortConfig, facts: Mapping[str, ModelFacts]
     return engines
 
 
-def _fine_tuning(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> Process:
+def _fine_tuning(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> PlannedProcess:
     """Return the larger of the fine-tunings, which run one after the other; with LoRA only the frozen weights count."""
     tunings = []
     for role, model in facts.items():
@@ -263,5 +267,5 @@ def _fine_tuning(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> Pr
         parts = {"process": PROCESS_GIB["learner"]} | {name: amount / GIB for name, amount in state.items()}
         parts["activations"] = activations_gib(model, tokens, size, checkpointing=checkpointing)
         name = f"{role} fine-tuning (trl)"
-        tunings.append(Process(name=name, kind="learner", gpus=config.learner_gpus, parts=parts))
+        tunings.append(PlannedProcess(name=name, kind="learner", gpus=config.learner_gpus, parts=parts))
     return max(tunings, key=lambda process: process.gib)

@@ -64,7 +64,7 @@ class StreamOptions(Body):
     """Ours: send every event of the dialogue in a chunk of its own (`event_json` in replies.py)."""
 
 
-class Completion(Body):
+class SampledRequest(Body):
     """The keys of both endpoints. None means the team's own setting; `Query` checks the values."""
 
     model: str = ""
@@ -92,7 +92,7 @@ class Completion(Body):
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
-    def _check_stream(self) -> Completion:
+    def _check_stream(self) -> SampledRequest:
         if "stream_options" in self.model_fields_set and not self.stream:
             raise ValueError("stream_options needs stream: true")
         if self.stream_options.include_dialogue and self.answers > 1:
@@ -141,7 +141,7 @@ class Message(Body):
         return "".join(part["text"] for part in content)
 
 
-class ChatRequest(Completion):
+class ChatRequest(SampledRequest):
     messages: list[Message] = Field(min_length=1)
 
     @property
@@ -149,7 +149,7 @@ class ChatRequest(Completion):
         return [question_of(self.messages)]
 
 
-class TextRequest(Completion):
+class TextRequest(SampledRequest):
     prompt: tuple[str, ...] = Field(min_length=1, max_length=MAX_CHOICES)
 
     @property
@@ -157,7 +157,7 @@ class TextRequest(Completion):
         return self.prompt
 
 
-Request = TypeVar("Request", bound=Completion)
+Request = TypeVar("Request", bound=SampledRequest)
 
 
 def read_request(kind: type[Request], body: bytes) -> Request:
@@ -183,7 +183,7 @@ def read_request(kind: type[Request], body: bytes) -> Request:
         raise _refusal(error, kind) from None
 
 
-def _refusal(error: ValidationError, kind: type[Completion]) -> ApiError:
+def _refusal(error: ValidationError, kind: type[SampledRequest]) -> ApiError:
     """Return the first mistake of a request body, naming the field."""
     first = error.errors()[0]
     param = ".".join(map(str, first["loc"])) or None

@@ -28,7 +28,7 @@ from longshort.serving.errors import ApiError, api_error, on_error
 from longshort.serving.guard import Guard, read_body
 from longshort.serving.metrics import FAILED, Metrics
 from longshort.serving.replies import DONE, Reply, sse
-from longshort.serving.requests import ChatRequest, Completion, TextRequest, read_request
+from longshort.serving.requests import ChatRequest, SampledRequest, TextRequest, read_request
 from longshort.team.conversation import PAIR, Event, Finished, Piece, Query
 from longshort.team.team import Team
 from longshort.types import LongShortError
@@ -75,7 +75,7 @@ class Service:
         handlers = dict.fromkeys((LongShortError, HTTPException, ClientDisconnect, Exception), on_error)
         self.app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
 
-    async def answer(self, kind: type[Completion], request: Request) -> Response:
+    async def answer(self, kind: type[SampledRequest], request: Request) -> Response:
         """Answer a request of either kind, whole or as a stream."""
         began = time.monotonic()
         body = read_request(kind, await read_body(request, self.settings.max_request_bytes))
