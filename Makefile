@@ -1,6 +1,7 @@
 # `make quickstart` and `make test` work on a fresh machine that has Python 3.11 and nothing else.
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest -q -n 2
 
 # Nothing here downloads from a hub or reports home.
 export HF_HUB_OFFLINE ?= 1
@@ -19,14 +20,14 @@ setup: ## the environment in .venv (3 minutes once, then at once)
 quickstart: setup ## train two tiny models to solve problems together (about 20 minutes on two cores)
 	@.venv/bin/longshort run recipes/quickstart.yaml $(ARGS)
 
-test: setup ## every test that takes less than a minute
-	@$(PYTHON) -m pytest -q -m "not slow" $(ARGS)
+test: setup ## everything important, in under eight minutes on two cores
+	@$(PYTEST) --ignore tests/nightly $(ARGS)
 
-test-all: setup ## every test
-	@$(PYTHON) -m pytest -q $(ARGS)
+test-all: setup ## every test, those of tests/nightly too
+	@$(PYTEST) $(ARGS)
 
-test-algorithm: setup ## the tests that start no engine (half a minute)
-	@$(PYTHON) -m pytest -q -m "not engine and not slow" $(ARGS)
+test-algorithm: setup ## the tests that start no process (45 seconds)
+	@$(PYTEST) tests/unit $(ARGS)
 
 bench: setup ## ratios to ideal limits, written to docs/performance.md (35 minutes on two quiet cores)
 	@$(PYTHON) -m tests.benchmarks.performance --measure $(ARGS)

@@ -1,21 +1,72 @@
-"""Settings of every test: no hub, no telemetry, one thread; and the folder of benchmark files, where one is named."""
+"""Settings of every test, the data and models that an environment variable names, and what a run prints at its end."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Set before a test module imports a library that reads it.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
 
+FOLDERS = ("engines", "journeys", "learners", "pages", "unit", "nightly")  # the order of a run: long files start first
+ONE_PROCESS = ("engines",)  # these folders share one Ray cluster, so one worker of pytest-xdist runs all their files
+
+
+def folder_named(variable: str, what: str) -> Path:
+    """The folder that an environment variable names; skips the test where it names none."""
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} names no folder of {what}")
+    if not Path(folder).is_dir():
+        pytest.fail(f"{variable} is {folder!r}, which is not a folder")
+    return Path(folder)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of benchmark files, graded responses and traces that LONGSHORT_TEST_DATA names; skips without it."""
-    folder = os.environ.get("LONGSHORT_TEST_DATA")
-    if not folder:
-        pytest.skip("LONGSHORT_TEST_DATA names no folder of benchmark files")
-    if not Path(folder).is_dir():
-        pytest.fail(f"LONGSHORT_TEST_DATA is {folder!r}, which is not a folder")
-    return Path(folder)
+    """The folder of benchmark files, graded responses and traces that LONGSHORT_TEST_DATA names."""
+    return folder_named("LONGSHORT_TEST_DATA", "benchmark files")
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder of pretrained models that LONGSHORT_TEST_MODELS names."""
+    return folder_named("LONGSHORT_TEST_MODELS", "pretrained models")
+
+
+def folder_of(nodeid: str) -> str:
+    """The folder of a test below tests/."""
+    return nodeid.split("/")[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FOLDERS.index(folder_of(item.nodeid)) if folder_of(item.nodeid) in FOLDERS else 99)
+
+
+class ByFile(LoadFileScheduling):
+    """Gives a worker whole files, and one worker all files of a folder in ONE_PROCESS."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = folder_of(nodeid)
+        return folder if folder in ONE_PROCESS else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print how long the tests of each folder took, set-up of fixtures included."""
+    seconds, tests = defaultdict(float), defaultdict(int)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[folder_of(report.nodeid)] += report.duration
+                tests[folder_of(report.nodeid)] += report.when == "call"
+    if seconds:
+        terminalreporter.section("seconds by folder")
+        for folder in sorted(seconds, key=seconds.get, reverse=True):
+            terminalreporter.write_line(f"{seconds[folder]:7.1f} s  {tests[folder]:5d} tests  tests/{folder}")

@@ -1,6 +1,6 @@
 """Sizes of well-known models, so that GPUs can be planned without the models and without a network.
 
-They are the numbers of each model's public config.json; tests/test_plan.py counts the parameters again.
+They are the numbers of each model's public config.json; tests/unit/planning/test_plan.py counts the parameters again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from longshort.miniature.tokenizer import build_tokenizer
 from longshort.report.report_page import write_report
 from longshort.runs.episodes import episode_row
 from longshort.types import LONG, ROLES, SHORT, Problem
-from tests.browser import Browser
+from tests.support.browser import Browser
 
 SHAPE = ((LONG, "</think>"), (SHORT, "</rethink>"), (LONG, "</think>"), (SHORT, "</answer>"))
 STEPS, GROUP = 40, 8

@@ -35,9 +35,9 @@ from longshort.recipe.schema import dump
 from longshort.serving.command import listen
 from longshort.serving.server import Listener, Service
 from longshort.team.team import Team
-from tests import tiny_models
 from tests.benchmarks.common import RESULTS, Alone, Figure, leave, say, spread
 from tests.benchmarks.sleeping import TalkingCore, remote_engine
+from tests.support import tiny_models
 
 CLIENTS, SLOTS, REQUESTS, QUEUE, BURST, SLEEP_S = 128, 32, 768, 128, 512, 0.015
 WANTED = 0.8

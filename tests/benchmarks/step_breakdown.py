@@ -29,8 +29,8 @@ from longshort.learning.loop import train_loop
 from longshort.learning.step import Process
 from longshort.recorder import Recorder
 from longshort.trainer import LongShortTrainer
-from tests import tiny_models
 from tests.benchmarks.common import Figure, leave, options, say, spread
+from tests.support import tiny_models
 
 PARTS = ("rollout", "reward", "samples", "forward and backward", "optimizer", "publish", "logging", "remainder")
 MOST_REMAINDER = 0.05

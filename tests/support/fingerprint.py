@@ -77,7 +77,7 @@ def digest_of(path: Path, hidden: str) -> str:
 
 def make_models(folder: Path) -> dict[str, str]:
     """Two models that close most turns with a tag (the tests' own)."""
-    from tests import tiny_models
+    from tests.support import tiny_models
 
     return tiny_models.make_speaking(folder)
 

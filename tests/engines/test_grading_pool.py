@@ -1,0 +1,173 @@
+"""The grader's processes: a deadline, a crash or a kill costs one answer, and every reference answer is right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from longshort.dialogue import answers, grading_worker
+from longshort.dialogue.grading import GradingPool
+from longshort.types import LongShortError, Problem
+
+NEEDS_ALGEBRA = ("x+y", r"\boxed{y+x}")
+EVIL_WORKER = r"""
+import ctypes, sys, time
+import longshort.dialogue.grading_worker as worker
+
+def compare(gold, answer):
+    if "hang" in answer:
+        while True:
+            pass
+    if "oom" in answer:
+        return "match" if bytes(512 * 2**20) else "unparsable"
+    if "eat" in answer:
+        hoard = bytearray(48 * 2**20)
+        return "mismatch"
+    if "raise" in answer:
+        raise KeyError("a bug in the grader")
+    if "segfault" in answer:
+        ctypes.string_at(0)
+    if "exit" in answer:
+        raise SystemExit(3)
+    return "match"
+
+worker.compare = compare
+worker.serve(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GradingPool() as pool:
+        yield pool
+
+
+@pytest.fixture
+def evil_pool(tmp_path):
+    """A pool whose grader misbehaves when the answer says so."""
+    script = tmp_path / "evil.py"
+    script.write_text(EVIL_WORKER)
+
+    class EvilPool(GradingPool):
+        command = (sys.executable, str(script))
+
+    with EvilPool(timeout_s=4.0, memory_mb=128) as pool:
+        yield pool
+
+
+def rows(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process lives (a zombie that nobody has waited for does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def eventually(condition) -> bool:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_poison_that_is_not_recognised_meets_the_deadline_and_the_pool_lives_on():
+    with GradingPool(timeout_s=1.0) as pool:
+        slow = r"\boxed{(a+b+c+d+f+g)^{20}-(a+b+c-d-f+g)^{20}}"
+        assert [verdict.reason for verdict in pool.grade_all([("7", slow), NEEDS_ALGEBRA, ("7", slow)])] == [
+            "timeout",
+            "match",
+            "timeout",
+        ]
+        assert pool.counts == {"timeout": 2, "match": 1}
+
+
+def test_every_way_a_grader_can_fail_has_a_name(evil_pool):
+    failures = {
+        "hang": "timeout",
+        "oom": "memory",
+        "eat": "memory",
+        "raise": "error:KeyError",
+        "segfault": "error:SIGSEGV",
+        "exit": "error:exit_3",
+    }
+    pairs = [
+        pair
+        for word in failures
+        for pair in (("x", rf"\boxed{{y_{{{word}}}}}"), ("x", rf"\boxed{{after_{{{word[::-1]}}}}}"))
+    ]
+    reasons = [verdict.reason for verdict in evil_pool.grade_all(pairs)]
+    assert reasons[::2] == list(failures.values())
+    assert reasons[1::2] == ["match"] * len(failures)
+    assert evil_pool.counts == Counter(reasons)
+
+
+def test_a_crash_is_not_remembered_but_a_timeout_is(evil_pool, tmp_path):
+    pairs = [("x", r"\boxed{y_{segfault}}"), ("x", r"\boxed{y_{hang}}")]
+    assert [verdict.reason for verdict in evil_pool.grade_all(pairs)] == ["error:SIGSEGV", "timeout"]
+    healed = EVIL_WORKER.replace("ctypes.string_at(0)", 'return "match"').replace("while True", "while False")
+    (tmp_path / "evil.py").write_text(healed)
+    assert [verdict.reason for verdict in evil_pool.grade_all(pairs)] == ["match", "timeout"]
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
+def test_a_worker_killed_while_idle_is_replaced(name):
+    with GradingPool() as pool:
+        assert pool.grade_all([NEEDS_ALGEBRA])[0].correct
+        (old,) = pool.pids()
+        os.kill(old, signal.Signals[name])
+        assert eventually(lambda: not pool.pids())
+        assert pool.grade_all([("a+b", r"\boxed{b+a}")])[0].reason == "match"
+        assert pool.pids() != [old]
+
+
+def test_a_worker_killed_while_grading_costs_that_one_answer(evil_pool):
+    evil_pool.timeout_s = 60.0
+
+    async def scenario():
+        grading = asyncio.create_task(evil_pool.grade("x", r"\boxed{y_{hang}}"))
+        while not evil_pool.pids():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(2.0)  # past its start
+        os.kill(evil_pool.pids()[0], signal.SIGKILL)
+        return [await grading, await evil_pool.grade("x", r"\boxed{fine}")]
+
+    reasons = [verdict.reason for verdict in asyncio.run(scenario())]
+    assert reasons == ["error:SIGKILL", "match"]
+
+
+def test_one_stuck_worker_does_not_hold_up_the_others(evil_pool):
+    with type(evil_pool)(workers=2, timeout_s=600.0) as pool:
+
+        async def scenario():
+            stuck = asyncio.create_task(pool.grade("x", r"\boxed{y_{hang}}"))
+            verdicts = await asyncio.gather(*(pool.grade("x", rf"\boxed{{y_{{{i}}}}}") for i in range(200)))
+            assert not stuck.done()
+            pids = pool.pids()
+            pool.close()
+            with pytest.raises(LongShortError, match="closed"):
+                await stuck
+            return verdicts, pids
+
+        verdicts, pids = asyncio.run(scenario())
+    assert Counter(verdict.reason for verdict in verdicts) == {"match": 200}
+    assert len(pids) == 2 and not any(runs(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(("name", "count"), [("math500.jsonl", 500), ("amc23.jsonl", 40), ("aime24.jsonl", 30)])
+def test_every_gold_verifies_against_itself(pool, shared_data, name, count):
+    golds = [row["answer"] for row in rows(shared_data, name)]
+    pool.check_golds([Problem(id=str(i), question="", answer=gold) for i, gold in enumerate(golds)])
+    reasons = Counter(grading_worker.compare(gold, gold) for gold in map(answers.canonical, golds))
+    assert reasons == {"match": count}
