@@ -64,14 +64,6 @@ def spoke(row, role):
     return sum(len(turn["token_ids"]) for turn in row["turns"] if turn["role"] == role)
 
 
-def episodes(run):
-    """The lines of each step."""
-    return [
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted((run.output_dir / "episodes").iterdir())
-    ]
-
-
 def test_groups_without_variance_train_nothing_and_say_so(tmp_path, models, capsys):
     def constant(problem, episodes, progress):
         return [Reward(totals={LONG: 1.0, SHORT: 1.0}, terms={"correct": 1.0}) for _ in episodes]

@@ -1,4 +1,4 @@
-"""The ranks of tests/learners/test_deepspeed_learner.py: processes that run the same function, each as its rank, over gloo.
+"""Ranks for tests/learners/test_deepspeed_learner.py: processes that run one function, each as its rank, over gloo.
 
     python -m tests.support.deepspeed_ranks <folder> <rank> <ranks> <function> [<argument> ...]
 
