@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from longshort.dialogue.answers import last_boxed
+from longshort.grading.boxes import last_boxed
 from longshort.types import LongShortError, Problem
 
 MAX_QUESTION = 100_000

@@ -23,9 +23,9 @@ from longshort.backends.time_share import NoTimeShare, TimeShare
 from longshort.backends.weight_transfer import ObjectStore, Route
 from longshort.backends.weights.weight_sync import check_canary
 from longshort.dialogue.encoding import encode_problem
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.protocols import make_protocol
 from longshort.dialogue.turns import TurnProtocol
+from longshort.grading.pool import GradingPool
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import Completion, LongShortError, Sample, Sampling
 

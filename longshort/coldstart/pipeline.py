@@ -20,8 +20,8 @@ from longshort import console
 from longshort.coldstart.records import DROPPED_BEFORE, Refused, StepManifest, Trace, TraceLine
 from longshort.coldstart.step_names import STEP_TITLES
 from longshort.coldstart.traces import load_traces
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import stable_seed
+from longshort.grading.pool import GradingPool
 from longshort.recipe.coldstart import ColdStartConfig
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.files import file_digest

@@ -16,10 +16,10 @@ from typing import Any
 
 from longshort.coldstart.asking import Fault, NoUsableAnswer, ask_json
 from longshort.coldstart.records import KEPT, REPAIRED, DialogueDraft, DraftMessage, RewriteLine
-from longshort.dialogue.answers import last_boxed
 from longshort.dialogue.encoding import END_ANSWER, END_THINK, RETHINK, ROLE_TAGS
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Engine
+from longshort.grading.boxes import last_boxed
+from longshort.grading.pool import GradingPool
 from longshort.recipe.coldstart import RewriteConfig
 from longshort.types import LONG, SHORT
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from longshort.coldstart.records import OK, ChunkLine, Refused, RolloutLine
 from longshort.coldstart.traces import unwrapped
-from longshort.dialogue.answers import last_boxed
 from longshort.dialogue.encoding import THINK, encode_plain, encode_problem, encode_tag
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Engine, stable_seed
+from longshort.grading.boxes import last_boxed
+from longshort.grading.pool import GradingPool
 from longshort.recipe.coldstart import ImportanceConfig
 from longshort.types import Sampling
 

@@ -13,7 +13,7 @@ from typing import Any
 from longshort.coldstart.records import OK, Trace
 from longshort.data import normalise, read_rows
 from longshort.dialogue.encoding import END_THINK, ROLE_TAGS, THINK
-from longshort.dialogue.grading import GradingPool
+from longshort.grading.pool import GradingPool
 from longshort.types import LongShortError, Problem
 
 RESPONSE_COLUMNS = ("response", "trace", "reasoning", "generation", "completion", "output")

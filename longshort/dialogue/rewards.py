@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import RewardFunction
 from longshort.dialogue.turns import TurnProtocol
+from longshort.grading.pool import GradingPool
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.recipe.sections import RewardConfig
 from longshort.types import Episode, Problem, Reward

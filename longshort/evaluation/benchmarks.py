@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from longshort.data import GENERATORS, READERS, RowReader, load_problems, normalise
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import stable_seed
+from longshort.grading.pool import GradingPool
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.recipe.sections import BenchmarkEntry
 from longshort.types import LongShortError, Problem

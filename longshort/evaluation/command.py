@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from longshort import console, interruption
-from longshort.dialogue.grading import GradingPool
 from longshort.evaluation import results
 from longshort.evaluation.records import STAGES, TRAINING, CrossPlay, EvaluationFile, ResultRow
 from longshort.evaluation.runner import Evaluation
 from longshort.evaluation.systems import Model, System, in_order, systems_of
 from longshort.evaluation.tables import benchmark_title, results_table, titles
 from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
+from longshort.grading.pool import GradingPool
 from longshort.pair import Pair
 from longshort.preflight.checks import check_contexts, check_prompts, load_tokenizer
 from longshort.recipe.schema import LongShortConfig, parse

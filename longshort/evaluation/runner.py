@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Decoding, Engine, run_episode, stable_seed
 from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.records import GradedLine
+from longshort.grading.pool import GradingPool
 from longshort.runs.episodes import episode_row
 from longshort.runs.ledger import Ledger
 from longshort.types import Episode, Problem

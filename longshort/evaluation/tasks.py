@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from longshort import console
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Decoding, Engine
 from longshort.evaluation.benchmarks import LoadedBenchmark, check_golds, file_part, load_benchmarks
 from longshort.evaluation.records import GREEDY, SAMPLED, DescribedBenchmark
 from longshort.evaluation.runner import Evaluation, attempt_key, evaluate, evaluation_of
 from longshort.evaluation.systems import System
+from longshort.grading.pool import GradingPool
 from longshort.recipe.schema import LongShortConfig
 from longshort.runs.files import text_digest
 from longshort.runs.ledger import Ledger, read

@@ -11,9 +11,9 @@ from typing import Any
 from longshort.coldstart.records import OK, Trace
 from longshort.coldstart.traces import load_traces
 from longshort.data import load_problems
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.protocols import demonstration
 from longshort.dialogue.solo import Solo
+from longshort.grading.pool import GradingPool
 from longshort.learning.samples import sample_of
 from longshort.mixture.reweighting import WEIGHTINGS
 from longshort.preflight.checks import check_contexts, check_output, check_prompts, load_tokenizer

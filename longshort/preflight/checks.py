@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from longshort.backends.weights import adapters
 from longshort.dialogue.encoding import ROLE_TAGS, special_ids
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.protocols import PROTOCOLS, make_protocol
 from longshort.dialogue.rewards import LENGTH_TERMS, REWARDS
 from longshort.dialogue.turns import TurnProtocol
+from longshort.grading.pool import GradingPool
 from longshort.learning import losses
 from longshort.learning.advantages import ADVANTAGES
 from longshort.learning.optim import DECAYS

@@ -77,7 +77,7 @@ def median_ratio(times: dict[str, list[float]]) -> float:
 
 
 def main() -> None:
-    from longshort.dialogue.grading import GradingPool
+    from longshort.grading.pool import GradingPool
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9)

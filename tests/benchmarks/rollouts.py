@@ -24,7 +24,7 @@ from longshort.backends.engines.vllm_engine import ENVIRONMENT
 from longshort.coldstart.records import OK, ChunkLine, Thought
 from longshort.coldstart.rollouts import roll_out
 from longshort.coldstart.traces import load_traces
-from longshort.dialogue.grading import GradingPool
+from longshort.grading.pool import GradingPool
 from longshort.recipe.coldstart import ImportanceConfig
 from longshort.recipe.schema import load
 from longshort.types import SHORT

@@ -2,8 +2,8 @@
 
 import pytest
 
-from longshort.dialogue.grading import GradingPool
 from longshort.evaluation.benchmarks import BENCHMARKS, GoldCheck, check_golds, load_benchmark
+from longshort.grading.pool import GradingPool
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from longshort.dialogue import answers, grading_worker
-from longshort.dialogue.grading import GradingPool
+from longshort.grading import answers, worker
+from longshort.grading.pool import GradingPool
 from longshort.types import LongShortError, Problem
 
 NEEDS_ALGEBRA = ("x+y", r"\boxed{y+x}")
 EVIL_WORKER = r"""
 import ctypes, sys, time
-import longshort.dialogue.grading_worker as worker
+import longshort.grading.worker as worker
 
 def compare(gold, answer):
     if "hang" in answer:
@@ -169,5 +169,14 @@ def test_one_stuck_worker_does_not_hold_up_the_others(evil_pool):
 def test_every_gold_verifies_against_itself(pool, shared_data, name, count):
     golds = [row["answer"] for row in rows(shared_data, name)]
     pool.check_golds([Problem(id=str(i), question="", answer=gold) for i, gold in enumerate(golds)])
-    reasons = Counter(grading_worker.compare(gold, gold) for gold in map(answers.canonical, golds))
+    reasons = Counter(worker.compare(gold, gold) for gold in map(answers.canonical, golds))
     assert reasons == {"match": count}
+
+
+def test_files_of_the_working_folder_shadow_no_import_of_the_grader(tmp_path, monkeypatch):
+    for name in ("random.py", "token.py", "math_verify.py", "longshort.py"):
+        (tmp_path / name).write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")  # as in an interactive session
+    with GradingPool() as pool:
+        assert [verdict.reason for verdict in pool.grade_all([NEEDS_ALGEBRA])] == ["match"]

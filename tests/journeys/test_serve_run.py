@@ -14,9 +14,9 @@ import openai
 import psutil
 import pytest
 
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Decoding, stable_seed
 from longshort.evaluation.runner import evaluate
+from longshort.grading.pool import GradingPool
 from longshort.miniature.world import make_problems
 from longshort.recipe.schema import dump
 from longshort.serving.replies import texts

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from longshort.dialogue.grading import GradingPool
 from longshort.dialogue.rollout import Decoding
 from longshort.evaluation.runner import evaluate
+from longshort.grading.pool import GradingPool
 from longshort.miniature.world import make_problems
 from longshort.recipe.schema import dump
 from longshort.runs import checkpoint

@@ -8,7 +8,7 @@ import pytest
 from longshort.coldstart.asking import NoUsableAnswer
 from longshort.coldstart.records import DialogueDraft, DraftMessage, Thought
 from longshort.coldstart.rewriting import REWRITERS, RewriteContext, rewrite
-from longshort.dialogue.grading import GradingPool
+from longshort.grading.pool import GradingPool
 from longshort.miniature.rewriting import short_texts
 from longshort.recipe.coldstart import RewriteConfig
 from longshort.types import LONG, SHORT, LongShortError, Problem

@@ -8,7 +8,7 @@ import pytest
 from longshort.coldstart.asking import Fault, NoUsableAnswer
 from longshort.coldstart.records import DialogueDraft, DraftMessage, Thought
 from longshort.coldstart.rewriting import RewriteContext, check_texts, instruct, rewriting_request
-from longshort.dialogue.grading import GradingPool
+from longshort.grading.pool import GradingPool
 from longshort.recipe.coldstart import RewriteConfig
 from longshort.types import LONG, SHORT, Problem
 from tests.support.scripted_engine import ScriptedEngine

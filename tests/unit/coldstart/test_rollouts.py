@@ -7,7 +7,7 @@ import pytest
 from longshort.coldstart.records import ChunkLine, Refused, Thought
 from longshort.coldstart.rollouts import encode_prefixes, roll_out
 from longshort.dialogue.encoding import THINK, encode_plain, encode_problem
-from longshort.dialogue.grading import GradingPool, Verdict
+from longshort.grading.pool import GradingPool, Verdict
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.recipe.coldstart import ImportanceConfig
 from longshort.types import SHORT, Completion, Problem

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from longshort.coldstart.traces import load_traces, unwrapped
-from longshort.dialogue.grading import GradingPool
+from longshort.grading.pool import GradingPool
 from longshort.types import LongShortError
 
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from longshort.dialogue.answers import last_boxed
 from longshort.dialogue.encoding import encode_plain, encode_problem
 from longshort.dialogue.protocols import FINAL_NOTICE, LongShort, OneMessage, demonstration
 from longshort.dialogue.rollout import Decoding, run_episode
 from longshort.dialogue.solo import Solo, StoppedEarly
+from longshort.grading.boxes import last_boxed
 from longshort.learning.samples import sample_of
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.runs.episodes import EpisodeLine, episode_row

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from longshort.dialogue.answers import canonical, quick
-from longshort.dialogue.grading import GradingPool, Verdict
 from longshort.evaluation.benchmarks import GoldCheck, check_golds, gpqa, load_benchmark
+from longshort.grading.answers import canonical, quick
+from longshort.grading.pool import GradingPool, Verdict
 from longshort.types import LongShortError, Problem
 
 OFFICIAL = {

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from longshort import __version__
-from longshort.dialogue.grading import Verdict
 from longshort.dialogue.protocols import LongShort
 from longshort.evaluation.benchmarks import LoadedBenchmark
 from longshort.evaluation.command import evaluate_recipe, measure, measured_before
@@ -27,6 +26,7 @@ from longshort.evaluation.results import (
 from longshort.evaluation.runner import Evaluation
 from longshort.evaluation.tables import markdown, markdown_table, results_table, titles
 from longshort.evaluation.tasks import Prepared
+from longshort.grading.pool import Verdict
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.miniature.world import make_problems, products
 from longshort.recipe.schema import parse

@@ -10,13 +10,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from longshort.dialogue.grading import GradingPool, Verdict
 from longshort.dialogue.rollout import Decoding, stable_seed
 from longshort.dialogue.solo import Solo
 from longshort.evaluation.benchmarks import LoadedBenchmark, load_benchmarks
 from longshort.evaluation.records import DescribedBenchmark, GradedFile, GradedLine, graded_files
 from longshort.evaluation.systems import Model, System
 from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
+from longshort.grading.pool import GradingPool, Verdict
 from longshort.miniature.tokenizer import build_tokenizer
 from longshort.recipe.schema import parse
 from longshort.types import LONG, Completion, LongShortError, Problem

@@ -3,7 +3,7 @@
 `grading.GradingPool` starts it. No other file imports math-verify and sympy, which may loop for hours, eat all memory
 or crash: they run in a process that the parent can kill. The parent's deadline replaces math-verify's SIGALRM timeouts.
 
-    python -m longshort.dialogue.grading_worker MEMORY_MB
+    python -m longshort.grading.worker MEMORY_MB
     < {"gold": "\\\\frac{1}{2}", "answer": "0.5"}
     > {"reason": "match"}
 """

@@ -23,24 +23,6 @@ MAX_EXPANSION = 20
 MAX_ENTRIES, MAX_PIECES = 100, 10
 """Matrix entries; parts of a union, and bars of absolute values."""
 
-_BOX = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{…}` with balanced braces, or None. One pass; `\{` is not a brace."""
-    open_at: list[int] = []
-    start, end = -1, -1
-    for match in _BOX.finditer(text):
-        token = match.group()
-        if token == "{":
-            open_at.append(-1)
-        elif token.startswith("\\boxed"):
-            open_at.append(match.end())
-        elif token == "}" and open_at and (opened := open_at.pop()) > start:
-            start, end = opened, match.start()
-    return text[start:end] if start >= 0 else None
-
-
 _UNICODE = str.maketrans({
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "±": r"\pm ", "π": r"\pi ", "θ": r"\theta ",
     "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ",

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from longshort.dialogue import answers, grading_worker
-from longshort.dialogue.answers import last_boxed
-from longshort.dialogue.grading import GradingPool, Verdict
+from longshort.grading import answers, worker
+from longshort.grading.boxes import last_boxed
+from longshort.grading.pool import GradingPool, Verdict
 from longshort.recipe.sections import GradingConfig
 from longshort.types import LongShortError, Problem
 from tests.support import ROOT
@@ -26,7 +26,7 @@ POISON = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "grading.py"))["POIS
 NEEDS_ALGEBRA = ("x+y", r"\boxed{y+x}")
 EVIL_WORKER = r"""
 import ctypes, sys, time
-import longshort.dialogue.grading_worker as worker
+import longshort.grading.worker as worker
 
 def compare(gold, answer):
     if "hang" in answer:
@@ -167,7 +167,7 @@ def test_what_counts_as_the_same_answer(pool, gold, answer, reason):
 def test_gold_comes_first(monkeypatch):
     order = []
     monkeypatch.setattr("math_verify.verify", lambda gold, answer, **_: order.append((str(gold[0]), str(answer[0]))))
-    grading_worker.compare("p", "q")
+    worker.compare("p", "q")
     assert order == [("p", "q")]
 
 
@@ -238,7 +238,7 @@ def test_close_leaves_no_process_and_refuses_more_work():
 
 PARENT = r"""
 import sys
-from longshort.dialogue.grading import GradingPool
+from longshort.grading.pool import GradingPool
 class EvilPool(GradingPool):
     command = (sys.executable, sys.argv[1])
 pool = EvilPool(workers=2, timeout_s=600)
@@ -267,7 +267,7 @@ def test_workers_die_with_a_killed_parent_even_when_busy(tmp_path):
 def test_the_parent_never_imports_the_algebra():
     script = r"""
 import sys
-from longshort.dialogue.grading import GradingPool
+from longshort.grading.pool import GradingPool
 with GradingPool() as pool:
     print(pool.grade_all([("x+y", r"\boxed{y+x}")])[0].reason, {"sympy", "math_verify"} & set(sys.modules))
 """

@@ -31,8 +31,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
-from longshort.dialogue import answers
+from longshort.grading import answers
+from longshort.grading.boxes import last_boxed
 from longshort.recipe.sections import GradingConfig
 from longshort.types import LongShortError, Problem
 
@@ -61,7 +63,7 @@ class GradingPool(contextlib.AbstractContextManager["GradingPool"]):
     numbers need none.
     """
 
-    command: Sequence[str] = (sys.executable, "-m", "longshort.dialogue.grading_worker")
+    command: Sequence[str] = (sys.executable, "-P", "-m", "longshort.grading.worker")
 
     def __init__(self, workers: int = 1, timeout_s: float = 5.0, memory_mb: int = 1024, *, cache_size: int = 10_000):
         if importlib.util.find_spec("math_verify") is None:
@@ -133,7 +135,7 @@ class GradingPool(contextlib.AbstractContextManager["GradingPool"]):
 
     def _reason(self, gold: str, text: str) -> str | Future[str]:
         """Return the reason if comparing strings decides, else the future of a process's reason."""
-        answer = (answers.last_boxed(text) or "").strip()
+        answer = (last_boxed(text) or "").strip()
         if not answer:
             return "no_answer"
         if max(len(gold), len(answer)) > answers.MAX_CHARACTERS:
@@ -205,12 +207,18 @@ def _wait(reason: str | Future[str]) -> str:
     return reason.result() if isinstance(reason, Future) else reason
 
 
+def _import_paths() -> list[str]:
+    """Return where a grading process finds modules: as this process, but a file of the working folder shadows none."""
+    paths = [os.path.realpath(path) for path in sys.path]
+    return [path for path in paths if path != os.path.realpath(os.curdir)] + [str(Path(__file__).parents[2])]
+
+
 class _Process:
     """One grading process and its pipes. One thread makes and uses it: the kernel kills it when that thread ends."""
 
     def __init__(self, command: Sequence[str]):
         # A plain subprocess, not multiprocessing: that would run the user's main module again in every worker.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(_import_paths())}
         pipe = subprocess.PIPE
         self._child = subprocess.Popen(
             command, env=environment, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
@@ -236,8 +244,7 @@ class _Process:
         if failure is not None:
             self.reap()
             raise LongShortError(
-                f"a grading process did not start: {failure}; to see why, run "
-                "`python -m longshort.dialogue.grading_worker 1024`"
+                f"a grading process did not start: {failure}; to see why, run `python -m longshort.grading.worker 1024`"
             )
 
     def ask(self, request: dict[str, str], timeout_s: float) -> str:
