@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from longshort import console, interruption
-from longshort.data import load_problems, normalise
+from longshort.data import load_problems, problems_of
 from longshort.dialogue.protocols import make_protocol
 from longshort.dialogue.rewards import make_reward
 from longshort.dialogue.rollout import Admission, Decoding, RewardFunction, live_episodes
@@ -53,8 +53,9 @@ class LongShortTrainer:
     """Trains the pair by multi-turn RL.
 
     `long`, `short`: model folders or hub names (default: the recipe's). `train_dataset`: problems, or dicts with the
-    columns that longshort/data.py knows (default: the recipe's `dataset`). `reward`: `(problem, episodes, progress)
-    -> [Reward]`, plain or async (default: the recipe's reward). `protocol`: a TurnProtocol (default: the recipe's).
+    columns that longshort/problem_rows.py knows (default: the recipe's `dataset`). `reward`: `(problem, episodes,
+    progress) -> [Reward]`, plain or async (default: the recipe's reward). `protocol`: a TurnProtocol (default: the
+    recipe's).
     Raises LongShortError before anything starts if the settings, models or data cannot work.
     """
 
@@ -260,15 +261,10 @@ def _problems(
 ) -> list[Problem]:
     """Return the training problems, from the argument if given, else from the recipe."""
     if dataset is not None:
-        rows = enumerate(dataset)
-        problems = [row if isinstance(row, Problem) else normalise(row, f"train_dataset[{i}]") for i, row in rows]
-    elif config.dataset:
-        problems = load_problems(config.dataset)
-    else:
+        return problems_of(dataset, "train_dataset")
+    if not config.dataset:
         raise LongShortError("no training problems: set `dataset` in the recipe, or pass train_dataset=")
-    if not problems:
-        raise LongShortError(f"the training set {config.dataset or 'train_dataset'} is empty")
-    return problems
+    return load_problems(config.dataset)
 
 
 def may_change(key: str) -> bool:

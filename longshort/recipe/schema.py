@@ -61,7 +61,7 @@ class LongShortConfig(Section):
     protocol: ProtocolConfig = ProtocolConfig()
 
     dataset: str = ""
-    """A file, a hub name or a generator; longshort/data.py lists the columns that it may have."""
+    """A file, a hub name or a generator; longshort/problem_rows.py lists the columns that it may have."""
     max_steps: PositiveInt = 100
     num_problems: PositiveInt = 32
     """Problems per step; each is tried `num_generations` times."""

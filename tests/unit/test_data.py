@@ -1,10 +1,13 @@
 """Loading problems: every known shape of row, and a clear word about every broken one."""
 
 import json
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy
 import pytest
 
-from longshort.data import load_problems, normalise
+from longshort.data import load_problems, normalise, problems_of
 from longshort.types import LongShortError, Problem
 
 
@@ -60,10 +63,135 @@ def refusal(source):
         ({"problem": "?", "answer": 2.5}, ("?", "2.5")),
         ({"problem": "?", "answer": "11.\\! 0"}, ("?", "11.\\! 0")),
         ({"problem": "?", "answer": ["7"]}, ("?", "7")),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}]}
+            | {"answer": "2"},
+            ("1+1?", "2"),
+        ),
     ],
 )
 def test_a_row_of_any_known_shape_is_a_problem(jsonl, row, expected):
     assert only(jsonl(row)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        (numpy.int64(5), "5"),
+        (numpy.uint8(5), "5"),
+        (numpy.float32(0.1), "0.1"),
+        (numpy.float16(5), "5"),
+        (numpy.float64(2.5), "2.5"),
+        (numpy.str_("x+1"), "x+1"),
+        (numpy.array(7), "7"),
+        (numpy.array(["7"], dtype=object), "7"),
+        (Decimal("5.00"), "5"),
+        (Decimal("0E-10"), "0"),
+        (Decimal("1E+3"), "1000"),
+        (Decimal("1E+1000000"), "1E+1000000"),
+        (Fraction(1, 3), "1/3"),
+        (10**400, "1" + "0" * 400),
+    ],
+)
+def test_a_number_of_any_type_is_an_answer(value, answer):
+    assert normalise({"problem": "?", "answer": value}, "row").answer == answer
+
+
+def test_a_chat_prompt_of_a_pandas_table_is_an_array_of_messages():
+    prompt = numpy.array([{"role": "user", "content": "1+1?"}], dtype=object)
+    assert normalise({"prompt": prompt, "answer": "2"}, "row").question == "1+1?"
+
+
+def test_decimals_of_a_parquet_file_are_numbers(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"problem": ["?"], "answer": pyarrow.array([Decimal("2.50")], pyarrow.decimal128(10, 2))})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert only(str(tmp_path / "rows.parquet")) == ("?", "2.50")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"answer": numpy.bool_(True)}, "the answer must be text or a number, got bool"),
+        ({"answer": 1j}, "the answer must be text or a number, got complex 1j"),
+        ({"answer": b"5"}, "the answer must be text or a number, got bytes b'5'"),
+        ({"answer": numpy.array([1, 2])}, "the answer must be text or a number, got list [np.int64(1), np.int64(2)]"),
+        ({"answer": numpy.float32("nan")}, "the answer is nan; correct it"),
+        ({"answer": Decimal("sNaN")}, "the answer is sNaN; correct it"),
+        ({"answer": Decimal("-Infinity")}, "the answer is -Infinity; correct it"),
+        ({"answer": 10**5000}, "an integer of more than 4,300 digits; put it between quotes"),
+        ({"answer": "1", "id": 10**5000}, "the id is an integer of more than 4,300 digits"),
+        ({"answer": "1", "id": "a\ud83d"}, "half a character"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_its_place(row, says):
+    with pytest.raises(LongShortError) as caught:
+        normalise({"problem": "?"} | row, "row 3")
+    assert str(caught.value).startswith(f"row 3: {says}")
+
+
+@pytest.mark.parametrize("row", ["train", None, 5, ["problem", "answer"]])
+def test_a_row_that_is_no_mapping_is_refused(row):
+    with pytest.raises(LongShortError, match=r"^rows\[0\]: a row is a mapping with a question and an answer, got"):
+        problems_of([row], "rows")
+
+
+def test_columns_without_names_are_listed_as_they_are():
+    with pytest.raises(LongShortError, match=r"no question; expected .*, got 0, 1"):
+        normalise({0: "a", 1: "b"}, "row 1")
+
+
+def test_a_data_set_of_several_splits_asks_for_one():
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"problem": "1+1?", "answer": 2}])
+    splits = datasets.DatasetDict({"train": rows, "test": rows})
+    with pytest.raises(LongShortError) as caught:
+        problems_of(splits, "train_dataset")
+    assert str(caught.value) == (
+        "train_dataset is a DatasetDict of the splits train, test; which one? Pass it alone, "
+        "e.g. train_dataset=data['train']"
+    )
+    assert [problem.answer for problem in problems_of(splits["train"], "train_dataset")] == ["2"]
+
+
+@pytest.mark.parametrize("rows", ["data.jsonl", 5])
+def test_what_holds_no_rows_is_named(rows):
+    with pytest.raises(LongShortError, match=rf"^train_dataset is a {type(rows).__name__}; pass the rows"):
+        problems_of(rows, "train_dataset")
+
+
+def test_a_pandas_table_is_pointed_to_its_rows():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(LongShortError, match=r'is a DataFrame; .* table.to_dict\("records"\)'):
+        problems_of(pandas.DataFrame([{"problem": "a", "answer": 1}]), "train_dataset")
+
+
+def test_no_rows_at_all_are_refused():
+    with pytest.raises(LongShortError, match="train_dataset is empty; pass at least one problem"):
+        problems_of([], "train_dataset")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"id": "a", "problem": "1", "answer": "1"}, {"id": "a", "problem": "2", "answer": "2"}],
+        [Problem(id="a", question="1", answer="1"), Problem(id="a", question="2", answer="2")],
+    ],
+)
+def test_an_id_used_twice_is_refused_in_memory_as_in_a_file(rows):
+    with pytest.raises(LongShortError) as caught:
+        problems_of(rows, "train_dataset")
+    assert str(caught.value) == (
+        "train_dataset[1]: the id 'a' is already used at train_dataset[0]; give each problem its own"
+    )
+
+
+def test_a_copy_without_an_id_gets_one_in_memory_as_in_a_file():
+    first, second = problems_of([{"problem": "a", "answer": "1"}] * 2, "train_dataset")
+    assert second.id == f"{first.id}-2"
 
 
 def test_windows_line_ends_blank_lines_and_a_byte_order_mark_are_fine(jsonl):
@@ -175,6 +303,15 @@ GOOD = {"problem": "a", "answer": "1"}
             {"prompt": ["hi"], "answer": "1"},
             "line 2: a chat prompt is a list of {role, content} with text content, got 'hi'",
         ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "answer": "1"},
+            'line 2: the models read text only: a part is {"type": "text", "text": "…"}, got \'image_url\'',
+        ),
+        (
+            {"prompt": [{"role": "user", "content": ["x"]}], "answer": "1"},
+            "line 2: the models read text only",
+        ),
+        ('{"problem": "b", "answer": ' + "1" * 5000 + "}", "line 2: an integer of more than 4,300 digits; put it"),
         (
             {"prompt": [{"role": "assistant", "content": "hm"}], "answer": "1"},
             "line 2: the chat prompt holds an assistant message",
