@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     def recipe_verb(name: str, function: Command, text: str) -> argparse.ArgumentParser:
         sub = verb(name, function, text)
         sub.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
-        _overrides(sub, "settings that replace the recipe's")
+        _overrides(sub, "settings that replace the recipe's; key= is empty text, key=null no value")
         return sub
 
     _training(recipe_verb)

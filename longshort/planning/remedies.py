@@ -37,7 +37,7 @@ def _fits(config: LongShortConfig, settings: Settings, planner: Planner) -> bool
     """Plan the changed recipe; a change that the recipe's own rules forbid does not help."""
     tree = config.model_dump(mode="json")
     for key, value in settings.items():
-        override(tree, f"{key}={value}")
+        override(tree, f"{key}={value}", LongShortConfig)
     try:
         return not planner(parse(tree)).too_small
     except LongShortError:

@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from longshort.recipe.paths import PathText
 from longshort.recipe.sections import EngineConfig, Probability, Section, Share
 
 
 class GeneratorConfig(Section):
     """A model that helps to make cold-start data, on any engine."""
 
-    model: str = ""
+    model: PathText = ""
     """Local folder or hub name."""
     engine: EngineConfig = EngineConfig()
 
@@ -67,7 +68,7 @@ class RewriteConfig(Section):
 class ColdStartConfig(Section):
     """From long reasoning traces to two fine-tuned models: longshort/coldstart/."""
 
-    traces: str
+    traces: PathText
     """A file or hub name whose rows have a problem, an answer and a long response; or `miniature:train`."""
     num_traces: PositiveInt | None = None
     instruct: GeneratorConfig = GeneratorConfig()
@@ -87,13 +88,13 @@ class MixtureConfig(Section):
 
     role: Literal["long", "short"] = "long"
     """The trained role. Of its `sft`, learning_rate, lr_scheduler_type, warmup_ratio and max_length count."""
-    short_data: str
+    short_data: PathText
     """System 1, short traces of easy problems: rows with a problem, an answer and a response; or `miniature:easy`."""
-    long_data: str
+    long_data: PathText
     """System 2, long traces of hard problems; or `miniature:hard`."""
-    short_bound: str = ""
+    short_bound: PathText = ""
     """The model (folder or hub name) for t_S and a_S; empty: the role's model after `max_steps` on `short_data`."""
-    long_bound: str = ""
+    long_bound: PathText = ""
     """The reasoning model, for t_L and a_L; empty: the role's model before training."""
     weighting: str = "dynamic"
     """`constant` keeps the sampling ratios at 1:1: the control."""
@@ -107,7 +108,7 @@ class MixtureConfig(Section):
     """c: no ratio falls below c / 2. The paper's 1e-4 cannot recover from a saturated ratio."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the previous signals in the next ones."""
-    dev_dataset: str = ""
+    dev_dataset: PathText = ""
     dev_problems: PositiveInt = 200
     temperature: NonNegativeFloat = 1.0
     """Of the measurements on the dev problems, the bounds' included."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from longshort.recipe.paths import PathText, expands
 from longshort.recipe.sections import EngineConfig, Section, Share
 
 
@@ -22,7 +23,7 @@ class LoraSection(Section):
 class RoleLora(LoraSection):
     """The adapter that RL trains."""
 
-    adapter: str = ""
+    adapter: PathText = ""
     """A peft adapter to start from (same model, r, alpha, target_modules), e.g. from `sft.lora`; empty: a new one."""
 
     @field_validator("dropout")
@@ -56,7 +57,7 @@ class SftConfig(Section):
     save_steps: NonNegativeInt = 100
     """A checkpoint to continue from every N optimizer steps; 0: none, an interrupted training starts over."""
     lora: LoraSection | None = None
-    deepspeed: str | dict[str, Any] | None = None
+    deepspeed: Annotated[str | dict[str, Any] | None, expands] = None
     """A DeepSpeed configuration (ZeRO up to stage 2), or its path; passed to the trainer unchanged."""
 
     @model_validator(mode="after")
@@ -71,7 +72,7 @@ class SftConfig(Section):
 class RoleConfig(Section):
     """One of the two policies."""
 
-    model: str = ""
+    model: PathText = ""
     """Local folder or hub name."""
     price: PositiveFloat = 1.0
     """Cost of one sampled token, e.g. the ratio of parameter counts. Enters the reward's length term and every cost."""

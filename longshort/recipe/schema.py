@@ -23,6 +23,7 @@ from pydantic import (
 
 from longshort.recipe.coldstart import ColdStartConfig, MixtureConfig
 from longshort.recipe.miniature import MiniatureConfig
+from longshort.recipe.paths import PathText, expand
 from longshort.recipe.plugins import import_plugins
 from longshort.recipe.roles import RoleConfig
 from longshort.recipe.sections import (
@@ -47,8 +48,9 @@ Plugin = TypeVar("Plugin")
 class LongShortConfig(Section):
     """Everything a run needs: `load("recipes/x.yaml")`, or `LongShortConfig(output_dir="runs/x", max_steps=100)`."""
 
-    output_dir: str = "runs/longshort"
-    seed: int = 0
+    output_dir: PathText = "runs/longshort"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Below 2^32, as numpy and the engines demand."""
     deterministic: bool = False
     """Bit-equal repetition and resumption: the loss uses log-probs recomputed by the learner, never the engine's."""
     plugins: list[str] = []
@@ -60,7 +62,7 @@ class LongShortConfig(Section):
     short: RoleConfig = RoleConfig()
     protocol: ProtocolConfig = ProtocolConfig()
 
-    dataset: str = ""
+    dataset: PathText = ""
     """A file, a hub name or a generator; longshort/problem_rows.py lists the columns that it may have."""
     max_steps: PositiveInt = 100
     num_problems: PositiveInt = 32
@@ -199,19 +201,23 @@ class LongShortConfig(Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> LongShortConfig:
-    """Read a recipe, apply `key.sub=value` overrides (values are YAML), check it.
+    """Read a recipe, apply `key.sub=value` overrides (values are YAML; nothing is empty text), check it.
 
     Raises LongShortError for a missing file, bad YAML, a duplicate key, a YAML tag, an unknown key (with the nearest
     known one) or a wrong type.
     """
-    path = Path(path)
+    path = expand(path, "recipe")
     if not path.is_file():
         raise LongShortError(f"recipe {path} does not exist; longshort's own recipes are in recipes/")
-    tree = read_yaml(path.read_bytes(), str(path)) or {}
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LongShortError(f"recipe {path} cannot be read ({error.strerror}); correct its rights") from error
+    tree = read_yaml(content, str(path)) or {}
     if not isinstance(tree, dict):
         raise LongShortError(f"{path}: a recipe is a mapping of settings (key: value), got {type(tree).__name__}")
     for text in overrides:
-        override(tree, text)
+        override(tree, text, LongShortConfig)
     return parse(tree, source=str(path))
 
 

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from longshort.recipe.paths import PathText, expands
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
@@ -31,10 +33,12 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `max_steps: yes`, which Python would count as 1."""
+    def _refuse_other_types(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `max_steps: yes`, which Python would count as 1, and text that no file can hold."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true/false is not a value for this setting")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("half a character, which is no text; write it again")
         return value
 
 
@@ -118,7 +122,7 @@ class GradingConfig(Section):
 class BenchmarkEntry(Section):
     """A benchmark with its own settings, e.g. more samples where problems are few: {name: aime24, num_samples: 16}."""
 
-    name: str
+    name: PathText
     num_problems: PositiveInt | None = None
     num_samples: PositiveInt | None = None
 
@@ -133,8 +137,8 @@ class SystemConfig(Section):
 
     name: str = Field(pattern=r"^[\w@+-][\w@+.-]*$")
     title: str = ""
-    long: str = "trained"
-    short: str = "trained"
+    long: PathText = "trained"
+    short: PathText = "trained"
     alone: Literal["long", "short"] | None = None
     """This role's model answers alone, in one message. None: both answer, in the recipe's protocol."""
     in_role: bool = False
@@ -179,13 +183,13 @@ class LearnerConfig(Section):
 class EvalConfig(Section):
     """What `longshort eval` measures, on what, and against what."""
 
-    benchmarks: list[str | BenchmarkEntry] = []
+    benchmarks: list[Annotated[str | BenchmarkEntry, expands]] = []
     """Names (math500, aime24, aime25, amc23, gpqa_diamond, gsm8k, miniature) or any source that `dataset` takes."""
-    data_dir: str = ""
+    data_dir: PathText = ""
     """A folder of benchmark files, tried before the hub: <data_dir>/math500.jsonl and so on."""
     systems: list[str | SystemConfig] = ["pair"]
     """Presets (see longshort/evaluation/systems.py) or descriptions of systems."""
-    cross_play: list[str] = []
+    cross_play: list[PathText] = []
     """Checkpoints to cross: the long model of each plays with the short model of each, e.g. [cold_start, trained]."""
     base: str = ""
     """The system that AES and the paired comparisons refer to."""

@@ -6,7 +6,8 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -55,10 +56,15 @@ def read_yaml(text: str | bytes, source: str) -> Any:
         raise LongShortError(f"{source}{line}: {error.problem or error}") from error
     except yaml.YAMLError as error:
         raise LongShortError(f"{source}: not valid YAML, or not UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:  # 2001-99-99, an integer of 5,000 digits, a thousand brackets
+        raise LongShortError(f"{source}: a value cannot be read ({error}); put text between quotes") from error
 
 
-def override(tree: dict[str, Any], text: str) -> None:
-    """Set the value of `key.sub=value` in the tree, adding sections that are missing."""
+def override(tree: dict[str, Any], text: str, schema: type[BaseModel]) -> None:
+    """Set the value of `key.sub=value` in the tree, adding sections that are missing.
+
+    `key=` is empty text where the schema takes text, else null; `key=null` is null everywhere.
+    """
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise LongShortError(f"override {text!r} must look like key.sub=value")
@@ -69,7 +75,29 @@ def override(tree: dict[str, Any], text: str) -> None:
         tree = tree[name]
         if not isinstance(tree, dict):
             raise LongShortError(f"override {text!r}: {name!r} holds a value, not a section")
-    tree[leaf] = read_yaml(value, f"override {text!r}")
+    empty = not value.strip() and _takes_text(schema, [*sections, leaf])
+    tree[leaf] = "" if empty else read_yaml(value, f"override {text!r}")
+
+
+def _takes_text(annotation: Any, keys: Sequence[str]) -> bool:
+    """Whether the setting under these keys may be any text."""
+    kinds = list(_alternatives(annotation))
+    if not keys:
+        return str in kinds or Any in kinds
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and (field := kind.model_fields.get(keys[0])):
+            return _takes_text(field.annotation, keys[1:])
+        if get_origin(kind) is dict:
+            return _takes_text(get_args(kind)[1], keys[1:])
+    return False
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """Yield the types of a union, else the type itself."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    yield from (part for each in parts for part in _alternatives(each))
+    if not parts:
+        yield get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str:

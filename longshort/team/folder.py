@@ -147,5 +147,5 @@ def _read_team(folder: Path, overrides: Sequence[str]) -> tuple[str, LongShortCo
 
 def _parse(settings: dict[str, Any], overrides: Sequence[str], source: Path) -> LongShortConfig:
     for text in overrides:
-        override(settings, text)
+        override(settings, text, LongShortConfig)
     return parse(settings, source=str(source))

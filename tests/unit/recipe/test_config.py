@@ -108,6 +108,10 @@ def test_an_unknown_override_is_refused_the_same_way(recipe):
             "{learner: {backend: deepspeed, ranks: 4}, learner_gpus: 0.5}",
             "learner_gpus is 0.5 but each of 4 learner.ranks takes one GPU",
         ),
+        ("seed: -1", "x.yaml: seed: Input should be greater than or equal to 0 (got -1)"),
+        ("seed: 4294967296", "x.yaml: seed: Input should be less than 4294967296 (got 4294967296)"),
+        ('output_dir: "a\\ud83d"', "x.yaml: output_dir: half a character, which is no text"),
+        ('output_dir: "a\\0b"', "x.yaml: output_dir: a path holds no null character"),
         ("max_steps: 0", "x.yaml: max_steps: Input should be greater than 0 (got 0)"),
         ("num_generations: 1", "x.yaml: num_generations: Input should be greater than or equal to 2 (got 1)"),
         ("learning_rate: .nan", "x.yaml: learning_rate: Input should be a finite number (got nan)"),
@@ -143,6 +147,9 @@ def test_all_mistakes_are_reported_at_once(recipe):
         ("long:\n  price: 1\n  price: 2\n", "x.yaml, line 3: the key 'price' appears twice"),
         ("? [seed, 1]\n: 3", "unhashable"),
         ("long: {price: 1", "x.yaml, line 1"),
+        ("seed: 2001-99-99", "x.yaml: a value cannot be read (month must be in 1..12); put text between quotes"),
+        (f"seed: {'1' * 5000}", "x.yaml: a value cannot be read (Exceeds the limit (4300 digits)"),
+        ("[" * 5000, "x.yaml: a value cannot be read (maximum recursion depth exceeded"),
         ("seed: \x07", "not valid YAML, or not UTF-8"),
         ("- 1\n- 2\n", "a recipe is a mapping of settings (key: value), got list"),
     ],
@@ -169,6 +176,99 @@ def test_a_missing_recipe_and_a_wrong_encoding_are_named(tmp_path):
 )
 def test_a_bad_override_is_refused(recipe, override, says):
     assert says in refusal(recipe("max_steps: 3"), override)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("long.instructions", ""),
+        ("protocol.final_notice", ""),
+        ("dataset", ""),
+        ("eval.data_dir", ""),
+        ("short.sft.deepspeed", ""),
+        ("long.engine.extra.quantization", ""),
+        ("eval.num_problems", None),
+        ("stages", None),
+        ("mixture", None),
+    ],
+)
+def test_an_override_without_a_value_is_empty_text_where_text_is_meant_else_null(recipe, key, value):
+    tree = load(recipe("mixture: {short_data: a, long_data: b}"), [f"{key}="]).model_dump()
+    for part in key.split("."):
+        tree = tree[part]
+    assert tree == value
+
+
+def test_an_override_of_null_is_null_where_text_is_meant(recipe):
+    assert load(recipe("long: {instructions: Think.}"), ["long.instructions=null"]).long.instructions is None
+
+
+def test_an_override_without_a_value_is_refused_where_one_is_needed(recipe):
+    assert "max_steps: Input should be a valid integer (got None)" in refusal(recipe(""), "max_steps=")
+
+
+PATHS = """
+output_dir: ~/runs/x
+dataset: $DATA/train.jsonl
+long: {model: "${DATA}/long", lora: {adapter: ~/adapter}, sft: {deepspeed: ~/zero.json}}
+short: {model: ~/short}
+coldstart:
+  traces: ~/traces.jsonl
+  instruct: {model: ~/instruct}
+  rollout: {model: ~/rollout}
+mixture:
+  short_data: ~/short.jsonl
+  long_data: ~/long.jsonl
+  short_bound: ~/short
+  long_bound: ~/long
+  dev_dataset: ~/dev.jsonl
+eval:
+  data_dir: ~/benchmarks
+  benchmarks: [~/a.jsonl, {name: $DATA/b.jsonl}, miniature:dev]
+  systems: [pair, {name: other, long: ~/long, short: trained}]
+  cross_play: [~/runs/y, trained]
+"""
+
+
+def test_a_home_and_variables_in_the_paths_of_a_recipe_mean_what_they_mean_to_a_shell(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    config = load(recipe(PATHS))
+    assert config.output_dir == "/home/me/runs/x"
+    assert config.dataset == "/data/train.jsonl"
+    assert (config.long.model, config.short.model) == ("/data/long", "/home/me/short")
+    assert "~" not in dump(config)
+    assert "$" not in dump(config)
+    assert load(recipe(dump(config))) == config
+
+
+def test_a_home_in_an_override_is_the_home_folder(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load(recipe(""), ["output_dir=~/runs/x"]).output_dir == "/home/me/runs/x"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("$NOT_SET_HERE/x", "output_dir: the variable $NOT_SET_HERE is not set; set it, or write the path without it"),
+        ("${NOT_SET_HERE}", "output_dir: the variable $NOT_SET_HERE is not set"),
+        (
+            "~nobody_here/x",
+            "output_dir: there is no home folder '~nobody_here'; if a file is named so, write ./~nobody",
+        ),
+    ],
+)
+def test_a_variable_or_a_home_that_is_not_there_is_refused(recipe, path, says):
+    assert says in refusal(recipe(f"output_dir: {path}"))
+
+
+def test_signs_that_a_shell_leaves_alone_are_left_alone(recipe):
+    assert load(recipe("output_dir: runs/5$ a~b $1")).output_dir == "runs/5$ a~b $1"
+
+
+def test_the_recipe_itself_may_be_in_the_home_folder(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", str(recipe("seed: 7").parent))
+    assert load("~/x.yaml").seed == 7
 
 
 def test_dump_writes_a_recipe_that_reads_back_equal(recipe):
