@@ -16,7 +16,9 @@ from longshort.types import ROLES, Episode, LongShortError
 
 OK, RESTARTING, FAILED = "ok", "restarting", "failed"
 BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-PATHS = frozenset({"/", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"})
+PATHS = frozenset(
+    ("/", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health", "/metrics")
+)
 """Paths with a label of their own; one for every address that somebody tries would fill the memory."""
 PATIENCE_S = 2.0
 """How long a scrape waits for the engines' counters; an engine that is being replaced keeps its last ones."""

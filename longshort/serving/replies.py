@@ -16,6 +16,7 @@ from typing import Any
 
 from longshort.dialogue.encoding import RETHINK
 from longshort.dialogue.turns import count_hand_backs
+from longshort.serving.errors import ApiError
 from longshort.serving.requests import StreamOptions
 from longshort.team.conversation import Event, Finished, Piece, TurnBegan, TurnEnded
 from longshort.types import LONG, ROLES, Episode, Turn
@@ -126,6 +127,10 @@ class Reply:
         answers = [self._ends[index] for index in range(self._count)]
         return (self._chunk([], usage=self._usage(answers)) if self._options.include_usage else b"") + DONE
 
+    def failed(self, error: ApiError) -> bytes:
+        """Return the event that ends a stream which an error broke off."""
+        return sse(error.body) + DONE
+
     def _usage(self, answers: Sequence[Finished]) -> dict[str, Any]:
         return usage([end.episode for end in answers], self._pair, self._per_question)
 
@@ -137,7 +142,7 @@ class Reply:
         if REASONING in fields and not self._chat:
             content[REASONING] = fields[REASONING]
         choice = {"index": index, **content, "logprobs": None, "finish_reason": end.finish_reason if end else None}
-        return choice | {"longshort": _stop(end.episode)} if end else choice
+        return choice | {"longshort": stop_json(end.episode)} if end else choice
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
@@ -145,7 +150,7 @@ class Reply:
         return sse(self._head | {"object": kind, "choices": choices} | no_usage | more)
 
 
-def _stop(episode: Episode) -> dict[str, Any]:
+def stop_json(episode: Episode) -> dict[str, Any]:
     return {"stop": episode.stop, "hand_backs": count_hand_backs(episode)}
 
 
@@ -168,7 +173,7 @@ def event_json(event: Event) -> dict[str, Any]:
         case TurnEnded(turn=Turn(role=role, completion=completion)):
             return {"event": "turn_ended", "role": role, "tokens": len(completion.token_ids), "stop": completion.stop}
         case Finished(episode=episode, text=text, finish_reason=reason):
-            return {"event": "finished", **_stop(episode), "text": text, "finish_reason": reason}
+            return {"event": "finished", **stop_json(episode), "text": text, "finish_reason": reason}
 
 
 def sse(tree: dict[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
 """The bodies of /v1/chat/completions and /v1/completions, checked strictly, and the questions in them.
 
-An unknown key is refused, so that a misspelt limit is never silently no limit. A key of OpenAI's that this server does
-not offer is accepted if its value asks for nothing, and otherwise refused with the reason. `null` means not given.
+An unknown key is refused, so that a misspelt limit is never silently no limit; what asks for nothing is accepted
+(keys.py). Unknown keys of a message are passed over, as OpenAI's server does: they belong to the client's history, and
+no part of them reaches a prompt. `null` means not given, at every level.
 """
 
 from __future__ import annotations
@@ -9,46 +10,44 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from reprlib import repr
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from longshort.dialogue.rollout import stable_seed
 from longshort.serving.errors import ApiError
-from longshort.team.conversation import Query
+from longshort.serving.keys import WITHOUT_TOOLS, offered
+from longshort.team.conversation import ImpossibleQuery, Query, QuestionTooLong
 
 MAX_CHOICES, MAX_STOPS = 64, 16
-IGNORED = {"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls", "store"}
-"""Keys that say something about the request and ask nothing of the answer."""
-WITHOUT_TOOLS = "the pair was trained without tools"
-WITHOUT_LOGPROBS = "log-probs of an answer that two models wrote are not offered"
-WITHOUT_PENALTIES = "sampling is as in training, without penalties"
-NOT_OFFERED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "tools": (([],), WITHOUT_TOOLS),
-    "tool_choice": (("none", "auto"), WITHOUT_TOOLS),
-    "functions": (([],), WITHOUT_TOOLS),
-    "function_call": (("none", "auto"), WITHOUT_TOOLS),
-    "logprobs": ((False,), WITHOUT_LOGPROBS),
-    "top_logprobs": ((0,), WITHOUT_LOGPROBS),
-    "response_format": (({"type": "text"},), "answers are free text"),
-    "logit_bias": (({},), "two models have two vocabularies, so a token id means nothing here"),
-    "presence_penalty": ((0,), WITHOUT_PENALTIES),
-    "frequency_penalty": ((0,), WITHOUT_PENALTIES),
-    "reasoning_effort": ((), "limit the thinking with max_turns or long_token_budget"),
-    "verbosity": ((), "limit the answer with max_tokens"),
-    "modalities": ((["text"],), "the models read and write text only"),
-    "audio": ((), "the models read and write text only"),
-    "prediction": ((), "there is no speculative decoding"),
-    "web_search_options": ((), WITHOUT_TOOLS),
-    "echo": ((False,), "an answer is returned without its question"),
-    "suffix": (("",), "the pair answers questions and fills no gaps"),
-    "best_of": ((1,), "nothing ranks the answers; ask for n and choose"),
-}
-"""Key -> (values that ask for nothing, why any other value is refused)."""
-HISTORY_KEYS = {"name", "refusal", "annotations", "reasoning", "reasoning_content"}
-"""Keys of a message that are not part of what was said."""
-SETTINGS = ("mode", "max_turns", "max_tokens", "long_token_budget", "temperature", "top_p", "top_k", "stop")
+TALKERS = ("system", "developer", "user", "assistant")
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Kinds of content parts that are text, and the key that holds it."""
+LEVELS = ("stream_options", "text", "reasoning")
+"""Keys that hold an object with keys of its own."""
+SETTINGS = ("mode", "max_turns", "long_token_budget", "temperature", "top_p", "top_k", "stop")
 """Fields that go into a Query unchanged."""
+
+
+def _whole(value: Any) -> Any:
+    """Return 100 for 100.0: JSON has one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+TopK = Annotated[int, BeforeValidator(lambda value: 0 if value == -1 else _whole(value))]
+"""vLLM's -1 switches it off, as 0 does."""
 
 
 class Body(BaseModel):
@@ -65,91 +64,154 @@ class StreamOptions(Body):
 
 
 class SampledRequest(Body):
-    """The keys of both endpoints. None means the team's own setting; `Query` checks the values."""
+    """The keys of every endpoint. None means the team's own setting; `Query` checks the values."""
 
+    asked: ClassVar[str]
+    """The key that holds what is asked."""
     model: str = ""
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = None
-    """For the whole episode: both models, all messages."""
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
+    top_k: TopK | None = None
+    seed: Whole | None = None
     stop: tuple[str, ...] = Field((), max_length=MAX_STOPS)
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
     mode: str = "pair"
-    max_turns: int | None = None
-    long_token_budget: int | None = None
+    max_turns: Whole | None = None
+    long_token_budget: Whole | None = None
 
     @property
     def questions(self) -> Sequence[str]:
         raise NotImplementedError
 
-    @field_validator("stop", "prompt", mode="before", check_fields=False)
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _check_stream(self) -> SampledRequest:
-        if "stream_options" in self.model_fields_set and not self.stream:
-            raise ValueError("stream_options needs stream: true")
-        if self.stream_options.include_dialogue and self.answers > 1:
-            raise ValueError(f"stream_options.include_dialogue shows one dialogue but {self.answers} are asked for")
-        return self
+    @property
+    def per_question(self) -> int:
+        """How many answers each question gets."""
+        return 1
 
     @property
-    def answers(self) -> int:
-        """How many answers are asked for."""
-        return self.n * len(self.questions)
+    def limit(self) -> tuple[str, int | None]:
+        """The most tokens of the whole episode (both models, all messages), after the name by which it was sent."""
+        raise NotImplementedError
+
+    @field_validator("stop", "prompt", mode="before", check_fields=False)
+    @classmethod
+    def _one_or_several(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == "" and info.field_name == "stop":
+            return ()
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     def queries(self) -> list[Query]:
-        """Return one query per answer: `n` of the first question, then `n` of the next. The first has the seed that was
+        """Return one query per answer: those to the first question, then to the next. The first has the seed that was
         sent, the others seeds made from it."""
         seed = random.getrandbits(31) if self.seed is None else self.seed
-        seeds = [stable_seed(seed, index) if index else seed for index in range(self.answers)]
-        settings = {name: getattr(self, name) for name in SETTINGS}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS} | {"max_tokens": self.limit[1]}
+        asked = [question for question in self.questions for _ in range(self.per_question)]
         return [
-            Query(question=self.questions[index // self.n], seed=each, **settings) for index, each in enumerate(seeds)
+            Query(question=question, seed=stable_seed(seed, index) if index else seed, **settings)
+            for index, question in enumerate(asked)
         ]
 
+    def refusal(self, error: ImpossibleQuery) -> ApiError:
+        """Return what is wrong with a query under the names that this request has for it."""
+        if isinstance(error, QuestionTooLong):
+            return ApiError(400, str(error), param=self.asked, code="context_length_exceeded")
+        name = self.limit[0] if error.field == "max_tokens" else error.field
+        return ApiError(400, str(error).replace(error.field, name, 1), param=name, code="invalid_value")
 
-class Message(Body):
-    """A message of a conversation. Keys that clients send back with a history (HISTORY_KEYS, or null) are ignored."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str = ""
+class ChoicesRequest(SampledRequest):
+    """The keys of both older endpoints, which give `n` answers to a question."""
 
-    @model_validator(mode="before")
+    n: Whole = Field(1, ge=1, le=MAX_CHOICES)
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    """OpenAI's newer name of max_tokens."""
+    stream_options: StreamOptions = StreamOptions()
+
+    @property
+    def per_question(self) -> int:
+        return self.n
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    @model_validator(mode="after")
+    def _check(self) -> ChoicesRequest:
+        older, newer = self.max_tokens, self.max_completion_tokens
+        if older is not None and newer is not None and older != newer:
+            both = f"max_tokens is {older!r} but max_completion_tokens is {newer!r}; send one of them"
+            raise ApiError(400, both, param="max_tokens", code="invalid_value")
+        if self.stream_options != StreamOptions() and not self.stream:
+            raise ValueError("stream_options needs stream: true")
+        if self.stream_options.include_dialogue and (answers := self.n * len(self.questions)) > 1:
+            raise ValueError(f"stream_options.include_dialogue shows one dialogue but {answers} are asked for")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message of a conversation, and who said it."""
+
+    role: str
+    text: str
+
+
+def read_message(item: Any, where: str) -> Message:
+    """Return the message at a place of a request; ApiError 400 naming that place."""
+    if not isinstance(item, dict):
+        message = f'{where}: send {{"role": "user", "content": "…"}}, not {repr(item)}'
+        raise ApiError(400, message, param=where, code="invalid_value")
+    said = offered(item, ("role", "content", "refusal"), "message", f"{where}.", lenient=True)
+    role = said.get("role")
+    if role in ("tool", "function"):
+        message = f"{where}.role is {role!r}: {WITHOUT_TOOLS}; known: {', '.join(TALKERS)}"
+        raise ApiError(400, message, param=f"{where}.role", code="unsupported_parameter")
+    if role not in TALKERS:
+        message = f"{where}.role is {repr(role)}; known: {', '.join(TALKERS)}"
+        raise ApiError(400, message, param=f"{where}.role", code="invalid_value")
+    if "content" not in said and role != "assistant":  # whose answer may be a refusal, or null
+        message = f"{where}.content is missing; the message has {', '.join(item)}"
+        raise ApiError(400, message, param=f"{where}.content", code="invalid_value")
+    text = _text(said.get("content", ""), f"{where}.content") + _text(said.get("refusal", ""), f"{where}.refusal")
+    return Message(role, text)
+
+
+def _text(content: Any, where: str) -> str:
+    """Return the text of a message's content: a string, or parts."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type") if isinstance(part, dict) else part
+        text = part.get(TEXT_PARTS.get(str(kind))) if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            message = f'{where}: the models read text only: send {{"type": "text", "text": "…"}}, not {repr(kind)}'
+            raise ApiError(400, message, param=where, code="invalid_value")
+        texts.append(text)
+    return "".join(texts)
+
+
+class ChatRequest(ChoicesRequest):
+    asked: ClassVar[str] = "messages"
+    messages: list[Message]
+
+    @field_validator("messages", mode="plain")
     @classmethod
-    def _drop_history(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        return {key: value for key, value in body.items() if value is not None and key not in HISTORY_KEYS}
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, content: Any) -> Any:
-        """Return the text; that of all parts if the content is a list, "" if it is null."""
-        if not isinstance(content, list):
-            return "" if content is None else content
-        for part in content:
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                kind = part.get("type", part) if isinstance(part, dict) else part
-                raise ValueError(f'the models read text only: send {{"type": "text", "text": "…"}}, not {kind!r}')
-        return "".join(part["text"] for part in content)
-
-
-class ChatRequest(SampledRequest):
-    messages: list[Message] = Field(min_length=1)
+    def _read(cls, value: Any) -> list[Message]:
+        if not isinstance(value, list):
+            raise ValueError("Input should be a list of messages")
+        return [read_message(item, f"messages.{index}") for index, item in enumerate(value)]
 
     @property
     def questions(self) -> Sequence[str]:
-        return [question_of(self.messages)]
+        return [question_of(self.messages, self.asked)]
 
 
-class TextRequest(SampledRequest):
+class TextRequest(ChoicesRequest):
+    asked: ClassVar[str] = "prompt"
     prompt: tuple[str, ...] = Field(min_length=1, max_length=MAX_CHOICES)
 
     @property
@@ -163,38 +225,30 @@ Request = TypeVar("Request", bound=SampledRequest)
 def read_request(kind: type[Request], body: bytes) -> Request:
     """Return the request in a JSON body; ApiError 400 naming the first field at fault."""
     try:
-        tree = json.loads(body)
+        tree = json.loads(body, object_pairs_hook=_given)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(tree, dict):
         raise ApiError(400, f"the body must be a JSON object, got {type(tree).__name__}", code="invalid_json")
-    tree = {key: value for key, value in tree.items() if value is not None and key not in IGNORED}
-    for key in tree.keys() & NOT_OFFERED.keys():
-        nothing, why = NOT_OFFERED[key]
-        if tree.pop(key) not in nothing:
-            raise ApiError(400, f"{key} is not offered: {why}", param=key, code="unsupported_parameter")
-    newer = tree.pop("max_completion_tokens", None)  # OpenAI's newer name of max_tokens
-    if newer is not None and (older := tree.setdefault("max_tokens", newer)) != newer:
-        both = f"max_tokens is {older!r} but max_completion_tokens is {newer!r}; send one of them"
-        raise ApiError(400, both, param="max_tokens", code="invalid_value")
+    for level in LEVELS:
+        if isinstance(tree.get(level), dict):
+            known = StreamOptions.model_fields if level in kind.model_fields else ()
+            tree[level] = offered(tree[level], known, level, f"{level}.")
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(offered(tree, kind.model_fields))
     except ValidationError as error:
-        raise _refusal(error, kind) from None
+        first = error.errors()[0]
+        param = ".".join(map(str, first["loc"])) or None
+        message = f"{param or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
+        raise ApiError(400, message, param=param, code="invalid_value") from None
 
 
-def _refusal(error: ValidationError, kind: type[SampledRequest]) -> ApiError:
-    """Return the first mistake of a request body, naming the field."""
-    first = error.errors()[0]
-    param = ".".join(map(str, first["loc"])) or None
-    if first["type"] == "extra_forbidden":
-        known = f"unknown parameter {param!r}; known: {', '.join(kind.model_fields)}"
-        return ApiError(400, known, param=param, code="unknown_parameter")
-    message = f"{param or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
-    return ApiError(400, message, param=param, code="invalid_value")
+def _given(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return a JSON object without its nulls."""
+    return {key: value for key, value in pairs if value is not None}
 
 
-def question_of(messages: Sequence[Message]) -> str:
+def question_of(messages: Sequence[Message], where: str) -> str:
     """Return what the pair, which was trained on single questions, reads of a conversation.
 
     One user message is the question as it stands. A longer conversation is written out as `User: …` and
@@ -204,8 +258,8 @@ def question_of(messages: Sequence[Message]) -> str:
     talk = [message for message in messages if message.role in ("user", "assistant")]
     if not talk or talk[-1].role != "user":
         message = "the last message must be the user's: it is what the pair answers"
-        raise ApiError(400, message, param="messages", code="invalid_value")
-    rules = [message.content for message in messages if message not in talk]
+        raise ApiError(400, message, param=where, code="invalid_value")
+    rules = [message.text for message in messages if message.role in ("system", "developer")]
     if len(talk) == 1:
-        return "\n\n".join([*rules, talk[0].content])
-    return "\n\n".join([*rules, *(f"{message.role.capitalize()}: {message.content}" for message in talk)])
+        return "\n\n".join([*rules, talk[0].text])
+    return "\n\n".join([*rules, *(f"{message.role.capitalize()}: {message.text}" for message in talk)])

@@ -27,14 +27,16 @@ from longshort.serving.admission import FAREWELL_S, Gate
 from longshort.serving.errors import ApiError, api_error, on_error
 from longshort.serving.guard import Guard, read_body
 from longshort.serving.metrics import FAILED, Metrics
-from longshort.serving.replies import DONE, Reply, sse
-from longshort.serving.requests import ChatRequest, SampledRequest, TextRequest, read_request
-from longshort.team.conversation import PAIR, Event, Finished, Piece, Query
+from longshort.serving.replies import Reply
+from longshort.serving.requests import ChatRequest, TextRequest, read_request
+from longshort.serving.responses import ResponseReply, ResponseRequest
+from longshort.team.conversation import PAIR, Event, Finished, ImpossibleQuery, Piece, Query
 from longshort.team.team import Team
 from longshort.types import LongShortError
 from longshort.waiting import cancel_and_wait, gather_or_cancel
 
 Result = TypeVar("Result")
+AnyRequest = ChatRequest | TextRequest | ResponseRequest
 Arrivals = asyncio.Queue[tuple[int, Event] | BaseException]
 """The events of several answers as they come, with the number of the answer; or the error that ended one of them."""
 KEEP_ALIVE_S = 75
@@ -66,6 +68,7 @@ class Service:
         routes = [
             Route("/v1/chat/completions", functools.partial(self.answer, ChatRequest), methods=["POST"]),
             Route("/v1/completions", functools.partial(self.answer, TextRequest), methods=["POST"]),
+            Route("/v1/responses", functools.partial(self.answer, ResponseRequest), methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/health", self.health),
@@ -75,20 +78,18 @@ class Service:
         handlers = dict.fromkeys((LongShortError, HTTPException, ClientDisconnect, Exception), on_error)
         self.app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
 
-    async def answer(self, kind: type[SampledRequest], request: Request) -> Response:
-        """Answer a request of either kind, whole or as a stream."""
+    async def answer(self, kind: type[AnyRequest], request: Request) -> Response:
+        """Answer a request of any kind, whole or as a stream."""
         began = time.monotonic()
         body = read_request(kind, await read_body(request, self.settings.max_request_bytes))
         self._check_name(body.model or self.name)
-        queries = body.queries()
-        reply = Reply(
-            self.name,
-            chat=kind is ChatRequest,
-            pair=body.mode == PAIR and len(self.team.protocol.roles) > 1,
-            count=len(queries),
-            per_question=body.n,
-            options=body.stream_options,
-        )
+        try:
+            return await self._answered(request, body, body.queries(), began)
+        except ImpossibleQuery as error:
+            raise body.refusal(error) from None
+
+    async def _answered(self, request: Request, body: AnyRequest, queries: Sequence[Query], began: float) -> Response:
+        reply = self._reply(body, len(queries))
         async with contextlib.AsyncExitStack() as undo:
             undo.enter_context(self.gate.admitted(len(queries)))
             if not body.stream:
@@ -100,6 +101,19 @@ class Service:
             if isinstance(first, BaseException):  # until now an error still has a status of its own
                 raise first
             return EventStream(self._chunks(reply, first, arrivals, began), undo.pop_all())
+
+    def _reply(self, body: AnyRequest, count: int) -> Reply | ResponseReply:
+        pair = body.mode == PAIR and len(self.team.protocol.roles) > 1
+        if isinstance(body, ResponseRequest):
+            return ResponseReply(self.name, body, pair=pair)
+        return Reply(
+            self.name,
+            chat=isinstance(body, ChatRequest),
+            pair=pair,
+            count=count,
+            per_question=body.per_question,
+            options=body.stream_options,
+        )
 
     async def _end_of(self, query: Query) -> Finished:
         """Play one query for a client that does not stream."""
@@ -135,7 +149,7 @@ class Service:
             await cancel_and_wait(tasks)
 
     async def _chunks(
-        self, reply: Reply, first: tuple[int, Event], arrivals: Arrivals, began: float
+        self, reply: Reply | ResponseReply, first: tuple[int, Event], arrivals: Arrivals, began: float
     ) -> AsyncIterator[bytes]:
         """Yield the body of a streamed answer, everything that arrived meanwhile in one write. An error is an event of
         its own and ends the stream."""
@@ -156,7 +170,7 @@ class Service:
         except Exception as error:  # raised further, it would cut the response off before its end
             if not isinstance(error, LongShortError):
                 logging.getLogger(__name__).exception("internal error under a stream")
-            yield sse(api_error(error).body) + DONE
+            yield reply.failed(api_error(error))
 
     async def models(self, request: Request) -> JSONResponse:
         return JSONResponse({"object": "list", "data": [self._model_card()]})

@@ -129,6 +129,15 @@ def test_an_engine_that_fails_under_a_stream_ends_it_with_an_error_event(server,
     assert raw.endswith('"type":"server_error","param":null,"code":"engine_failed"}}\n\ndata: [DONE]\n\n')
 
 
+def test_a_response_that_fails_while_it_is_streamed_ends_as_failed(server, team):
+    team.play((LONG, "a: 7.", "</think>"), (SHORT, "b", DIE))
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        *_, last = client.responses.create(model="scripted", input="What is 1+2?", stream=True)
+    assert (last.type, last.response.status) == ("response.failed", "failed")
+    assert last.response.error.message == "the short engine failed 4 times"
+    assert [item.content[0].text for item in last.response.output] == ["a: 7."]
+
+
 def test_a_bug_is_told_without_its_insides(server, team):
     team.play((LONG, "a: 7.", "</think>"), (SHORT, "b", BUG))
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
