@@ -1,4 +1,4 @@
-"""One Ray cluster, one pair of vLLM engines with their learners, and one bare vLLM core for all tests of this folder."""
+"""One Ray cluster, one pair of vLLM engines with their learners, and one bare vLLM core for the tests of this folder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def speaking(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster(models, tmp_path_factory):
-    """A running Ray cluster; the value is a recipe for it. It counts 16 CPUs, so that several pairs can live at once."""
+    """A running Ray cluster; the value is a recipe for it. It counts 16 CPUs, so that several pairs fit."""
     config = tiny_models.config(tmp_path_factory.mktemp("cluster"), models)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 16}')

@@ -25,11 +25,6 @@ from tests.support.local_engine import LocalEngine
 CONFIG = EngineConfig(**tiny_models.ENGINE)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny_models.make(tmp_path_factory.mktemp("models"), tied_short=True)
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("role", [LONG, SHORT])
 def test_transformers_engine_logprobs_are_the_models(models, role, temperature):

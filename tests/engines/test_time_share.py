@@ -2,74 +2,68 @@
 
 import pytest
 
-from longshort.recipe.schema import LongShortConfig
-from longshort.recipe.sections import EngineConfig
 from longshort.runs import checkpoint
-from longshort.types import LONG, SHORT, Sampling
-from tests.support import tiny_models
-from tests.support.engine_cases import PROMPTS, inflated, load, sample
+from longshort.types import LONG, ROLES, Sampling
+from tests.support.engine_cases import PROMPTS, load, sample
 from tests.support.training_runs import metrics, trainer
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny_models.make(tmp_path_factory.mktemp("models"), tied_short=True)
-
-
-def awake(core):
+def asleep_and_awake(core, weights):
+    """Sleep at level 1 and wake; then at level 2 and wake with new weights. Return what the core did at each stage."""
+    seen = {"before": sample(core, PROMPTS)}
+    core.sleep(1)
     core.wake(["weights"])
     core.wake(["kv_cache"])
+    seen["again"] = sample(core, PROMPTS)
+    core.sleep(2)
+    core.add("early", PROMPTS[0], Sampling(max_tokens=20, stop=(), seed=0))
+    seen["busy asleep"] = core.busy
+    core.wake(["weights"])
+    core.load_weights(weights, 7)
+    seen["busy without cache"] = core.busy
+    core.wake(["kv_cache"])
+    finished = {}
+    while core.busy:
+        finished |= dict(core.step())
+    return seen | {"early": finished["early"]}
 
 
-def test_vllm_sleeps_wakes_and_is_given_new_weights(models):
-    """On a CPU its memory stays; that it stops, goes on, and takes weights between the two is real."""
-    import ray
+@pytest.fixture(scope="module")
+def seen(in_vllm_core, models):
+    path = models[LONG]
 
-    from longshort.backends import ray_cluster
-    from longshort.backends.engines.vllm_engine import ENVIRONMENT, VllmCore
+    def act(core):
+        return asleep_and_awake(core, {name: tensor * 1.5 for name, tensor in load(path).state_dict().items()})
 
-    config = EngineConfig(**tiny_models.ENGINE)
-
-    def slept(model):
-        core = VllmCore(model, config)
-        before = sample(core, PROMPTS)
-        core.sleep(1)
-        awake(core)
-        again = sample(core, PROMPTS)
-        core.sleep(2)
-        core.add("early", PROMPTS[0], Sampling(max_tokens=20, stop=(), seed=0))
-        stopped = [core.busy]
-        core.wake(["weights"])
-        core.load_weights(inflated(load(model)), 1)
-        stopped.append(core.busy)
-        core.wake(["kv_cache"])
-        finished = {}
-        while core.busy:
-            finished |= dict(core.step())
-        return before, again, stopped, finished["early"], core.version
-
-    stop = ray_cluster.start(LongShortConfig())
-    run = ray.remote(slept).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": ENVIRONMENT})
-    before, again, stopped, early, version = ray.get(run.remote(models[LONG]), timeout=200)
-    stop()
-    assert again == before and stopped == [False, False] and (early.version, version) == (1, 1)
-    assert early.logprobs != before[0].logprobs
+    return in_vllm_core(act)
 
 
-def test_a_pair_trains_in_turns(tmp_path, tmp_path_factory, capsys):
+def test_vllm_writes_the_same_turns_after_a_light_sleep(seen):
+    assert seen["again"] == seen["before"]
+
+
+def test_vllm_writes_nothing_until_weights_and_cache_are_back(seen):
+    assert not seen["busy asleep"]
+    assert not seen["busy without cache"]
+
+
+def test_vllm_wakes_from_a_deep_sleep_with_the_weights_it_is_given(seen):
+    assert seen["early"].version == 7
+    assert seen["early"].logprobs != seen["before"][0].logprobs
+
+
+def test_a_pair_trains_in_turns(cluster, tmp_path, speaking, capsys):
     """Engines really drop their weights (transformers); learners pack rows with varlen attention. In the second step
     the long role is frozen: its engine keeps its weights.
     """
-    models = tiny_models.make_speaking(tmp_path_factory.mktemp("speaking"))
     run = trainer(
-        tmp_path, models, max_steps=2, time_share=True, schedule=["long", "short"], learner={"attention": "varlen"}
+        tmp_path, speaking, max_steps=2, time_share=True, schedule=["long", "short"], learner={"attention": "varlen"}
     )
     run.train()
     first, second = metrics(run)
-    assert first["long/weight_sync/canary_gap"] < 1e-3 and second["short/weight_sync/canary_gap"] < 1e-3
-    assert first["long/optimizer_steps"] == second["short/optimizer_steps"] == 1
-    assert checkpoint.verify(checkpoint.latest(run.output_dir))["versions"] == {LONG: 1, SHORT: 1}
-    assert (
-        "long: new weights travel by object_store (a transformers engine takes them from there only)"
-        in capsys.readouterr().out
-    )
+    assert first["long/weight_sync/canary_gap"] < 1e-3
+    assert second["short/weight_sync/canary_gap"] < 1e-3
+    assert [first["long/optimizer_steps"], second["short/optimizer_steps"]] == [1, 1]
+    assert checkpoint.verify(checkpoint.latest(run.output_dir))["versions"] == dict.fromkeys(ROLES, 1)
+    sentence = "long: new weights travel by object_store (a transformers engine takes them from there only)"
+    assert sentence in capsys.readouterr().out

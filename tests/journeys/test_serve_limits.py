@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from longshort.types import LONG, SHORT
+from longshort.types import LONG, SHORT, LongShortError
 from tests.support.serve_cases import ANSWER, BUG, DIE, HANG, ScriptedTeam, served
 
 QUESTION = [{"role": "user", "content": "What is 1+2?"}]
@@ -245,6 +245,64 @@ def test_pages_of_other_sites_and_other_host_names_are_refused():
         plain = httpx.post(f"{server.url}/v1/chat/completions", content=b"{}", headers={"content-type": "text/plain"})
         assert plain.status_code == 415
         assert not [name for name in ask(origin=f"http://{netloc}").headers if name.startswith("access-control")]
+
+
+PAGE = "https://app.example"
+
+
+@pytest.fixture(scope="module")
+def for_a_page():
+    team = ScriptedTeam(allowed_origins=[PAGE])
+    with served(team, hosts=["127.0.0.1"], api_key="correct-horse") as server:
+        yield server
+
+
+def preflight(server, origin):
+    """What a browser asks before it lets a page send its request."""
+    wanted = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    return httpx.options(f"{server.url}/v1/chat/completions", headers={"origin": origin} | wanted)
+
+
+def test_a_page_that_the_operator_allows_may_ask_and_read(for_a_page):
+    before = preflight(for_a_page, PAGE)
+    assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, PAGE)
+    assert "authorization" in before.headers["access-control-allow-headers"]
+    assert "POST" in before.headers["access-control-allow-methods"]
+    assert "access-control-allow-credentials" not in before.headers
+    headers = {"origin": PAGE, "authorization": "Bearer correct-horse"}
+    answer = httpx.post(f"{for_a_page.url}/v1/chat/completions", json=BODY, headers=headers)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+
+
+def test_a_page_that_is_allowed_can_read_why_it_is_refused(for_a_page):
+    answer = httpx.post(f"{for_a_page.url}/v1/chat/completions", json=BODY, headers={"origin": PAGE})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, PAGE)
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://app.example", f"{PAGE}.evil.example", "null"])
+def test_a_page_of_another_origin_may_neither_ask_nor_read(for_a_page, origin):
+    before = preflight(for_a_page, origin)
+    assert before.status_code == 400 and "access-control-allow-origin" not in before.headers
+    headers = {"origin": origin, "authorization": "Bearer correct-horse"}
+    answer = httpx.post(f"{for_a_page.url}/v1/chat/completions", json=BODY, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_origin")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_an_allowed_page_does_not_open_other_host_names(for_a_page):
+    headers = {"origin": PAGE, "authorization": "Bearer correct-horse", "host": "evil.example"}
+    answer = httpx.post(f"{for_a_page.url}/v1/chat/completions", json=BODY, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "unknown_host")
+
+
+def test_without_allowed_origins_a_preflight_is_refused(server):
+    assert preflight(server, PAGE).status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["*", "app.example", f"{PAGE}/", f"{PAGE}/chat", "https://App.example", "null"])
+def test_what_is_no_origin_is_refused_where_the_settings_are_read(origin):
+    with pytest.raises(LongShortError, match="serve.allowed_origins"):
+        ScriptedTeam(allowed_origins=[origin])
 
 
 def test_a_name_behind_a_proxy_is_let_in():

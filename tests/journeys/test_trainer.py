@@ -1,7 +1,6 @@
-"""The trainer on tiny models: bit-equal resumption, signals, and its ways in."""
+"""`longshort train` as a process: signals, and a run with vLLM."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,70 +8,15 @@ import time
 
 import pytest
 
-from longshort import LongShortTrainer
-from longshort.miniature.world import make_problems
 from longshort.recipe.schema import dump
 from longshort.runs import checkpoint
-from longshort.types import LONG, SHORT, Completion, Reward, Turn
+from longshort.types import LONG, SHORT
 from tests.support import tiny_models
-from tests.support.training_runs import episodes, even_tokens, metrics, trainer
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     return tiny_models.make_speaking(tmp_path_factory.mktemp("models"))
-
-
-def turn(role, prompt_ids, token_ids):
-    completion = Completion(token_ids=token_ids, logprobs=(-0.5,) * len(token_ids), text="", stop="</think>", version=0)
-    return Turn(role=role, prompt_ids=prompt_ids, completion=completion)
-
-
-def test_a_resumed_run_takes_bit_equal_steps(tmp_path, models):
-    whole = trainer(tmp_path / "whole", models, max_steps=3, save_steps=2, deterministic=True)
-    whole.train()
-    resumed = trainer(
-        tmp_path / "resumed", models, max_steps=3, save_steps=2, deterministic=True, dataset=whole.config.dataset
-    )
-    resumed.output_dir.mkdir(parents=True)
-    shutil.copytree(whole.output_dir / "checkpoint-2", resumed.output_dir / "checkpoint-2")
-    resumed.train(resume=True)
-    expected, got = metrics(whole)[2], metrics(resumed)[0]
-    names = [f"{role}/{name}" for role in (LONG, SHORT) for name in ("loss", "grad_norm", "learning_rate", "tokens")]
-    assert expected["step"] == got["step"] == 3
-    assert [got[name] for name in names] == [expected[name] for name in names]
-    assert expected["long/grad_norm"] > 0 and expected["short/grad_norm"] > 0
-    for role in (LONG, SHORT):
-        files = [
-            (run.output_dir / "checkpoint-3" / role / "model.safetensors").read_bytes() for run in (whole, resumed)
-        ]
-        assert files[0] == files[1], f"the {role} weights differ"
-    rows = [json.loads(line) for line in (whole.output_dir / "episodes" / "step-000003.jsonl").read_text().splitlines()]
-    for row in rows:
-        assert set(row.get("gaps", ())) == {
-            role for role, advantage in row["advantages"].items() if advantage and spoke(row, role)
-        }
-        for role, gaps in row.get("gaps", {}).items():
-            assert (
-                len(gaps) == spoke(row, role) and max(map(abs, gaps)) < 1e-3
-            )  # the engine sampled from the learner's weights
-    assert len(rows) == 16 and any(row.get("gaps", {}).keys() == {LONG, SHORT} for row in rows)
-
-
-def spoke(row, role):
-    """How many tokens the role sampled in the episode of this line."""
-    return sum(len(turn["token_ids"]) for turn in row["turns"] if turn["role"] == role)
-
-
-def test_groups_without_variance_train_nothing_and_say_so(tmp_path, models, capsys):
-    def constant(problem, episodes, progress):
-        return [Reward(totals={LONG: 1.0, SHORT: 1.0}, terms={"correct": 1.0}) for _ in episodes]
-
-    run = trainer(tmp_path, models, reward=constant, max_steps=1, refill=6)
-    last = run.train()
-    assert last["team/refilled_groups"] == 6 and len(episodes(run)[0]) == (4 + 6) * 4
-    assert last["long/skipped_empty"] == last["short/skipped_empty"] == 1 and last["long/zero_variance_groups"] == 4
-    assert "every group scored the same: nothing to learn" in capsys.readouterr().out
 
 
 def start_command(tmp_path, models, **changes):
@@ -130,12 +74,3 @@ def test_way_one_the_command_line_trains_with_vllm(tmp_path, models):
 
     for role in (LONG, SHORT):
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-2" / role).num_parameters() > 0
-
-
-def test_way_two_the_trainer_class_takes_its_own_data_and_reward(tmp_path, models):
-    config = trainer(tmp_path, models, max_steps=1).config
-    rows = [{"problem": problem.question, "answer": problem.answer} for problem in make_problems("train", 4, 0)]
-    last = LongShortTrainer(
-        long=models[LONG], short=models[SHORT], train_dataset=rows, reward=even_tokens, args=config
-    ).train()
-    assert last["long/skipped"] == 0 and last["long/grad_norm"] > 0

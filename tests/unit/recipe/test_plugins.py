@@ -1,7 +1,5 @@
 """Plug-ins: modules that a recipe names add to the tables in the driver and in every process of a run."""
 
-import sys
-
 import pytest
 
 from longshort.learning.losses import LOSSES
@@ -9,46 +7,14 @@ from longshort.recipe import plugins
 from longshort.recipe.schema import load, parse
 from longshort.types import LongShortError
 
-SEVEN = """
-from longshort.data import GENERATORS
-from longshort.dialogue.rewards import REWARDS
-from longshort.learning.losses import LOSSES, Loss, per_token, token_ratio, up_to
-from longshort.types import Reward
 
-def seven(ratio, logp, advantage, low, high):
-    return 7.0 + 0.0 * logp
-
-def by_length(problem, episodes, progress):
-    return [Reward(totals=dict.fromkeys(("long", "short"), float(i)), terms={}) for i, _ in enumerate(episodes)]
-
-def sums(part, limit):
-    for number in range(8):
-        yield f"sums:{part}, {number}", {"problem": f"{number}+1?", "answer": str(number + 1)}
-
-LOSSES["seven"] = Loss(token_ratio, up_to, seven, per_token)
-REWARDS["by_length"] = lambda config, prices, protocol, pool: by_length
-GENERATORS["sums"] = sums
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working directory that holds the plug-in; nothing of it is left in this process afterwards."""
-    (tmp_path / "seven_plugin.py").write_text(SEVEN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(LOSSES, "seven", raising=False)
-    yield tmp_path
-    sys.modules.pop("seven_plugin", None)
-
-
-def test_a_recipe_imports_its_plug_ins_from_the_current_folder(folder):
-    (folder / "recipe.yaml").write_text("plugins: [seven_plugin]\nloss: {name: seven}\n")
-    assert load(folder / "recipe.yaml").plugins == ["seven_plugin"]
+def test_a_recipe_imports_its_plug_ins_from_the_current_folder(seven_plugin):
+    (seven_plugin / "recipe.yaml").write_text("plugins: [seven_plugin]\nloss: {name: seven}\n")
+    assert load(seven_plugin / "recipe.yaml").plugins == ["seven_plugin"]
     assert "seven" in LOSSES
 
 
-def test_another_process_imports_what_the_driver_names(folder, monkeypatch):
+def test_another_process_imports_what_the_driver_names(seven_plugin, monkeypatch):
     variables = plugins.environment(["seven_plugin"])
     monkeypatch.chdir("/")
     for name, value in variables.items():
@@ -66,9 +32,9 @@ def test_another_process_imports_what_the_driver_names(folder, monkeypatch):
         ("broken_plugin", "def", r"SyntaxError: invalid syntax \(broken_plugin.py, line 1\)"),
     ],
 )
-def test_a_plug_in_that_cannot_be_imported_is_one_error(folder, module, code, reason):
+def test_a_plug_in_that_cannot_be_imported_is_one_error(seven_plugin, module, code, reason):
     if code:
-        (folder / "broken_plugin.py").write_text(code)
+        (seven_plugin / "broken_plugin.py").write_text(code)
     with pytest.raises(LongShortError, match=rf"plugins: {module} cannot be imported \({reason}\); name an installed"):
         parse({"plugins": [module]})
 
