@@ -5,6 +5,7 @@ Names follow TRL where TRL has one. The default of every setting is in its secti
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -221,3 +222,14 @@ class ServeConfig(Section):
     """How long running answers may go on after SIGTERM."""
     allowed_hosts: list[str] = []
     """Host names under which the server may be called, besides loopback; needed behind a proxy."""
+    allowed_origins: list[str] = []
+    """Origins of web pages, e.g. https://app.example, that may call the server from a browser (CORS)."""
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _refuse_what_no_browser_sends(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*A-Z]+", origin):
+                example = "https://app.example or http://localhost:5173"
+                raise ValueError(f"{origin!r} is no origin; write {example}: lower case, no path, no *")
+        return value

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,17 +25,25 @@ class Guard:
     """ASGI middleware that checks host name, origin, content type and key of every request, and counts every answer.
 
     A foreign web page that is open on this machine can reach a server on loopback: under a host name that resolves to
-    127.0.0.1, hence the check of Host, or by a form or fetch, hence the checks of Origin and Content-Type. No CORS
-    header is ever sent. `hosts` are the names that Host may hold (empty: any), `partners` the hosts of other pages that
-    may call, e.g. of a proxy in front. Host is checked here and not by Starlette's TrustedHostMiddleware, whose refusal
-    is no OpenAI error and does not name the remedy.
+    127.0.0.1, hence the check of Host, or by a form or fetch, hence the checks of Origin and Content-Type. `hosts` are
+    the names that Host may hold (empty: any), `partners` the hosts of other pages that may call, e.g. of a proxy in
+    front, `origins` other pages that may call and read the answers (`for_pages_of`). Host is checked here and not by
+    Starlette's TrustedHostMiddleware, whose refusal is no OpenAI error and does not name the remedy.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, hosts: Collection[str], partners: Collection[str], api_key: str
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        hosts: Collection[str],
+        partners: Collection[str],
+        origins: Collection[str],
+        api_key: str,
     ):
         self._app, self._metrics = app, metrics
-        self._hosts, self._partners, self._key = frozenset(hosts), frozenset(partners), api_key.encode()
+        self._hosts, self._partners, self._origins = frozenset(hosts), frozenset(partners), frozenset(origins)
+        self._key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,10 +78,9 @@ class Guard:
         if request.method not in ("GET", "HEAD"):
             origin = request.headers.get("origin", "")
             page = origin.partition("://")[2]
-            if origin and page != host and _hostname(page) not in self._partners:
-                raise ApiError(
-                    403, f"requests from pages of {origin} are refused; see serve.allowed_hosts", code="cross_origin"
-                )
+            if origin and page != host and _hostname(page) not in self._partners and origin not in self._origins:
+                message = f"requests from pages of {origin} are refused; name them in serve.allowed_origins"
+                raise ApiError(403, message, code="cross_origin")
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise ApiError(415, f"the body must be JSON, with Content-Type: application/json (got {kind!r})")
@@ -80,6 +89,21 @@ class Guard:
             if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
                 message = "the API key is missing or wrong; send Authorization: Bearer <key>"
                 raise ApiError(401, message, code="invalid_api_key")
+
+
+def for_pages_of(origins: Sequence[str]) -> Middleware:
+    """Return the CORS headers with which browsers let pages of these origins call the server and read its answers.
+
+    Cookies are not among what such a page may send; its key is a header that it sets itself.
+    """
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],  # a browser must hear of Authorization by name, and Starlette answers with the names asked
+        expose_headers=["Retry-After"],
+        allow_private_network=True,  # a public page may be allowed to call a server on loopback
+    )
 
 
 def _hostname(netloc: str) -> str:

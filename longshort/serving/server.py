@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from longshort.serving.admission import FAREWELL_S, Gate
 from longshort.serving.errors import ApiError, api_error, on_error
-from longshort.serving.guard import Guard, read_body
+from longshort.serving.guard import Guard, for_pages_of, read_body
 from longshort.serving.metrics import FAILED, Metrics
 from longshort.serving.replies import Reply
 from longshort.serving.requests import ChatRequest, TextRequest, read_request
@@ -58,11 +58,13 @@ class Service:
         self.metrics = Metrics(self.gate, team.stats, team.protocol.roles)
         self._started = int(time.time())
         partners = self.settings.allowed_hosts
+        origins = self.settings.allowed_origins
         guard = Middleware(
             Guard,
             metrics=self.metrics,
             hosts=[*hosts, *partners] if hosts else partners,
             partners=partners,
+            origins=origins,
             api_key=api_key,
         )
         routes = [
@@ -76,7 +78,8 @@ class Service:
             *pages,
         ]
         handlers = dict.fromkeys((LongShortError, HTTPException, ClientDisconnect, Exception), on_error)
-        self.app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
+        cors = [for_pages_of(origins)] if origins else []  # outside, so that a page can read what the guard refuses
+        self.app = Starlette(routes=routes, middleware=[*cors, guard], exception_handlers=handlers)
 
     async def answer(self, kind: type[AnyRequest], request: Request) -> Response:
         """Answer a request of any kind, whole or as a stream."""
