@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
+import reprlib
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longshort import console
-from longshort.serving.command import read_key
+from longshort.serving.command import is_loopback, read_key
 from longshort.serving.screen import AnswerOnly, Transcript
 from longshort.types import LongShortError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 HINT = "Questions are independent: the pair remembers nothing of the one before. Ctrl-C stops an answer, Ctrl-D leaves."
 PROMPT = "\nquestion> "
+STRANGER = "this is not an endpoint of longshort serve"
 UNANSWERED, INTERRUPTED = 1, 130
 """Exit status of a single question without an answer, and of one that Ctrl-C stopped."""
 EventStream = Generator[Mapping[str, Any], None, None]
@@ -43,7 +46,9 @@ def chat(
     of engines that start, goes to stderr unless stdout is a terminal.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
-    question = sys.stdin.read() if once is None and not sys.stdin.isatty() else once
+    question = _piped() if once is None and not sys.stdin.isatty() else once
+    if question is not None:
+        _check_text(question)
     out = sys.stdout
     if question is None and not out.isatty():
         raise LongShortError("a conversation needs a terminal; ask one question with --once, or through a pipe")
@@ -63,6 +68,20 @@ def chat(
             return _once(ask, question, settings, kind(out))
         console.say(f"{name}. {HINT}")
         return _conversation(ask, settings, lambda: kind(out))
+
+
+def _piped() -> str:
+    """Return the question that comes through a pipe."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise LongShortError(f"the question is not text ({error}); send it in {error.encoding}") from error
+
+
+def _check_text(question: str) -> None:
+    """Refuse bytes that are no character, which Python reads as halves of one."""
+    if odd := re.search("[\ud800-\udfff]", question):
+        raise LongShortError(f"the question is not text: character {odd.start() + 1} is not UTF-8; send UTF-8")
 
 
 def _once(ask: Ask, question: str, settings: Mapping[str, Any], show: Transcript) -> int:
@@ -91,6 +110,7 @@ def _conversation(ask: Ask, settings: Mapping[str, Any], new_show: Callable[[], 
             continue
         show = new_show()
         try:
+            _check_text(question)
             _play(ask, question, settings, show)
         except KeyboardInterrupt:
             show.broken("stopped")
@@ -127,13 +147,13 @@ def _local(source: str, overrides: Sequence[str]) -> Iterator[tuple[str, Ask]]:
 @contextlib.contextmanager
 def _remote(address: str, key: str) -> Iterator[tuple[str, Ask]]:
     """Yield the name of the team behind `longshort serve`, and how to ask it."""
-    import httpx
-
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = httpx.Timeout(10, read=None)  # an answer may wait for its place, and a thought may take long
-    with httpx.Client(base_url=address.rstrip("/").removesuffix("/v1"), headers=headers, timeout=timeout) as client:
+    with _client(address, key) as client:
         with _explained(address):
-            name = _checked(address, client.get("/v1/models")).json()["data"][0]["id"]
+            listed = _checked(address, client.get("/v1/models"))
+        try:
+            name = listed.json()["data"][0]["id"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise LongShortError(f"{address} lists no model: {STRANGER}") from error
 
         def ask(question: str, settings: Mapping[str, Any]) -> EventStream:
             body = {"model": name, "messages": [{"role": "user", "content": question}], **settings}
@@ -144,16 +164,42 @@ def _remote(address: str, key: str) -> Iterator[tuple[str, Ask]]:
         yield name, ask
 
 
+def _client(address: str, key: str) -> httpx.Client:
+    """Return a client of the endpoint. A proxy that the environment names is not asked for this machine itself."""
+    import httpx
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(10, read=None)  # an answer may wait for its place, and a thought may take long
+    try:
+        url = httpx.URL(address.rstrip("/").removesuffix("/v1"))
+    except httpx.InvalidURL as error:
+        raise LongShortError(f"{address} is no URL ({error}); give http://HOST:PORT") from error
+    try:
+        direct = httpx.HTTPTransport() if is_loopback(url.host) else None
+        return httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=direct)
+    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+        what = "a proxy or certificate that the environment names cannot be used"
+        raise LongShortError(f"{address} cannot be asked: {what} ({error})") from error
+
+
 def _events(lines: Iterator[str]) -> EventStream:
     """Yield the dialogue's events from the lines of an endpoint's stream."""
+    event: Mapping[str, Any] = {}
     for line in lines:
         if line == "data: [DONE]":
-            return
-        chunk = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
-        if "error" in chunk:
-            raise LongShortError(chunk["error"]["message"])
+            break
+        try:
+            chunk = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+            error, event = chunk.get("error"), dict(chunk.get("longshort", event))
+            message = error and error["message"]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise LongShortError(f"{reprlib.repr(line)} is no event of a dialogue: {STRANGER}") from error
+        if message:
+            raise LongShortError(message)
         if "longshort" in chunk:
-            yield chunk["longshort"]
+            yield event
+    if event.get("event") == "finished":
+        return
     raise LongShortError("the endpoint broke off before the answer was complete; ask again")
 
 
@@ -165,7 +211,7 @@ def _checked(address: str, answer: httpx.Response) -> httpx.Response:
     try:
         reason = answer.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        reason = "this is not an endpoint of longshort serve"
+        reason = STRANGER
     raise LongShortError(f"{address}: {reason} (status {answer.status_code})")
 
 

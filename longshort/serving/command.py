@@ -45,7 +45,10 @@ def read_key(file: str | None) -> str:
     """Return the API key in `file`, else that of LONGSHORT_API_KEY, else "". Neither shows in process lists or in a
     shell's history."""
     if file is None:
-        return os.environ.get("LONGSHORT_API_KEY", "").strip()
+        key = os.environ.get("LONGSHORT_API_KEY", "").strip()
+        if not key.isascii() or len(key.split()) > 1:
+            raise LongShortError("LONGSHORT_API_KEY is no key; a key is one ASCII word without spaces")
+        return key
     try:
         words = Path(file).read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:

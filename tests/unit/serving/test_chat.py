@@ -4,8 +4,12 @@ import io
 import re
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from longshort import cli
+from longshort.serving.chat import chat
 from longshort.serving.command import read_key
 from longshort.serving.replies import event_json
 from longshort.serving.screen import AnswerOnly, Transcript
@@ -257,6 +261,93 @@ def test_nobody_there(capsys):
     assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err
     assert cli.main(["chat", "no/such/team", "--once", "?"]) == 1
     assert "no/such/team" in capsys.readouterr().err
+
+
+def stdin_of(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+
+
+def test_bytes_on_a_pipe_that_are_no_text_are_refused_in_one_sentence(endpoint, address, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", stdin_of(b"1+\xff?"))
+    assert cli.main(["chat", address]) == 1
+    refusal = "longshort: the question is not text: character 3 is not UTF-8; send UTF-8\n"
+    assert capsys.readouterr().err == refusal
+    assert endpoint.paths == [], "before anything is started or asked"
+
+
+def test_bytes_that_python_itself_cannot_read_are_refused_too(monkeypatch):
+    monkeypatch.setattr("sys.stdin", stdin_of(b"1+\xff?"))
+    with pytest.raises(LongShortError, match=r"the question is not text .*; send it in utf-8"):
+        chat("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_loopback_is_asked_without_a_proxy(endpoint, address, monkeypatch, variable, host):
+    endpoint.script = DIALOGUE
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    assert cli.main(["chat", address.replace("127.0.0.1", host), "--once", "?"]) == 0
+
+
+def test_only_loopback_is_asked_without_a_proxy(endpoint, address, monkeypatch):
+    endpoint.script = DIALOGUE
+    monkeypatch.setenv("http_proxy", address)
+    assert cli.main(["chat", "http://[::1]:9", "--once", "?"]) == 1
+    assert endpoint.paths == []
+    assert cli.main(["chat", "http://pair.example", "--once", "?"]) == 0
+    assert endpoint.paths == ["/v1/models", "/v1/chat/completions"]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "host", "says"),
+    [
+        ("socks5://127.0.0.1:9", "pair.example", "a proxy or certificate that the environment names cannot be used"),
+        ("gopher://127.0.0.1:9", "pair.example", "a proxy or certificate that the environment names cannot be used"),
+        ("gopher://127.0.0.1:9", "127.0.0.1:9", "does not answer"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_unless_it_is_not_needed(monkeypatch, capsys, proxy, host, says):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    assert cli.main(["chat", f"http://{host}", "--once", "?"]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_an_address_that_is_no_url_is_refused(capsys):
+    assert cli.main(["chat", "http://[::1", "--once", "?"]) == 1
+    assert capsys.readouterr().err.startswith("longshort: http://[::1 is no URL (Invalid port")
+
+
+def answering(content: str, kind: str = "application/json", models: str = '{"data": [{"id": "x"}]}') -> Starlette:
+    """A server whose list of models is `models` and whose every answer is `content`."""
+    routes = [
+        Route("/v1/models", lambda _: Response(models, media_type="application/json")),
+        Route("/v1/chat/completions", lambda _: Response(content, media_type=kind), methods=["POST"]),
+    ]
+    return Starlette(routes=routes)
+
+
+@pytest.mark.parametrize("models", ["<html>", "[]", "{}", '{"data": []}', '{"data": [7]}'])
+def test_a_server_that_lists_no_model_is_no_endpoint(models, capsys):
+    with serving(answering("", models=models)) as address:
+        assert cli.main(["chat", address, "--once", "?"]) == 1
+    expected = f"longshort: {address} lists no model: this is not an endpoint of longshort serve\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("line", ["<html>", "data: {", "data: 7", 'data: {"error": "no"}', 'data: {"longshort": 7}'])
+def test_a_stream_that_is_no_dialogue_is_refused(line, capsys):
+    with serving(answering(f"{line}\n\ndata: [DONE]\n\n", "text/event-stream")) as address:
+        assert cli.main(["chat", address, "--once", "?", "--answer-only"]) == 1
+    message = capsys.readouterr().err
+    assert "is no event of a dialogue: this is not an endpoint" in message or "broke off before" in message
+
+
+@pytest.mark.parametrize("key", ["clé", "two words"])
+def test_a_key_in_the_environment_is_one_ascii_word(key, monkeypatch):
+    monkeypatch.setenv("LONGSHORT_API_KEY", key)
+    with pytest.raises(LongShortError, match="LONGSHORT_API_KEY is no key") as caught:
+        read_key(None)
+    assert key not in str(caught.value)
 
 
 def test_a_key_from_a_file(tmp_path, monkeypatch):
