@@ -17,11 +17,13 @@ longshort doctor                                      what is installed, what wo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longshort import terminal
 from longshort.coldstart.step_names import STEP_TITLES
 from longshort.types import LongShortError
 from longshort.version import __version__
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 1 for a LongShortError, which prints one message; 128 + a signal."""
+    terminal.prepare_streams()
     parser = _parser()
-    options, left = parser.parse_known_args(arguments)
+    options, left = parser.parse_known_args(terminal.checked(arguments, parser.error))
     # argparse takes positional arguments before the options only: settings that come after them are left over.
     settings = [text for text in left if "=" in text and not text.startswith("-")]
     if settings != left or (settings and not hasattr(options, "overrides")):
@@ -41,12 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings:
         options.overrides = [*options.overrides, *settings]
     try:
-        return options.command(options)
+        status = options.command(options)
+        sys.stdout.flush()
+        return status
     except LongShortError as error:
-        print(f"longshort: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal is gone
+            print(f"longshort: {error}", file=sys.stderr)
         return getattr(error, "code", 1)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `longshort plan x.yaml | head`
+        return terminal.reader_left()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,19 +108,27 @@ def _training(recipe_verb: Verb) -> None:
         one.set_defaults(only=step)
     recipe_verb("mixture", _mixture, "Fine-tune one role on short and long traces, mixed by dev accuracy and tokens.")
     train = recipe_verb("train", _train, "Train both models by reinforcement learning.")
-    resume = "continue from the newest checkpoint, or from this one"
-    train.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help=resume)
+    resume = "continue from the newest checkpoint (from the beginning if there is none), or from this one"
+    train.add_argument(
+        "--resume", nargs="?", const=True, default=False, type=terminal.path, metavar="CHECKPOINT", help=resume
+    )
 
 
 def _evaluating(verb: Verb, recipe_verb: Verb) -> None:
     evaluate = recipe_verb("eval", _eval, "Compare eval.systems on eval.benchmarks: accuracy, tokens, cost.")
     evaluate.add_argument("--systems", metavar="A,B", help="replaces eval.systems: pair,single_long,single_long@3")
-    evaluate.add_argument("--checkpoint", metavar="FOLDER", help="the checkpoint to evaluate (default: the newest)")
+    evaluate.add_argument(
+        "--checkpoint", type=terminal.path, metavar="FOLDER", help="the checkpoint to evaluate (default: the newest)"
+    )
     evaluate.add_argument("--name", default="results", help="name of the result files (default: eval/results.json)")
     evaluate.add_argument("--redo", action="store_true", help="set older results of this name aside and start over")
     page = verb("report", _report, "Write one page that opens offline: curves, Pareto plot, tables, every episode.")
-    page.add_argument("runs", nargs="+", metavar="RUN", help="run folders, e.g. runs/quickstart; drawn together")
-    page.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run's folder)")
+    page.add_argument(
+        "runs", nargs="+", type=terminal.path, metavar="RUN", help="run folders, e.g. runs/quickstart; drawn together"
+    )
+    page.add_argument(
+        "--output", type=terminal.path, metavar="FILE", help="the page (default: report.html in the first run's folder)"
+    )
     page.add_argument("--episodes", type=int, default=5000, metavar="N", help="at most N episodes (default: 5000)")
     page.add_argument("--size", type=float, default=40, metavar="MB", help="at most this much of them (default: 40)")
     watch = "rewrite the page while the run goes on (default: every 30 seconds)"
@@ -121,16 +137,21 @@ def _evaluating(verb: Verb, recipe_verb: Verb) -> None:
 
 def _answering(verb: Verb) -> None:
     endpoint = verb("serve", _serve, "Serve the pair as one OpenAI-compatible endpoint, with a page to chat with it.")
-    endpoint.add_argument("team", metavar="TEAM", help="a team folder, a checkpoint, a run's folder or a recipe")
+    endpoint.add_argument(
+        "team",
+        type=terminal.expanded_text,
+        metavar="TEAM",
+        help="a team folder, a checkpoint, a run's folder or a recipe",
+    )
     _overrides(endpoint, "settings that replace the team's, e.g. serve.max_queue=64")
     endpoint.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     endpoint.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
     endpoint.add_argument("--name", default="", help="the model's name for clients (default: the team's name)")
     key = "file with the API key that clients must send (default: LONGSHORT_API_KEY, if set)"
-    endpoint.add_argument("--api-key-file", metavar="FILE", help=key)
+    endpoint.add_argument("--api-key-file", type=terminal.expanded_text, metavar="FILE", help=key)
     talk = verb("chat", _chat, "Ask a team, and watch both models work on the answer.")
     where = "a team folder, a checkpoint, a run's folder, a recipe, or the URL of `longshort serve`"
-    talk.add_argument("team", metavar="TEAM", help=where)
+    talk.add_argument("team", type=terminal.expanded_text, metavar="TEAM", help=where)
     _overrides(talk, "settings that replace the team's, e.g. long.engine.num_gpus=1")
     talk.add_argument("--once", metavar="QUESTION", help="ask this and exit; a question on stdin does the same")
     talk.add_argument("--answer-only", action="store_true", help="print the answer and nothing else")
@@ -139,14 +160,12 @@ def _answering(verb: Verb) -> None:
     talk.add_argument("--max-turns", type=int, metavar="N", help="at most N exchanges (default: the team's)")
     talk.add_argument("--max-tokens", type=int, metavar="N", help="tokens of both models per question")
     talk.add_argument("--seed", type=int, metavar="N", help="one seed for every question (default: a new one each)")
-    talk.add_argument("--api-key-file", metavar="FILE", help="file with the URL's API key")
+    talk.add_argument("--api-key-file", type=terminal.expanded_text, metavar="FILE", help="file with the URL's API key")
 
 
 def _planning(recipe_verb: Verb) -> None:
     plan = recipe_verb("plan", _plan, "What would run where, how much memory it takes, and whether it fits.")
-    plan.add_argument(
-        "--dry-run", action="store_true", help="also check models, tokenizers, data and the output folder"
-    )
+    plan.add_argument("--dry-run", action="store_true", help="also check everything that can be checked before a run")
     plan.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs (of all nodes) that need not be here")
     plan.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of each of them (default: 80)")
 
@@ -169,12 +188,14 @@ def _coldstart(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort import interruption
     from longshort.coldstart.command import cold_start
-
-    interruption.run(cold_start(config, only=options.only, redo=options.redo))
     from longshort.report.thoughts_page import write_page
+    from longshort.runs import lock
     from longshort.runs.layout import RunFolder
 
-    print(f"  page       {write_page(RunFolder.of(config).thoughts)}")
+    folder = RunFolder.of(config)
+    with lock.hold(folder.root):
+        interruption.run(cold_start(config, only=options.only, redo=options.redo))
+        print(f"  page       {write_page(folder.thoughts)}")
     return 0
 
 
@@ -182,8 +203,10 @@ def _mixture(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort import interruption
     from longshort.mixture.run import run_mixture
+    from longshort.runs import lock
 
-    interruption.run(run_mixture(config))
+    with lock.hold(Path(config.output_dir)):
+        interruption.run(run_mixture(config))
     return 0
 
 
@@ -202,8 +225,7 @@ def _eval(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort.evaluation.command import evaluate_recipe
 
-    chosen = Path(options.checkpoint) if options.checkpoint else None
-    content = evaluate_recipe(config, name=options.name, checkpoint_folder=chosen, redo=options.redo)
+    content = evaluate_recipe(config, name=options.name, checkpoint_folder=options.checkpoint, redo=options.redo)
     return 1 if content["faults"] else 0
 
 
@@ -241,10 +263,9 @@ def _chat(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from longshort.report.command import report
 
-    output = Path(options.output) if options.output else None
     report(
-        [Path(run) for run in options.runs],
-        output=output,
+        options.runs,
+        output=options.output,
         episodes=options.episodes,
         size_mb=options.size,
         watch=options.watch,
@@ -256,10 +277,12 @@ def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
     from longshort.planning.plan import report
     from longshort.run import check_run, planned_stages
+    from longshort.runs import lock
 
     text, fits = report(config, planned_stages(config), options.gpus, options.gpu_memory)
     print(text)
     if options.dry_run:
+        lock.check(Path(config.output_dir))
         check_run(config)
         print("dry run: models, tokenizers, data and output folder are in order")
     return 0 if fits else 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
+import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,10 +22,13 @@ _last_line = time.monotonic()
 
 
 def say(text: str = "") -> None:
-    """Print a line now, and remember when."""
+    """Print a line now, and remember when. A run whose terminal or pipe is gone goes on: its files say the same."""
     global _last_line
     _last_line = time.monotonic()
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: cancel what waits, clean up and report; a block that can save is asked to save first."""
+"""SIGINT, SIGTERM and SIGHUP: cancel what waits, clean up and report; a block that can save is asked to save first."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from longshort import console
 from longshort.types import LongShortError
 
 T = TypeVar("T")
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 """The signals that arrived during `run`."""
 _stops: list[tuple[asyncio.Event, str]] = []
@@ -30,14 +30,39 @@ class Interrupted(LongShortError):
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine as `asyncio.run` does; a signal raises Interrupted after every `finally` has run."""
-    return asyncio.run(_handle_signals(main))
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.run(_handle_signals(main, ()))
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # started by nohup
+        return asyncio.run(_handle_signals(main, HANDLED[:2]))
+    with _hang_up_for_this_process_alone():
+        return asyncio.run(_handle_signals(main, HANDLED))
 
 
-async def _handle_signals(main: Coroutine[Any, Any, T]) -> T:
+@contextlib.contextmanager
+def _hang_up_for_this_process_alone() -> Iterator[None]:
+    """Keep SIGHUP from the processes that the block starts: a terminal that closes sends it to them too, and they die.
+
+    They inherit the main thread's mask. A thread that has the signal open lets it reach this process.
+    """
+    done = threading.Event()
+    listening = threading.Thread(target=done.wait, daemon=True)
+    listening.start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        done.set()
+        listening.join()
+
+
+async def _handle_signals(main: Coroutine[Any, Any, T], handled: Sequence[signal.Signals]) -> T:
     task, loop = asyncio.ensure_future(main), asyncio.get_running_loop()
     _received.clear()
 
     def on_signal(number: int) -> None:
+        if number == signal.SIGHUP and number in _received:
+            return  # a shell that loses its terminal passes the signal on, so it comes twice
         _received.append(number)
         if _stops and not _stops[-1][0].is_set():
             stop, doing = _stops[-1]
@@ -46,8 +71,7 @@ async def _handle_signals(main: Coroutine[Any, Any, T]) -> T:
         else:
             task.cancel()
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in HANDLED} if in_main_thread else {}
+    before = {number: signal.getsignal(number) for number in handled}
     for number in before:
         loop.add_signal_handler(number, on_signal, number)
     try:

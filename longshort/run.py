@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from longshort import console, interruption
@@ -26,14 +25,15 @@ from longshort.evaluation.command import measure, measured_before
 from longshort.evaluation.tables import results_table
 from longshort.mixture.reweighting import WEIGHTINGS
 from longshort.pair import Pair
-from longshort.preflight.checks import check
+from longshort.preflight.checks import check, check_output
 from longshort.recipe.schema import LongShortConfig, lookup, with_models
 from longshort.recipe.strict_yaml import leaves
-from longshort.runs import checkpoint
+from longshort.runs import checkpoint, lock
 from longshort.runs.files import write_json
 from longshort.runs.layout import RunFolder, cold_model
+from longshort.runs.resuming import may_change
 from longshort.team.folder import save_team
-from longshort.trainer import LongShortTrainer, may_change
+from longshort.trainer import LongShortTrainer
 from longshort.types import LONG, ROLES, LongShortError
 
 TITLES = {"long_baseline": "single long model", "cold_start": "pair, after cold start", "trained": "pair, after RL"}
@@ -57,6 +57,12 @@ def run(config: LongShortConfig) -> dict[str, Any]:
 
 
 async def _run(config: LongShortConfig) -> dict[str, Any]:
+    check_output(config)
+    with lock.hold(RunFolder.of(config).root):
+        return await _run_stages(config)
+
+
+async def _run_stages(config: LongShortConfig) -> dict[str, Any]:
     names, started = stage_names(config), time.monotonic()
     console.say(f"longshort run -> {config.output_dir}")
     for number, name in enumerate(names, 1):
@@ -182,10 +188,10 @@ async def train(config: LongShortConfig) -> dict[str, Any]:
     """Train both roles by RL, evaluated before and after; continue from the newest checkpoint of an interrupted run."""
     config = after_cold_start(config)
     trainer = LongShortTrainer(args=config)
-    start = trainer.checkpoint_to_resume(bool(checkpoint.steps(Path(config.output_dir))))
+    start = trainer.checkpoint_to_resume(True)
     trainer.check()
     async with trainer.pair(start) as pair:
-        cold = measured_before(config, "cold_start")
+        cold = measured_before(config, "cold_start") if start else None  # else it may be of other settings
         cold = cold or _show(await measure(config, pair, "cold_start", title=TITLES["cold_start"]))
         await trainer.run(pair, start)
         return {"cold_start": cold, "trained": _show(await measure(config, pair, "trained", title=TITLES["trained"]))}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,26 +26,17 @@ from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages, zero_variance
 from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
 from longshort.pair import LearningPair
-from longshort.preflight.checks import check
+from longshort.preflight.checks import check, check_output
+from longshort.recipe.paths import expand
 from longshort.recipe.schema import LongShortConfig, dump, parse
-from longshort.recipe.strict_yaml import leaves
 from longshort.recorder import Recorder
-from longshort.runs import checkpoint
+from longshort.runs import checkpoint, lock
 from longshort.runs.checkpoint import VerifiedCheckpoint
-from longshort.runs.files import write_whole
+from longshort.runs.files import move_aside, write_whole
 from longshort.runs.layout import RunFolder
+from longshort.runs.resuming import checkpoint_to_resume, last_metrics
 from longshort.team.folder import save_team
 from longshort.types import ROLES, Group, LongShortError, Problem
-
-MAY_CHANGE = (
-    r"output_dir|stages|save_\w+|eval\b.*|serve\..*|eval_steps|logging_steps|sample_steps|report_to|grading\b.*",
-    r"max_engine_restarts|engine_timeout_s|max_skipped_steps|batch_tokens|(\w+\.)?learning_rate|learner\..*",
-    r"share_engine|weight_sync|time_share",
-    r"(long|short)\.(model|lora\.adapter|engine\..*)",
-)
-"""Settings that may differ between a checkpoint and the run that resumes it; any other change would train something
-else. A model may have moved: the weights come from the checkpoint, and the engine is proven to hold them.
-"""
 
 
 class LongShortTrainer:
@@ -88,18 +78,23 @@ class LongShortTrainer:
         return self.folder.root
 
     def train(self, resume: bool | str | Path = False) -> dict[str, float]:
-        """Train to `max_steps`; return the last step's metrics. `resume`: True (the newest checkpoint), or a
-        checkpoint folder.
+        """Train to `max_steps`; return the last step's metrics.
 
-        SIGINT and SIGTERM save a checkpoint and raise Interrupted. No process outlives the call.
+        `resume`: True (the newest checkpoint; without one from the beginning), or a checkpoint folder. SIGINT, SIGTERM
+        and SIGHUP save a checkpoint and raise Interrupted. No process outlives the call.
         """
         return interruption.run(self._train(resume))
 
     async def _train(self, resume: bool | str | Path) -> dict[str, float]:
-        start = self.checkpoint_to_resume(resume)
-        self.check()
-        async with self.pair(start) as pair:
-            return await self.run(pair, start)
+        check_output(self.config)
+        with lock.hold(self.output_dir):
+            start = self.checkpoint_to_resume(resume)
+            if start and start.facts["step"] >= self.steps:
+                console.say(f"{start.folder}: all {self.steps} steps are done; a larger max_steps goes on")
+                return last_metrics(self.folder)
+            self.check()
+            async with self.pair(start) as pair:
+                return await self.run(pair, start)
 
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Write the pair as it was last saved (`train` saves at its end) as a team folder; return it, by default
@@ -116,7 +111,7 @@ class LongShortTrainer:
             )
         if not checkpoint.steps(self.output_dir):
             raise LongShortError(f"nothing to save: {self.output_dir} holds no checkpoint yet; train first")
-        return save_team(folder or self.folder.team, self.config, checkpoint.latest(self.output_dir))
+        return save_team(expand(folder or self.folder.team, "folder"), self.config, checkpoint.latest(self.output_dir))
 
     def check(self) -> None:
         """Refuse, before anything starts, what cannot work: see longshort/preflight/checks.py."""
@@ -127,29 +122,8 @@ class LongShortTrainer:
         )
 
     def checkpoint_to_resume(self, resume: bool | str | Path) -> VerifiedCheckpoint | None:
-        """Return the verified checkpoint to continue from, or None for a new run.
-
-        Raises LongShortError if it is damaged, foreign or of another recipe, and if a new run would mix its
-        checkpoints with older ones.
-        """
-        if not resume:
-            if older := checkpoint.steps(self.output_dir):
-                raise LongShortError(
-                    f"output_dir {self.output_dir} holds checkpoints up to step {older[-1][0]}; "
-                    "pass --resume to go on, or choose another"
-                )
-            return None
-        folder = checkpoint.latest(self.output_dir) if resume is True else Path(resume)
-        facts = checkpoint.verify(folder)
-        saved = dict(leaves(facts["recipe"]))
-        current = dict(leaves(self.config.model_dump(mode="json")))
-        for key in sorted(saved.keys() | current.keys()):
-            if saved.get(key) != current.get(key) and not may_change(key):
-                raise LongShortError(
-                    f"cannot resume {folder}: {key} was {saved.get(key)!r} and is now {current.get(key)!r}; "
-                    "restore it, or start a new run in another output_dir"
-                )
-        return VerifiedCheckpoint(folder, facts)
+        """Return the verified checkpoint to continue from, or None for the beginning (longshort/runs/resuming.py)."""
+        return checkpoint_to_resume(self.config, resume)
 
     def pair(self, start: VerifiedCheckpoint | None = None) -> LearningPair:
         """Make the engines and learners of this run, from the recipe's models or from a checkpoint."""
@@ -165,6 +139,8 @@ class LongShortTrainer:
 
         On a signal, drop the rollouts under way, save, raise Interrupted.
         """
+        if aside := move_aside(self.output_dir, self.folder.of_steps(start.facts["step"] if start else 0)):
+            console.say(f"what an earlier run left of the steps to come is now in {aside}")
         write_whole(self.folder.recipe, dump(self.config))
         recorder = Recorder(self.config, self.steps, self.protocol, self.advantage, pair)
         if start:
@@ -265,8 +241,3 @@ def _problems(
     if not config.dataset:
         raise LongShortError("no training problems: set `dataset` in the recipe, or pass train_dataset=")
     return load_problems(config.dataset)
-
-
-def may_change(key: str) -> bool:
-    """Whether a run may continue with another value of this dotted key."""
-    return any(re.fullmatch(pattern, key) for pattern in MAY_CHANGE)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -60,6 +60,18 @@ def refuse_changes(
     for key in sorted(before.keys() | now.keys()):
         if key not in ignored and before.get(key) != now.get(key):
             raise LongShortError(f"{what} was made with {key} = {before.get(key)!r}, now {now.get(key)!r}; {remedy}")
+
+
+def move_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
+    """Move files and folders of `folder` into `replaced-<n>` there; return that folder, or None for no paths."""
+    if not paths:
+        return None
+    target = folder / f"replaced-{1 + sum(1 for _ in folder.glob('replaced-*'))}"
+    for path in paths:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    return target
 
 
 def replace_folder(partial: Path, final: Path) -> None:

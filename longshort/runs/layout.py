@@ -1,16 +1,19 @@
 """Where everything of a run lies. Every path of a run's folder is spelled here and nowhere else.
 
-runs/<name>/recipe.yaml  metrics.jsonl  summary.json  report.html
+runs/<name>/run.lock                           while a run writes here (runs/lock.py)
+            recipe.yaml  metrics.jsonl  summary.json  report.html
             episodes/step-000001.jsonl             every training episode, one file per step
             checkpoint-<step>/{long,short,state}   a sealed folder (runs/checkpoint.py)
             models/{base,cold}-<role>              what the stages base and coldstart made
             stages/<stage>.json                    which stages are done
             thoughts/<step>.jsonl  thoughts.html   the cold start's data
+            replaced-<n>/                          what a new start has set aside
             mixture/  eval/<evaluation>.json  eval/<evaluation>/*.jsonl  team/
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from longshort.recipe.schema import LongShortConfig
@@ -57,6 +60,16 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         return self.root / f"checkpoint-{step}"
+
+    def of_steps(self, after: int = 0) -> list[Path]:
+        """Return what training steps later than `after` have left here, checkpoints included."""
+        numbered = [*self.episodes.glob("step-*.jsonl"), *self.root.glob("checkpoint-*")]
+        later = [
+            path for path in numbered if (found := re.fullmatch(r"\D+-(\d+)", path.stem)) and int(found[1]) > after
+        ]
+        training = [self.evaluations / f"training{suffix}" for suffix in (".json", ".md", "")]
+        whole = [] if after else [path for path in (self.metrics, self.tensorboard, *training) if path.exists()]
+        return whole + sorted(later)
 
 
 def base_model(config: LongShortConfig, role: str) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longshort.runs.files import open_whole, refuse_changes, write_json
+from longshort.runs.files import move_aside, open_whole, refuse_changes, write_json
 from longshort.types import LongShortError
 from longshort.version import __version__
 
@@ -161,11 +161,4 @@ def _rewrite(path: Path, rows: Iterable[Row]) -> None:
 
 def set_aside(folder: Path, steps: Sequence[str]) -> Path | None:
     """Move the files of these steps into `replaced-<n>`; return that folder, or None if there were no files."""
-    files = [path for step in steps for path in folder.glob(f"{step}.*")]
-    if not files:
-        return None
-    target = folder / f"replaced-{1 + sum(1 for _ in folder.glob('replaced-*'))}"
-    target.mkdir()
-    for path in files:
-        path.rename(target / path.name)
-    return target
+    return move_aside(folder, [path for step in steps for path in folder.glob(f"{step}.*")])

@@ -13,7 +13,7 @@ import pytest
 from longshort import LongShortConfig, LongShortTrainer
 from longshort.learning.loop import Step
 from longshort.recorder import Recorder
-from longshort.runs import checkpoint
+from longshort.runs import checkpoint, lock
 from longshort.types import LONG, SHORT, Completion, Episode, Group, LongShortError, Problem, Reward, Turn
 from tests.support import tiny_models
 from tests.support.training_runs import trainer
@@ -64,8 +64,37 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_values(tmp_path, un
         trainer(tmp_path, untrained).checkpoint_to_resume(False)
     with pytest.raises(LongShortError, match=r"num_generations was 4 and is now 6"):
         trainer(tmp_path, untrained, num_generations=6).checkpoint_to_resume(True)
-    with pytest.raises(LongShortError, match="nothing to resume"):
-        trainer(tmp_path / "empty", untrained).checkpoint_to_resume(True)
+
+
+def test_a_finished_run_is_resumed_without_an_engine(tmp_path, untrained, capsys):
+    finished = trainer(tmp_path, untrained, max_steps=2)
+    folder = checkpoint.begin(finished.output_dir, 2)
+    checkpoint.commit(folder, {"step": 2, "recipe": finished.config.model_dump(mode="json")})
+    finished.folder.metrics.write_text('{"step": 2, "team/accuracy": 0.5}\n')
+    assert finished.train(resume=True) == {"step": 2, "team/accuracy": 0.5}
+    assert "checkpoint-2: all 2 steps are done; a larger max_steps goes on" in capsys.readouterr().out
+
+
+def test_a_second_run_in_one_output_folder_is_refused(tmp_path, untrained):
+    first = trainer(tmp_path, untrained)
+    with lock.hold(first.output_dir), pytest.raises(LongShortError, match="belongs to another run"):
+        trainer(tmp_path, untrained).train()
+
+
+def test_the_first_step_of_a_run_sets_a_dead_runs_files_aside(tmp_path, untrained, monkeypatch):
+    """A run that dies as soon as its loop begins."""
+
+    async def loop(**settings):
+        raise RuntimeError("the loop began")
+
+    monkeypatch.setattr("longshort.trainer.train_loop", loop)
+    run = trainer(tmp_path, untrained)
+    run.folder.episodes.mkdir(parents=True)
+    run.folder.metrics.write_text('{"step": 4}\n')
+    with pytest.raises(RuntimeError, match="the loop began"):
+        asyncio.run(run.run(SimpleNamespace(policies={}, pool=None)))
+    assert not run.folder.metrics.exists()
+    assert (run.output_dir / "replaced-1" / "metrics.jsonl").read_text() == '{"step": 4}\n'
 
 
 def turn(role, prompt_ids, token_ids):
