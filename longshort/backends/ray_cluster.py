@@ -171,7 +171,8 @@ def _options(
     bundle: int = 0,
 ) -> dict[str, Any]:
     """Return Ray's options for an actor or task: what it reserves, its environment, and its bundle of a place."""
-    variables = dict(environment) | plugin_environment(config.plugins)
+    # What a process starts with `python -m`, as vLLM does, would import a file of the working folder first.
+    variables = {"PYTHONSAFEPATH": "1"} | dict(environment) | plugin_environment(config.plugins)
     options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
     if place is None:
         return options

@@ -18,13 +18,14 @@ VARIABLE = "LONGSHORT_PLUGINS"
 
 
 def import_plugins(names: Sequence[str], folder: str | None = None) -> None:
-    """Import each module as `python -m` in `folder` (default: the current one) would.
+    """Import each module; its name may be one of a file or package in `folder` (default: the current one).
 
-    Raises LongShortError, naming the module and the reason, for one that cannot be imported.
+    The folder is searched last: none of its files replaces a library's. Raises LongShortError, naming the module and
+    the reason, for one that cannot be imported.
     """
     folder = folder or os.getcwd()
     if names and folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
     for name in names:
         try:
             importlib.import_module(name)
