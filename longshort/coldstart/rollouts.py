@@ -10,7 +10,7 @@ from typing import Any
 
 from longshort.coldstart.records import OK, ChunkLine, Refused, RolloutLine
 from longshort.coldstart.traces import unwrapped
-from longshort.dialogue.encoding import THINK, encode_plain, encode_problem, encode_tag
+from longshort.dialogue.encoding import THINK, encode_opening, encode_plain
 from longshort.dialogue.rollout import Engine, stable_seed
 from longshort.grading.boxes import last_boxed
 from longshort.grading.pool import GradingPool
@@ -33,7 +33,7 @@ async def roll_out(
     """
     problem, tokenizer = chunks.problem, engine.tokenizer
     thoughts = unwrapped([thought.text for thought in chunks.thoughts])
-    opening = encode_problem(tokenizer, settings.instructions, problem.question) + encode_tag(tokenizer, THINK, tags)
+    opening = encode_opening(tokenizer, settings.instructions, problem.question, THINK, tags)
     prefixes = encode_prefixes(tokenizer, thoughts)
     tokens = tuple(len(after) - len(before) for before, after in pairwise(prefixes))
     _check_room(len(opening) + len(prefixes[-1]), tokens, settings, engine.context)

@@ -1,43 +1,111 @@
-"""Turn text into token ids. Text is always data; only chat templates and role tags make control tokens."""
+"""Turn a prompt into token ids. Text is always data; only chat templates and role tags make control tokens."""
 
 from __future__ import annotations
 
 import functools
+import re
+from typing import NamedTuple
 
+import jinja2
+
+from longshort.dialogue.plain_text import encode_plain, plain_text
 from longshort.types import LongShortError
 
 THINK, END_THINK, ANSWER, END_ANSWER, RETHINK = "<think>", "</think>", "<answer>", "</answer>", "</rethink>"
 ROLE_TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, RETHINK)
+OPENED = re.compile(rf"({THINK}|{ANSWER})\s*\Z")
+SLOT = "QUESTIONxSLOT"
 
 
-def encode_plain(tokenizer, text: str) -> tuple[int, ...]:
-    """Encode `text` as data: the name of a special token in it becomes ordinary characters."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
+def encode_problem(tokenizer, instructions: str, question: str, *, opening: str | None = None) -> tuple[int, ...]:
+    """Encode the prompt before the first turn: the chat template as control, instructions and question as data.
 
-
-def encode_problem(tokenizer, instructions: str, question: str) -> tuple[int, ...]:
-    """Encode the prompt before the first turn: the chat template as control, instructions and question as data."""
+    The ids are those that the chat template itself makes. Some templates open `<think>` for the model. A role that
+    writes tags gives its `opening` tag: any other tag that the template opened is left out ("": every one).
+    """
     content = f"{instructions}\n\n{question}" if instructions else question
-    before, after = _frame(tokenizer, str(tokenizer.chat_template))
-    return before + encode_plain(tokenizer, content) + after
+    return _prompt(tokenizer, str(tokenizer.chat_template or ""), content, opening)
 
 
-@functools.lru_cache(maxsize=16)
-def _frame(tokenizer, template: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids before and after every question. Cached: rendering takes longer than encoding a short question."""
-    if not tokenizer.chat_template:
-        return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
-    slot = "QUESTIONxSLOT"
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": slot}], add_generation_prompt=True, tokenize=False
-    )
-    before, _, after = rendered.partition(slot)
-    if rendered.count(slot) != 1:
+def encode_opening(tokenizer, instructions: str, question: str, opening: str, tags: str) -> tuple[int, ...]:
+    """Encode the prompt before a role's first words: `encode_problem`, then its opening tag, once."""
+    prompt = encode_problem(tokenizer, instructions, question, opening=opening)
+    template = str(tokenizer.chat_template or "")
+    opened = template and _frame(tokenizer, template, opening).opened
+    return prompt if opened else prompt + encode_tag(tokenizer, opening, tags)
+
+
+@functools.lru_cache(maxsize=256)
+def _prompt(tokenizer, template: str, content: str, opening: str | None) -> tuple[int, ...]:
+    """Return the ids of one user message. Cached: a group of episodes asks the same, and rendering takes time."""
+    if not template:
+        bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+        return bos + encode_plain(tokenizer, content, first=True)
+    frame = _frame(tokenizer, template, opening)
+    text = _render(tokenizer, content)
+    text = text[: len(text) - frame.left_out]
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    plain = plain_text(tokenizer)
+    if tuple(i for i in ids if i in plain.control) == frame.control:
+        return ids
+    # The question names control tokens: encode what stands between the template's own ones without any.
+    before, head, tail, after = frame.parts
+    end = len(text) - len(after)
+    between = text[len(before) : end]
+    if not (text.startswith(before + head) and text.endswith(tail + after) and between):
+        raise LongShortError(
+            f"the chat template of {tokenizer.name_or_path!r} changes with the user's message, which names control "
+            f"tokens: {content[:80]!r}; use a template that shows the message as it is, or drop the problem"
+        )
+    first, last = (tuple(tokenizer.encode(part, add_special_tokens=False)) if part else () for part in (before, after))
+    return first + tuple(plain.encode(between, plain.section if before else plain.first)) + last
+
+
+class _Frame(NamedTuple):
+    """What a chat template puts around the user's message."""
+
+    parts: tuple[str, str, str, str]
+    """The text up to the template's last control token before the message, from there to it, and the same behind it."""
+    control: tuple[int, ...]
+    """The template's control tokens."""
+    opened: bool
+    """Whether it ends with the opening tag that was asked for."""
+    left_out: int
+    """Characters at its end that are left out: another opening tag."""
+
+
+@functools.lru_cache(maxsize=64)
+def _frame(tokenizer, template: str, opening: str | None) -> _Frame:
+    """Look at the chat template with a word that stands for the user's message."""
+    whole = _render(tokenizer, SLOT)
+    if whole.count(SLOT) != 1:
         raise LongShortError(
             f"the chat template of {tokenizer.name_or_path!r} must contain the user's message exactly once"
         )
-    first, last = (tuple(tokenizer.encode(part, add_special_tokens=False)) if part else () for part in (before, after))
-    return first, last
+    found = None if opening is None else OPENED.search(whole)
+    opened = found is not None and found[1] == opening
+    text = whole[: found.start()] if found and not opened else whole
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    control = plain_text(tokenizer).control
+    spans = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    marks = [(i, start, stop) for i, (start, stop) in spans if i in control]
+    begin, end = text.index(SLOT), text.index(SLOT) + len(SLOT)
+    before = max((stop for _, _, stop in marks if stop <= begin), default=0)
+    after = min((start for _, start, _ in marks if start >= end), default=len(text))
+    parts = text[:before], text[before:begin], text[end:after], text[after:]
+    return _Frame(parts, tuple(i for i, _, _ in marks), opened, len(whole) - len(text))
+
+
+def _render(tokenizer, content: str) -> str:
+    """Return what the chat template makes of one user message, ready for the model's answer."""
+    messages = [{"role": "user", "content": content}]
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise LongShortError(
+            f"the chat template of {tokenizer.name_or_path!r} fails on one user message ({error}); give the model's "
+            "folder a template (chat_template.jinja) that needs no other message"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -55,5 +123,11 @@ def special_ids(tokenizer, tags: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def encode_tag(tokenizer, tag: str, tags: str) -> tuple[int, ...]:
-    """Encode a role tag as `tags` says: "special", one special token, or "text"."""
-    return special_ids(tokenizer, (tag,)) if tags == "special" else encode_plain(tokenizer, tag)
+    """Encode a role tag as `tags` says: "special", one special token, or "text", as the model itself would write it.
+
+    A reasoning model's own `<think>`, a token that is added but not special, is that token with "text" too.
+    """
+    if tags == "special":
+        return special_ids(tokenizer, (tag,))
+    own = plain_text(tokenizer).unmarked.get(tag)
+    return encode_plain(tokenizer, tag) if own is None else (own,)

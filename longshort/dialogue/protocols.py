@@ -19,6 +19,7 @@ from longshort.dialogue.encoding import (
     END_THINK,
     RETHINK,
     THINK,
+    encode_opening,
     encode_plain,
     encode_problem,
     encode_tag,
@@ -99,11 +100,14 @@ class LongShort:
 
     def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
         own = [i for i, turn in enumerate(turns) if turn.role == speaker]
+        asked = tokenizer, self.instructions[speaker], problem.question
+        if not turns:
+            return encode_opening(*asked, self.opening[speaker], self.tags)
         if own:
             last = turns[own[-1]]
             prompt, unseen = last.prompt_ids + last.completion.token_ids, turns[own[-1] + 1 :]
-        else:
-            prompt, unseen = encode_problem(tokenizer, self.instructions[speaker], problem.question), turns
+        else:  # it reads the partner's turns first: what its template opened would stand around them
+            prompt, unseen = encode_problem(*asked, opening=""), turns
         for turn in unseen:
             prompt += self._tag(tokenizer, self.opening[turn.role])
             prompt += encode_plain(tokenizer, turn.completion.text) + self._tag(tokenizer, turn.completion.stop)
@@ -153,7 +157,7 @@ class OneMessage(Solo):
         return "answered" if turns and turns[-1].completion.stop in self.closing else super().next(turns)
 
     def render(self, problem: Problem, turns: Sequence[Turn], speaker: str, tokenizer: Any) -> tuple[int, ...]:
-        return super().render(problem, turns, speaker, tokenizer) + encode_tag(tokenizer, self.opening, self.tags)
+        return encode_opening(tokenizer, self.instructions, problem.question, self.opening, self.tags)
 
     def stops(self, speaker: str, tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
         return self.closing, special_ids(tokenizer, self.closing) if self.tags == "special" else ()

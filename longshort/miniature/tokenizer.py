@@ -26,8 +26,8 @@ def build_tokenizer(role: str):
     """Return the PreTrainedTokenizerFast of `role`; raises LongShortError for an unknown role.
 
     It has 256 byte tokens without merges, one token per phrase (the longest match wins) and special tokens for the
-    role tags, the problem markers, the end and the padding. With `split_special_tokens`, the name of a special token
-    inside a text is encoded as bytes.
+    role tags, the problem markers, the end and the padding. Phrases are added tokens, so `added_words` names them as
+    text (longshort/dialogue/plain_text.py).
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -48,4 +48,5 @@ def build_tokenizer(role: str):
         extra_special_tokens=[token for token in SPECIAL if token not in (EOS, PAD)],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
+        added_words=list(VOCABULARY[role]),
     )

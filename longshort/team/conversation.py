@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from longshort.dialogue.encoding import END_THINK, ROLE_TAGS
+from longshort.dialogue.plain_text import decode_plain, settled
 from longshort.dialogue.protocols import LongShort
 from longshort.dialogue.rollout import Decoding, Engine, run_episode
 from longshort.dialogue.turns import LENGTH_STOPS, TurnProtocol
@@ -256,8 +257,9 @@ class TurnText:
         if list(ids[: len(self._ids)]) != self._ids:
             return ""
         # Decode only the newest ids, after those before them: some tokenizers write a token's space by its predecessor.
-        before = self._decode(self._ids[self._start :])
-        now = self._decode(ids[self._start :])
+        ids = settled(self._tokenizer, ids)
+        before = decode_plain(self._tokenizer, self._ids[self._start :])
+        now = decode_plain(self._tokenizer, ids[self._start :])
         if now.endswith("\ufffd") or len(now) <= len(before):
             return ""
         self._text += now[len(before) :]
@@ -271,9 +273,6 @@ class TurnText:
         if not text.startswith(self._text[: self._reported]):
             raise LongShortError("an engine had to be replaced and wrote this turn again with another text; ask again")
         return text[self._reported :]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def _overlap(text: str, stop: str) -> int:

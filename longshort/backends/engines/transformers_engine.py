@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
+from longshort.backends.engines.ending import ending, strings_of
 from longshort.backends.weights.adapters import Adapter, check_adapter, merged
 from longshort.backends.weights.weight_sync import check_weights
+from longshort.dialogue.plain_text import decode_plain
 from longshort.recipe.sections import EngineConfig
 from longshort.types import Completion, LongShortError, Sampling
-
-STOP_WINDOW = 32
-"""Tokens in which a stop string is looked for at every step; a role tag is far shorter."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +45,7 @@ class TransformersCore:
         self._model = loaded.to(self.device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         eos = self._model.generation_config.eos_token_id
-        self._eos = {eos} if isinstance(eos, int) else set(eos or ())
+        self._eos = {self._tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or ())}
         self.version, self.max_num_seqs = 0, config.max_num_seqs
         self._expected = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
         self._buffers: dict[str, torch.Tensor] = {}
@@ -136,21 +135,14 @@ class TransformersCore:
         return token
 
     def _check_stop(self, row: _Row, token: int) -> None:
-        sampling = row.sampling
-        strings = sampling.stop[len(sampling.stop_token_ids) :]
-        if token in sampling.stop_token_ids:
-            row.stop, row.text = sampling.stop[sampling.stop_token_ids.index(token)], self._decode(row.ids[:-1])
-        elif token in self._eos:
-            row.stop, row.text = "eos", self._decode(row.ids[:-1])
-        elif strings and any(tag in self._decode(row.ids[-STOP_WINDOW:]) for tag in strings):
-            text = self._decode(row.ids)
-            start, row.stop = min((text.find(tag), tag) for tag in strings if tag in text)
-            row.text = text[:start]
-        elif len(row.ids) >= sampling.max_tokens:
-            row.stop, row.text = "length", self._decode(row.ids)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        sampling, strings = row.sampling, strings_of(row.sampling)
+        by_token = token in self._eos or token in sampling.stop_token_ids
+        # A token holds at least one byte, so a stop string that is complete now began in this window.
+        window = row.ids[-max((len(string.encode()) + 1 for string in strings), default=1) :]
+        newest = decode_plain(self._tokenizer, window) if strings and not by_token else ""
+        if by_token or len(row.ids) >= sampling.max_tokens or any(string in newest for string in strings):
+            reason = "eos" if token in self._eos else "length"
+            row.stop, row.text = ending(self._tokenizer, row.ids, sampling, reason)
 
     def _completion(self, row: _Row) -> Completion:
         return Completion(

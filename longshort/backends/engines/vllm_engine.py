@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from longshort.backends.engines.ending import ending, strings_of
 from longshort.backends.weights.adapters import Adapter, check_adapter, write
 from longshort.backends.weights.vllm_inbox import Inbox
 from longshort.backends.weights.weight_sync import Manifest, check_weights
@@ -65,7 +66,7 @@ class VllmCore:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        strings = list(sampling.stop[len(sampling.stop_token_ids) :])
+        strings = list(strings_of(sampling))
         params = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -118,19 +119,12 @@ class VllmCore:
         self.cached_tokens += output.num_cached_tokens or 0
         ids = tuple(answer.token_ids)
         logprobs = tuple(step[token].logprob for token, step in zip(ids, answer.logprobs, strict=True))
-        if answer.finish_reason == "stop" and answer.stop_reason in sampling.stop_token_ids:
-            stop, text = sampling.stop[sampling.stop_token_ids.index(answer.stop_reason)], self._decode(ids[:-1])
-        elif answer.finish_reason == "stop" and answer.stop_reason is not None:
-            stop, text = answer.stop_reason, answer.text
-        elif answer.finish_reason == "stop":
-            stop, text = "eos", self._decode(ids[:-1])
-        else:
-            stop, text = answer.finish_reason, self._decode(ids)
+        reason = answer.finish_reason
+        if reason == "stop":  # its reason is a string, or the id of a further end token of generation_config.json
+            reason = answer.stop_reason if isinstance(answer.stop_reason, str) else "eos"
+        stop, text = ending(self._tokenizer, ids, sampling, reason)  # not vLLM's text: another decoder made that
         began = self._version_of(sampling) - len(updates)
         return Completion(token_ids=ids, logprobs=logprobs, text=text, stop=stop, version=began, updates=tuple(updates))
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         """Replace the weights in place and drop all keys and values of the old ones; a refusal touches nothing.

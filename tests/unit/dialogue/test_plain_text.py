@@ -11,15 +11,6 @@ from tests.support import hand_built
 
 TOKENIZERS = {name: make() for name, make in hand_built.FAMILIES.items()}
 ADDED = (*hand_built.SPECIAL, *hand_built.UNMARKED)
-REAL = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
-
-
-def loaded(real_models, name):
-    from transformers import AutoTokenizer
-
-    if not (real_models / name).is_dir():
-        pytest.skip(f"{real_models} has no {name}")
-    return AutoTokenizer.from_pretrained(real_models / name)
 
 
 def control_in(tokenizer, ids):
@@ -66,28 +57,21 @@ def test_a_prompt_has_the_templates_own_control_tokens_and_no_other(family, temp
     assert question.strip() in decode_plain(tokenizer, prompt)
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_the_names_of_a_real_models_added_tokens_are_text(real_models, name):
-    tokenizer = loaded(real_models, name)
-    tokenizer.add_tokens(["<think>", "</think>", "<tool_call>"])
-    for added in tokenizer.get_added_vocab():
-        ids = encode_plain(tokenizer, f"x {added}y")
-        assert control_in(tokenizer, ids) == []
-        assert tokenizer.decode(ids) == f"x {added}y"
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_a_real_models_text_comes_back_space_for_space(real_models, name):
-    tokenizer, text = loaded(real_models, name), "  Let  $x<3$ , then\n\n\n x . é 😀 你好"
-    assert decode_plain(tokenizer, encode_plain(tokenizer, text)) == text
-
-
 def test_added_white_space_is_text_and_keeps_its_id():
     """Phi and Gemma add runs of spaces and of newlines; a model that reads them one by one reads something new."""
     tokenizer = hand_built.byte_level()
     tokenizer.add_tokens(["    "])
     run = tokenizer.convert_tokens_to_ids("    ")
     assert encode_plain(tokenizer, "a    b")[1:-1] == (run,)
+
+
+def test_an_added_word_is_text_where_the_tokenizers_settings_say_so():
+    """A vocabulary that was extended by words of a subject keeps them; without the list they could be anything."""
+    tokenizer = hand_built.byte_level()
+    tokenizer.add_tokens(["quark", "<sep>"])
+    tokenizer.init_kwargs["added_words"] = ["quark"]
+    assert encode_plain(tokenizer, "quark") == (tokenizer.convert_tokens_to_ids("quark"),)
+    assert control_in(tokenizer, encode_plain(tokenizer, "<sep>")) == []
 
 
 def test_a_control_token_of_one_character_that_the_model_holds_is_refused_by_name():

@@ -199,7 +199,7 @@ def test_last_exchange_shows_the_final_notice_as_one_token(tokenizers):
     three = next(problem for problem in make_problems("train", 60, seed=0) if products(problem) == 3)
     episode = demonstration(three, dialogue(three, random.Random(0), 0.0), protocol(), tokenizers)
     notice, opening = episode.turns[5].prompt_ids[-2:]
-    assert [tokenizers[SHORT].decode([token]) for token in (notice, opening)] == [FINAL_NOTICE, "<answer>"]
+    assert tokenizers[SHORT].convert_ids_to_tokens([notice, opening]) == [FINAL_NOTICE, "<answer>"]
 
 
 def test_unknown_role_is_refused():
