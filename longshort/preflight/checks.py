@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longshort.backends.weights import adapters
-from longshort.dialogue.encoding import ROLE_TAGS, special_ids
+from longshort.dialogue.encoding import ROLE_TAGS, encode_problem, special_ids
 from longshort.dialogue.protocols import PROTOCOLS, make_protocol
 from longshort.dialogue.rewards import LENGTH_TERMS, REWARDS
 from longshort.dialogue.turns import TurnProtocol
@@ -175,8 +175,13 @@ def load_tokenizer(config: LongShortConfig, role: str, vocabulary: int) -> PreTr
             f"{role}.model: the tokenizer of {model!r} has {len(tokenizer):,} ids but the model's embedding "
             f"{vocabulary:,}; give it the tokenizer it was trained with, or resize the embedding"
         )
+    if not tokenizer.is_fast:
+        raise LongShortError(
+            f"{role}.model: {model!r} has no tokenizer that the library `tokenizers` reads; add its tokenizer.json"
+        )
     if config.protocol.tags == "special":
         special_ids(tokenizer, ROLE_TAGS)
+    encode_problem(tokenizer, "", "1+1?")  # raises for a chat template that cannot render one user message
     return tokenizer
 
 
