@@ -31,8 +31,8 @@ HANG, DIE, BUG = "hang", "die", "bug"
 class ScriptedEngine:
     """Says the role's lines of the script, piece by piece; `asked` and `left` count calls and cancelled ones."""
 
-    def __init__(self, role: str, team):
-        self.role, self.team, self.tokenizer, self.context = role, team, build_tokenizer(role), 200
+    def __init__(self, role: str, team, context: int):
+        self.role, self.team, self.tokenizer, self.context = role, team, build_tokenizer(role), context
         self.asked, self.left, self.samplings, self.prompts = 0, 0, [], []
 
     async def generate(self, prompt_ids, sampling, watch=None):
@@ -68,15 +68,15 @@ class ScriptedEngine:
 class ScriptedTeam(Team):
     """A Team of two scripted engines: everything but the models is the real thing."""
 
-    def __init__(self, **serve):
-        engine = {"max_model_len": 200, "max_num_seqs": 2}
+    def __init__(self, context: int = 200, **serve):
+        engine = {"max_model_len": context, "max_num_seqs": 2}
         role = {"turn_tokens": 60, "instructions": "", "engine": engine}
         protocol = {"tags": "special", "max_exchanges": 2, "episode_tokens": 150, "final_notice": "Last turn. "}
         config = parse({"long": role, "short": role, "protocol": protocol, "temperature": 0.5, "serve": serve})
         system = System(name="pair", title="pair", models={}, protocol=make_protocol(config))
         super().__init__(StoredTeam(name="scripted", config=config, system=system))
         self.script, self.delay, self.follows = ANSWER, 0.0, True
-        self.scripted = {role: ScriptedEngine(role, self) for role in ROLES}
+        self.scripted = {role: ScriptedEngine(role, self, context) for role in ROLES}
 
     def engines(self):
         return self.scripted
