@@ -121,6 +121,9 @@ def greeting(team: Team, name: str, address: str, *, key: bool, loopback: bool) 
     )
     if not loopback and not key:
         yield "! anyone who reaches this address may use the models: set LONGSHORT_API_KEY or --api-key-file"
+    if settings.allowed_origins and not key:
+        pages = ", ".join(settings.allowed_origins)
+        yield f"! whoever visits {pages} may use the models: set LONGSHORT_API_KEY or --api-key-file"
     if not loopback and not settings.allowed_hosts:
         yield "! any host name is accepted; name those of this server in serve.allowed_hosts"
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "What is 1+1?"}]})

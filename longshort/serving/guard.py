@@ -79,7 +79,7 @@ class Guard:
             origin = request.headers.get("origin", "")
             page = origin.partition("://")[2]
             if origin and page != host and _hostname(page) not in self._partners and origin not in self._origins:
-                message = f"requests from pages of {origin} are refused; name them in serve.allowed_origins"
+                message = f"requests from pages of {origin} are refused; see serve.allowed_origins and allowed_hosts"
                 raise ApiError(403, message, code="cross_origin")
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":

@@ -22,7 +22,7 @@ UNSTORED = "nothing is stored here; send the whole conversation"
 _REASONS: Mapping[str, str] = {
     WITHOUT_TOOLS: "tools tool_choice functions function_call web_search_options message.tool_calls "
     "message.function_call",
-    UNSTORED: "previous_response_id conversation prompt",
+    UNSTORED: "previous_response_id conversation prompt previous_input_messages",
     "log-probs of an answer that two models wrote are not offered": "logprobs top_logprobs prompt_logprobs "
     "logprob_token_ids return_tokens_as_token_ids",
     "sampling is as in training, without penalties": "presence_penalty frequency_penalty repetition_penalty "
@@ -49,7 +49,8 @@ _REASONS: Mapping[str, str] = {
     "reasoning.generate_summary reasoning.context",
     "an answer ends by the protocol, at a limit or at a string in stop": "min_tokens ignore_eos "
     "include_stop_str_in_output",
-    "the answer holds reasoning, text and usage, and nothing beside": "include moderation routed_experts_prompt_start",
+    "the answer holds reasoning, text and usage, and nothing beside": "include moderation routed_experts_prompt_start "
+    "enable_response_messages",
     "chunks are sent as they come, unpadded, and the usage once, in the last": "stream_interval "
     "stream_options.include_obfuscation stream_options.continuous_usage_stats",
     "the server answers while the client waits": "background",
@@ -69,6 +70,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "n": (1,),
     "stream_interval": (1,),
+    "thinking_token_budget": (-1,),
     "watermarking": (True, False),
     "response_format": ({"type": "text"},),
     "text.format": ({"type": "text"},),
@@ -84,6 +86,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),
     "add_generation_prompt": (True,),
+    "add_special_tokens": (True, False),
 }
 """What asks for nothing where that is not false or 0: the default of OpenAI or vLLM, or no change to the sampling."""
 EMPTY: tuple[Any, ...] = ("", [], {})

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from reprlib import repr
 from typing import Any, ClassVar
 
 from pydantic import field_validator
@@ -78,7 +79,7 @@ def _messages(items: Sequence[Any]) -> Iterator[Message]:
             yield read_message(item, f"input.{index}")
         elif kind != "reasoning":
             why = UNSTORED if kind == "item_reference" else WITHOUT_TOOLS
-            message = f"input.{index} is a {kind!r}: {why}; known: message, reasoning"
+            message = f"input.{index} is a {repr(kind)}: {why}; known: message, reasoning"
             raise ApiError(400, message, param=f"input.{index}.type", code="unsupported_parameter")
 
 

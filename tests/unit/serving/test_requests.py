@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
 
 from longshort.serving.errors import ApiError
-from longshort.serving.keys import NEUTRAL, NOT_OFFERED
-from longshort.serving.requests import ChatRequest, TextRequest, read_request
+from longshort.serving.keys import ABOUT_THE_REQUEST, NEUTRAL, NOT_OFFERED
+from longshort.serving.requests import LEVELS, ChatRequest, TextRequest, read_request
 from longshort.serving.responses import ResponseRequest
 from longshort.team.conversation import ImpossibleQuery
 
@@ -155,6 +158,20 @@ def test_a_limit_is_refused_under_the_name_by_which_it_was_sent(key):
         body.queries()
     error = body.refusal(caught.value)
     assert (error.param, str(error)) == (key, f"{key} is 0; give at least 1, or leave it out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        (ChatRequest, chat_params.CompletionCreateParamsBase),
+        (TextRequest, text_params.CompletionCreateParamsBase),
+        (ResponseRequest, response_params.ResponseCreateParamsBase),
+    ],
+    ids=lambda each: each.__name__,
+)
+def test_every_key_of_the_official_client_is_read_passed_over_or_refused_with_a_reason(kind, params):
+    known = {*kind.model_fields, *LEVELS, *NOT_OFFERED, *ABOUT_THE_REQUEST}
+    assert params.__annotations__.keys() <= known
 
 
 def test_every_neutral_value_belongs_to_a_key_that_is_not_offered():

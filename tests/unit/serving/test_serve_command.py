@@ -68,6 +68,14 @@ def test_the_greeting_tells_where_who_how_much_and_how():
     assert ["LONGSHORT_API_KEY" in warnings[0], "serve.allowed_hosts" in warnings[1], len(warnings)] == [True, True, 2]
 
 
+@pytest.mark.parametrize(("key", "warnings"), [(False, 1), (True, 0)])
+def test_the_greeting_warns_of_pages_that_may_call_without_a_key(key, warnings):
+    team = ScriptedTeam(allowed_origins=["https://app.example"])
+    team.models = {"long": "models/a", "short": "models/b"}
+    lines = greeting(team, "pair", "http://127.0.0.1:8000", key=key, loopback=True)
+    assert len([line for line in lines if line.startswith("! whoever visits https://app.example may")]) == warnings
+
+
 def test_a_folder_without_a_team_and_a_missing_package_are_refused(tmp_path, capsys, monkeypatch):
     assert cli.main(["serve", str(tmp_path), "--port", "0"]) == 1
     assert f"{tmp_path} is no team" in capsys.readouterr().err
