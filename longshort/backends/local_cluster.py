@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,7 +68,7 @@ def start(config: LongShortConfig, limit_s: float = JOIN_S) -> Callable[[], None
         return lambda: None
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray_utils.set_sigterm_handler = lambda handler: None  # Ray's own would exit without saving
+    ray_utils.set_sigterm_handler = lambda handler: None  # Ray's own would exit in the middle of ray.init
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         return _start_private()
@@ -76,7 +77,10 @@ def start(config: LongShortConfig, limit_s: float = JOIN_S) -> Callable[[], None
 
 
 def _init(**settings: Any) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level=logging.ERROR, job_config=_JobConfig(), **settings)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's C++ part has its own, which prints a stack and dies
 
 
 def _start_private() -> Callable[[], None]:
@@ -129,9 +133,12 @@ def _join(address: str, limit_s: float) -> None:
     try:
         with _ended_by_signals():
             threading.Thread(target=join, name="joins Ray's cluster", daemon=True).start()
-            if not concurrent.futures.wait([joined], limit_s).done:
-                raise TimeoutError(f"no answer within {limit_s:g} s")
-            joined.result()
+            end = time.monotonic() + limit_s
+            while not joined.done() and time.monotonic() < end:
+                concurrent.futures.wait([joined], 0.1)  # short: SIGHUP may reach another thread and not end this wait
+        if not joined.done():
+            raise TimeoutError(f"no answer within {limit_s:g} s")
+        joined.result()
     except FAILURES as error:
         reason = " ".join((reason_of(error.__cause__) if error.__cause__ else str(error)).split())
         raise LongShortError(
@@ -166,7 +173,8 @@ def _ended_by_signals() -> Iterator[None]:
         raise Interrupted(number, "Ray's cluster had not answered yet")
 
     wakeup = signal.set_wakeup_fd(-1)  # or the loop would handle the signal a second time
-    before = {number: signal.signal(number, stop) for number in HANDLED}
+    handled = [number for number in HANDLED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     finally:

@@ -105,7 +105,7 @@ def test_the_reason_of_ray_is_told(init, head, monkeypatch):
     assert "cannot join a Ray cluster there: RpcError: token is incorrect; start" in refusal()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_wait_for_a_cluster(init, head, monkeypatch, number):
     forever, before = threading.Event(), signal.getsignal(number)
 
@@ -118,6 +118,13 @@ def test_a_signal_ends_the_wait_for_a_cluster(init, head, monkeypatch, number):
         local_cluster.start(LongShortConfig(), 20.0)
     forever.set()
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_this_process_ignores_stays_ignored(init, head, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(local_cluster.ray, "init", lambda **settings: os.kill(os.getpid(), signal.SIGHUP))
+    local_cluster.start(LongShortConfig(), 5.0)
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 def test_a_cluster_that_answers_is_joined(init, head):
