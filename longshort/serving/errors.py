@@ -27,8 +27,9 @@ class ApiError(LongShortError):
         code: str | None = None,
         retry_after: int | None = None,
     ):
-        super().__init__(message)
-        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
+        super().__init__(_sendable(message))
+        self.status, self.code, self.retry_after = status, code, retry_after
+        self.param = None if param is None else _sendable(param)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -40,6 +41,11 @@ class ApiError(LongShortError):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, headers)
+
+
+def _sendable(text: str) -> str:
+    """Return a text that can be sent: half a character, which a request may hold, is written as its number."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def api_error(error: BaseException, where: str = "") -> ApiError:

@@ -178,6 +178,13 @@ def test_every_neutral_value_belongs_to_a_key_that_is_not_offered():
     assert NEUTRAL.keys() <= NOT_OFFERED.keys()
 
 
+@pytest.mark.parametrize(
+    "more", [{"\ud800": 1}, {"stream_options": {"\ud800": 1}}, {"messages": [{"\ud800": 1, "role": "user"}]}]
+)
+def test_a_key_with_half_a_character_is_refused_in_a_text_that_can_be_sent(more):
+    assert "\\ud800" in json.dumps(refused(chat, **more).body, ensure_ascii=False).encode().decode()
+
+
 def test_a_refusal_repeats_little_of_a_large_value():
     assert len(str(refused(chat, messages=[{"role": "user", "content": ["x" * 10_000]}]))) < 200
 
