@@ -1,4 +1,4 @@
-"""One Ray cluster, one pair of vLLM engines with their learners, and one bare vLLM core for the tests of this folder."""
+"""One Ray cluster, one pair of vLLM engines with learners, and one bare vLLM core, for the tests of this folder."""
 
 from collections.abc import Callable
 from typing import Any

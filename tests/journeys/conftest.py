@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +12,8 @@ from longshort.evaluation.runner import evaluation_of
 from longshort.miniature.world import make_problems
 from longshort.runs.ledger import read
 from tests.support import ROOT
+from tests.support.commands import LONGSHORT
 
-LONGSHORT = [sys.executable, "-m", "longshort.cli"]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 TINY = [
     "miniature.num_train=200", "coldstart.num_traces=48", "miniature.long.terse_steps=4", "miniature.long.base_steps=8",

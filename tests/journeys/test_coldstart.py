@@ -1,68 +1,24 @@
-"""The cold start end to end through the command line: bad rows named, a kill survived, nothing done twice, two models
-at the end."""
+"""The cold start through the command line: bad rows named, a kill survived, nothing done twice, two models made."""
 
 import json
 import os
+import random
 import signal
 import subprocess
-import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from longshort.coldstart.command import check
-from longshort.recipe.schema import parse
-from longshort.types import LONG, ROLES, SHORT, LongShortError
+from longshort import cli
+from longshort.miniature.world import make_problems, teacher_trace
+from longshort.recipe.schema import dump
+from longshort.types import ROLES
 from tests.support import tiny_models
+from tests.support.cold_starts import cold_start_recipe
+from tests.support.commands import LONGSHORT
 
-SFT = {"max_steps": 2, "batch_size": 4, "micro_batch_size": 2, "max_length": 256}
-
-
-def recipe(folder, models, **coldstart):
-    roles = {
-        role: tiny_models.role(models[role], backend="transformers") | {"turn_tokens": 160, "sft": SFT}
-        for role in ROLES
-    }
-    return tiny_models.config(
-        folder,
-        models,
-        **roles,
-        protocol={"tags": "special", "max_exchanges": 3, "episode_tokens": 400},
-        coldstart={
-            "traces": str(folder / "traces.jsonl"),
-            "importance": {"num_rollouts": 2, "max_tokens": 8, "instructions": ""},
-            "rewrite": {"rewriter": "verbatim"},
-        }
-        | coldstart,
-    )
-
-
-def test_what_cannot_be_carried_out_is_refused_before_anything_starts(tmp_path):
-    base = recipe(tmp_path, dict.fromkeys(ROLES, "x")).model_dump()
-    for changes, says in [
-        ({"coldstart": None}, "no section `coldstart:`"),
-        (
-            {"coldstart": {"traces": "t", "partition": {"rule": "metrik"}}},
-            "'metrik' is not known; did you mean 'metric'?",
-        ),
-        (
-            {"coldstart": {"traces": "t", "rewrite": {"rewriter": "rules"}}},
-            "coldstart.rewrite.rewriter: 'rules' is not known",
-        ),
-        (
-            {"coldstart": {"traces": "t"}},
-            "coldstart.rewrite.rewriter is 'instruct' but coldstart.instruct.model is empty",
-        ),
-        ({"protocol": {"name": "solo"}}, "the cold start makes dialogues of the protocol long_short"),
-    ]:
-        with pytest.raises(LongShortError, match=says):
-            check(parse(base | changes))
-
-
-def longshort(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "longshort.cli", *arguments], capture_output=True, text=True, timeout=600, **options
-    )
+GOOD = 24
 
 
 def lines(folder, step):
@@ -73,93 +29,150 @@ def manifest(folder, step):
     return json.loads((folder / "run" / "thoughts" / f"{step}.manifest.json").read_text())
 
 
-@pytest.mark.engine
-@pytest.mark.timeout(900)
-def test_from_a_file_of_traces_to_two_models(tmp_path):
-    """One command, killed in the middle of the rollouts and started again; then a step made anew under another rule."""
-    import random
+def outcomes(folder, step):
+    return manifest(folder, step)["counts"]["outcomes"]
 
-    from longshort.miniature.world import make_problems, teacher_trace
-    from longshort.recipe.schema import dump
 
-    problems = make_problems("train", 24, 0)
+def teacher_rows():
+    """24 traces, one of them with Windows line ends; then a duplicate problem, four bad rows and one with a tag."""
     rows = [
         {"problem": p.question, "answer": p.answer, "response": teacher_trace(p, random.Random(i))}
-        for i, p in enumerate(problems)
+        for i, p in enumerate(make_problems("train", GOOD, 0))
     ]
-    good = len(rows)
     rows[3]["response"] = rows[3]["response"].replace("\n", "\r\n")
-    long_row = {**rows[5], "response": "\n\n".join(["a: 4*6=4, *2=8."] * 40 + [rows[5]["response"]])}
-    odd = [
+    longer = "\n\n".join(["a: 4*6=4, *2=8."] * 40 + [rows[5]["response"]])
+    return [
+        *rows,
         {**rows[0]},
         {**rows[0], "response": " "},
         {**rows[0], "answer": "\\frac{"},
         {**rows[1], "response": "\\boxed{1}"},
-        long_row,
+        {**rows[5], "response": longer},
+        {**rows[2], "response": f"One </answer> two.\n\n{rows[2]['response']}"},
     ]
-    odd.append({**rows[2], "response": f"One </answer> two.\n\n{rows[2]['response']}"})
-    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *odd]))
-    models = tiny_models.make(tmp_path / "models")
-    (tmp_path / "recipe.yaml").write_text(dump(recipe(tmp_path, models)))
 
-    command = [sys.executable, "-m", "longshort.cli", "coldstart", str(tmp_path / "recipe.yaml")]
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    rollouts = tmp_path / "run" / "thoughts" / "rollouts.jsonl"
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and not (rollouts.is_file() and len(rollouts.read_bytes().splitlines()) >= 3):
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A cold start that is killed in the middle of its rollouts; the folder, and the rollouts it had written."""
+    folder = tmp_path_factory.mktemp("coldstart")
+    (folder / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in teacher_rows()))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(dump(cold_start_recipe(folder, tiny_models.make(folder / "models"))))
+    command = [*LONGSHORT, "coldstart", str(recipe)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    rollouts = folder / "run" / "thoughts" / "rollouts.jsonl"
+    end = time.monotonic() + 200
+    while not (rollouts.is_file() and len(rollouts.read_bytes().splitlines()) >= 3):
+        assert running.poll() is None and time.monotonic() < end
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    before = [json.loads(line) for line in rollouts.read_bytes().splitlines() if line.endswith(b"}")]
-    assert len(before) >= 3 and not manifest(tmp_path, "rollouts")["complete"]
+    whole = [json.loads(line) for line in rollouts.read_bytes().splitlines() if line.endswith(b"}")]
+    return SimpleNamespace(folder=folder, recipe=str(recipe), command=command, rollouts=whole)
 
-    done = longshort("coldstart", str(tmp_path / "recipe.yaml"))
+
+@pytest.fixture(scope="module")
+def finished(started):
+    """The same command again, to its end."""
+    assert not manifest(started.folder, "rollouts")["complete"]
+    done = subprocess.run(started.command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "chunk      done before" in done.stdout and "traces were done before" in done.stdout
-    after = {row["id"]: row for row in lines(tmp_path, "rollouts")}
-    assert len(after) == len(rows) + len(odd) and all(after[row["id"]] == row for row in before)
-
-    chunks = lines(tmp_path, "chunk")
-    outcomes = manifest(tmp_path, "chunk")["counts"]["outcomes"]
-    assert outcomes == {"ok": good + 2, "duplicate": 1, "empty_response": 1, "gold_unparseable": 1, "one_paragraph": 1}
-    assert manifest(tmp_path, "chunk")["counts"]["notes"] == {"crlf": 1, "role_tags": 1, "repeated_problem": 3}
-    assert ["".join(t["text"] for t in row["thoughts"]) for row in chunks[:good]] == [row["response"] for row in rows]
-    assert manifest(tmp_path, "rollouts")["counts"]["outcomes"] == {"ok": good + 1, "dropped_before": 4, "context": 1}
-    assert manifest(tmp_path, "rewrite")["counts"]["outcomes"]["role_tags"] == 1
-    for role in ROLES:
-        assert (tmp_path / "run" / "models" / f"cold-{role}" / "model.safetensors").is_file()
-    assert (tmp_path / "run" / "thoughts" / "thoughts.html").is_file()
-
-    other = longshort("partition", str(tmp_path / "recipe.yaml"), "coldstart.partition.rule=random")
-    assert (
-        other.returncode == 1
-        and "made with rule = 'metric', now 'random'" in other.stderr
-        and "--redo partition" in other.stderr
-    )
-    redone = longshort("partition", str(tmp_path / "recipe.yaml"), "coldstart.partition.rule=random", "--redo")
-    assert redone.returncode == 0 and manifest(tmp_path, "partition")["settings"]["rule"] == "random"
-    assert not (tmp_path / "run" / "thoughts" / "rows.jsonl").exists() and len(lines(tmp_path, "rollouts")) == len(
-        after
-    )
-    early = longshort("rows", str(tmp_path / "recipe.yaml"), "coldstart.partition.rule=random")
-    assert early.returncode == 1 and "rewrite.jsonl is not complete; run `longshort rewrite` first" in early.stderr
+    return SimpleNamespace(**vars(started), printed=done.stdout)
 
 
-@pytest.mark.engine
-def test_real_traces_are_cut_by_the_command(tmp_path, shared_data):
+def test_a_killed_cold_start_says_what_it_need_not_do_again(finished):
+    assert "chunk      done before" in finished.printed
+    assert "traces were done before" in finished.printed
+
+
+def test_rollouts_written_before_the_kill_are_kept(finished):
+    after = {row["id"]: row for row in lines(finished.folder, "rollouts")}
+    assert len(after) == len(teacher_rows())
+    assert [after[row["id"]] for row in finished.rollouts] == finished.rollouts
+
+
+def test_every_bad_row_has_its_reason(finished):
+    bad = {"duplicate": 1, "empty_response": 1, "gold_unparseable": 1, "one_paragraph": 1}
+    assert outcomes(finished.folder, "chunk") == {"ok": GOOD + 2} | bad
+
+
+def test_remarkable_rows_are_counted(finished):
+    assert manifest(finished.folder, "chunk")["counts"]["notes"] == {"crlf": 1, "role_tags": 1, "repeated_problem": 3}
+
+
+def test_the_thoughts_of_a_trace_are_the_trace(finished):
+    whole = ["".join(thought["text"] for thought in row["thoughts"]) for row in lines(finished.folder, "chunk")[:GOOD]]
+    assert whole == [row["response"] for row in teacher_rows()[:GOOD]]
+
+
+def test_a_trace_longer_than_the_context_has_no_rollouts(finished):
+    assert outcomes(finished.folder, "rollouts") == {"ok": GOOD + 1, "dropped_before": 4, "context": 1}
+
+
+def test_a_trace_that_holds_a_tag_is_not_rewritten(finished):
+    assert outcomes(finished.folder, "rewrite")["role_tags"] == 1
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_gets_a_model(finished, role):
+    assert (finished.folder / "run" / "models" / f"cold-{role}" / "model.safetensors").is_file()
+
+
+def test_the_page_of_thoughts_is_written(finished):
+    assert (finished.folder / "run" / "thoughts" / "thoughts.html").is_file()
+
+
+def test_a_step_under_another_rule_is_refused(finished, capfd):
+    assert cli.main(["partition", finished.recipe, "coldstart.partition.rule=random"]) == 1
+    error = capfd.readouterr().err
+    assert "made with rule = 'metric', now 'random'" in error
+    assert "--redo partition" in error
+
+
+@pytest.fixture(scope="module")
+def redone(finished):
+    """The partition made again under another rule."""
+    assert cli.main(["partition", finished.recipe, "coldstart.partition.rule=random", "--redo"]) == 0
+    return finished.folder
+
+
+def test_a_step_can_be_redone_under_another_rule(redone):
+    assert manifest(redone, "partition")["settings"]["rule"] == "random"
+
+
+def test_redoing_a_step_removes_what_was_made_from_it_and_keeps_what_came_before(redone):
+    assert not (redone / "run" / "thoughts" / "rows.jsonl").exists()
+    assert len(lines(redone, "rollouts")) == len(teacher_rows())
+
+
+def test_a_step_whose_input_is_missing_names_the_step_to_run(finished, redone, capfd):
+    assert cli.main(["rows", finished.recipe, "coldstart.partition.rule=random"]) == 1
+    assert "rewrite.jsonl is not complete; run `longshort rewrite` first" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def real_chunks(tmp_path_factory, shared_data):
+    """120 real traces, cut by the command: their texts, the lines, and the counts."""
+    folder = tmp_path_factory.mktemp("real")
     source = shared_data / "long_traces_amc23.jsonl"
-    from longshort.recipe.schema import dump
-
-    config = recipe(tmp_path, dict.fromkeys(ROLES, "x"), traces=str(source))
-    (tmp_path / "recipe.yaml").write_text(dump(config))
-    done = longshort("chunk", str(tmp_path / "recipe.yaml"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    config = cold_start_recipe(folder, dict.fromkeys(ROLES, "x"), traces=str(source))
+    (folder / "recipe.yaml").write_text(dump(config))
+    assert cli.main(["chunk", str(folder / "recipe.yaml")]) == 0
     texts = [json.loads(line)["response"] for line in source.read_text(encoding="utf-8").splitlines()]
-    chunks = lines(tmp_path, "chunk")
-    assert ["".join(t["text"] for t in row["thoughts"]) for row in chunks] == texts
-    counts = manifest(tmp_path, "chunk")["counts"]
-    assert counts["outcomes"] == {"ok": 120} and counts["splitters"] == {"rules": 120}
-    assert counts["thoughts_per_trace"]["min"] >= 2 and counts["thoughts_per_trace"]["max"] <= 64
-    assert {row["problem"]["answer"] for row in chunks} and {LONG, SHORT} == set(ROLES)
+    return SimpleNamespace(texts=texts, lines=lines(folder, "chunk"), counts=manifest(folder, "chunk")["counts"])
+
+
+def test_nothing_of_a_real_trace_is_lost(real_chunks):
+    assert ["".join(thought["text"] for thought in row["thoughts"]) for row in real_chunks.lines] == real_chunks.texts
+
+
+def test_every_real_trace_is_cut_by_the_rules(real_chunks):
+    assert real_chunks.counts["outcomes"] == {"ok": 120}
+    assert real_chunks.counts["splitters"] == {"rules": 120}
+
+
+def test_real_traces_have_2_to_64_thoughts(real_chunks):
+    assert real_chunks.counts["thoughts_per_trace"]["min"] >= 2
+    assert real_chunks.counts["thoughts_per_trace"]["max"] <= 64
+    assert all(row["problem"]["answer"] for row in real_chunks.lines)

@@ -42,7 +42,6 @@ def test_the_state_of_a_run_changes_with_what_the_page_is_made_from(tmp_path):
     assert state([folder]) != before
 
 
-@pytest.mark.engine
 def test_a_watched_run_gets_a_new_page_when_it_goes_on(tmp_path):
     folder = run_folder(tmp_path)
     command = [*COMMAND, str(folder), "--watch", "1", "--output", str(tmp_path / "page.html")]

@@ -2,71 +2,22 @@
 LoRA too."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from longshort.coldstart.fine_tuning import deepspeed_settings, make_trainer
 from longshort.coldstart.records import RowsLine
-from longshort.coldstart.rows import Renderer, role_row
-from longshort.coldstart.sft import newest_checkpoint, train_role
-from longshort.miniature.world import dialogue, make_problems
+from longshort.coldstart.sft import newest_checkpoint
 from longshort.runs.layout import RunFolder
 from longshort.runs.ledger import read
 from longshort.types import LONG, ROLES, SHORT, LongShortError
-from tests.support import tiny_models
-
-pytestmark = pytest.mark.engine
-SFT = {
-    "max_steps": 6,
-    "learning_rate": 2e-3,
-    "batch_size": 4,
-    "micro_batch_size": 2,
-    "max_length": 256,
-    "save_steps": 3,
-}
+from tests.support.fine_tuning import Stopped, changed, elsewhere, make_world, run_role
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A run folder with both roles' rows, and the recipe that goes with it."""
-    import random
-
-    from longshort.miniature.tokenizer import build_tokenizer
-
-    folder = tmp_path_factory.mktemp("sft")
-    models = tiny_models.make(folder / "models")
-    roles = {role: tiny_models.role(models[role]) | {"turn_tokens": 96, "sft": SFT} for role in ROLES}
-    recipe = tiny_models.config(
-        folder,
-        models,
-        **roles,
-        coldstart={"traces": "miniature:train"},
-        protocol={"tags": "special", "max_exchanges": 3, "episode_tokens": 256},
-    )
-    render = Renderer(recipe, {role: build_tokenizer(role) for role in ROLES})
-    target = folder / "run" / "thoughts" / "rows.jsonl"
-    target.parent.mkdir(parents=True)
-    with target.open("w") as file:
-        for number, problem in enumerate(make_problems("train", 24, 0)):
-            samples = render.rows(problem, dialogue(problem, random.Random(number), 0.3), False)
-            rows = {role: role_row(sample) for role, sample in samples.items()}
-            file.write(json.dumps(RowsLine(id=problem.id, outcome="ok", **rows).row()) + "\n")
-        file.write(json.dumps({"id": "gone", "outcome": "dropped_before"}) + "\n")
-    return recipe
-
-
-def changed(recipe, role=SHORT, output_dir=None, **sft):
-    from longshort.recipe.schema import parse
-
-    section = recipe.role(role).model_dump()
-    return parse(
-        recipe.model_dump()
-        | {role: section | {"sft": section["sft"] | sft}}
-        | ({"output_dir": output_dir} if output_dir else {})
-    )
+    return make_world(tmp_path_factory.mktemp("sft"))
 
 
 def rows_of(recipe, role):
@@ -119,41 +70,6 @@ def _holds(batch, row) -> bool:
     return "," + ",".join(map(str, row)) + "," in ids
 
 
-class Stopped(Exception):
-    pass
-
-
-def run_role(recipe, role=SHORT, stop_after=None, monkeypatch=None):
-    """`train_role` in this process; with `stop_after` it dies in that step."""
-    import transformers
-
-    from longshort.runs.model_files import identity
-
-    if stop_after is not None:
-        original = transformers.Trainer.training_step
-
-        def training_step(self, *arguments, **options):
-            if self.state.global_step == stop_after:
-                raise Stopped
-            return original(self, *arguments, **options)
-
-        monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
-    work, target = RunFolder.of(recipe).thoughts / f"sft.{role}", RunFolder.of(recipe).cold(role)
-    return (
-        train_role(recipe, role, {"base": identity(recipe.role(role).model, "x")}, work, target),
-        work,
-        target,
-    )
-
-
-def elsewhere(recipe, folder, role=SHORT, **sft):
-    """The same rows in another run folder."""
-    import shutil
-
-    shutil.copytree(RunFolder.of(recipe).thoughts, folder / "thoughts", ignore=shutil.ignore_patterns("sft*"))
-    return changed(recipe, role, output_dir=str(folder), **sft)
-
-
 def weights(folder):
     from safetensors.torch import load_file
 
@@ -200,37 +116,6 @@ def test_a_loss_that_is_no_number_is_refused(world, tmp_path):
         match=r"fine-tuning step \d: loss .*gradient norm nan at learning rate .*lower sft.learning_rate",
     ):
         run_role(elsewhere(world, tmp_path / "hot", learning_rate=1e12))
-
-
-@pytest.mark.slow
-def test_deepspeed_zero_2_reaches_the_same_loss(world, tmp_path):
-    """One rank on the CPU, in a process of its own as in a run: the setting is passed through and takes effect."""
-    plain, _, _ = run_role(elsewhere(world, tmp_path / "plain"))
-    zero = {
-        "zero_optimization": {"stage": 2},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    batch = {
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-    }
-    recipe = elsewhere(world, tmp_path / "deepspeed", deepspeed=zero | batch | {"gradient_clipping": 1.0})
-    from longshort.recipe.schema import dump
-
-    (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    script = (
-        "import json, sys; from longshort.recipe.schema import load; from tests.learners.test_sft import run_role; "
-        "result, *_ = run_role(load(sys.argv[1])); import deepspeed.comm as dist; "
-        "print(json.dumps(result), dist.get_backend())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "recipe.yaml")], capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result, backend = done.stdout.strip().splitlines()[-1].rsplit(" ", 1)
-    assert backend == "gloo" and json.loads(result)["last_loss"] == pytest.approx(plain["last_loss"], rel=0.02)
 
 
 def test_deepspeed_settings_that_cannot_work_are_refused(world, tmp_path):

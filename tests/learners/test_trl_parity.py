@@ -17,8 +17,6 @@ from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.support.learning_cases import sample_like, save_tiny, tiny_model
 
-pytestmark = pytest.mark.engine
-
 MAX_COMPLETION, CAP, TEMPERATURE = 16, 2.0, 0.7
 SAMPLES = [
     sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3])

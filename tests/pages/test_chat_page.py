@@ -9,8 +9,6 @@ from tests.support.browser import LOUD, started_browser  # noqa: F401
 from tests.support.chat_server import Scripted, finished, serving, turn
 from tests.support.report_runs import HOSTILE
 
-pytestmark = pytest.mark.engine
-
 CARD = "turn.className + ' | ' + turn.innerText.replaceAll('\\n', ' ')"
 CARDS = f"[...document.querySelectorAll('.turn')].map(turn => {CARD})"
 TEXTS = "[...document.querySelectorAll('.turn .text')].map(text => text.textContent)"

@@ -18,7 +18,6 @@ from tests.support.report_runs import (
     write_lines,
 )
 
-pytestmark = pytest.mark.engine
 ORDER = ["E0", "E1", "B0", "A2", "A3", "A0", "A1"]
 """The episodes of the page as it orders them: evaluations, then the newest step first."""
 TEXTS = "[...document.querySelectorAll('.turn .text')].map(text => text.firstChild.textContent)"

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from longshort.backends.learners.torch_learner import TorchLearner
@@ -21,7 +22,7 @@ from longshort.backends.weights.weight_outbox import parcel
 from longshort.learning import logprobs
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LONG, LongShortError, Sample
-from tests.support.learning_cases import VOCABULARY, sample_like
+from tests.support.learning_cases import VOCABULARY, sample_like, save_tiny
 
 SAMPLES = [
     sample_like(seed, prompt=2 + seed % 3, sampled=3 + seed % 4, advantage=[1.0, -0.5, 2.0][seed % 3])
@@ -256,6 +257,27 @@ def main() -> None:
     if rank == "0":
         torch.save(result, f"{folder}/result.pt")
     torch.distributed.destroy_process_group()
+
+
+def save_models(folder: Path) -> dict[str, str]:
+    """Save two tiny models, one of them with a tied head; return their folders."""
+    return {"untied": save_tiny(folder / "untied"), "tied": save_tiny(folder / "tied", tied=True)}
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Length of the difference over the length of what was expected, all tensors laid end to end."""
+    assert found.keys() == expected.keys()
+    a, b = (torch.cat([tensors[name].flatten().double() for name in expected]) for tensors in (found, expected))
+    return ((a - b).norm() / b.norm()).item()
+
+
+def assert_the_same(found: dict, expected: dict, tolerance: float) -> None:
+    """Of two pairs of updates: gradient, weights, report and gaps."""
+    assert distance(found["gradient"], expected["gradient"]) < tolerance
+    assert distance(found["weights"], expected["weights"]) < tolerance
+    assert found["report"] == pytest.approx(expected["report"], rel=20 * tolerance, abs=20 * tolerance)
+    for gap, wanted in zip(found["gaps"], expected["gaps"], strict=True):
+        assert gap == pytest.approx(wanted, abs=max(1.1e-4, 20 * tolerance))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""A run of two adapters in one engine: two steps with vLLM, and a bit-equal resumption."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from longshort import LongShortTrainer
+from longshort.runs import checkpoint
+from longshort.types import LONG, ROLES, SHORT, LongShortError
+from tests.support import tiny_models
+from tests.support.engine_cases import PROMPTS
+from tests.support.training_runs import even_tokens, metrics
+
+LORA = {LONG: {"r": 4, "alpha": 16}, SHORT: {"r": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The model that both roles start from."""
+    return tiny_models.make_speaking(tmp_path_factory.mktemp("models"))[LONG]
+
+
+def config(folder, base, backend="auto", **changes):
+    roles = {role: tiny_models.role(base, backend=backend) | {"lora": LORA[role]} for role in ROLES}
+    return tiny_models.config(folder, dict.fromkeys(ROLES, base), **roles | {"share_engine": True} | changes)
+
+
+def test_two_steps_of_both_roles_with_one_vllm_engine(tmp_path, base):
+    run = LongShortTrainer(args=config(tmp_path, base, loss={"beta": 0.01}), reward=even_tokens)
+    run.train()
+    rows = metrics(run)
+    final = checkpoint.latest(run.output_dir)
+    assert [row["step"] for row in rows] == [1, 2] and checkpoint.verify(final)["versions"] == {LONG: 2, SHORT: 2}
+    plain, ids = AutoModelForCausalLM.from_pretrained(base), torch.tensor([PROMPTS[0]])
+    for role in ROLES:
+        assert [row[f"{role}/optimizer_steps"] for row in rows] == [1, 1] and rows[0][f"{role}/kl"] == 0 < rows[1][
+            f"{role}/kl"
+        ]
+        assert max(row[f"{role}/weight_sync/canary_gap"] for row in rows) < 1e-3
+        assert 0 <= rows[1][f"rollout/idle_frac/{role}"] < 1
+        whole = AutoModelForCausalLM.from_pretrained(final / role)
+        adapted = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base), final / "state" / role / "adapter"
+        )
+        with torch.no_grad():
+            assert torch.allclose(whole(ids).logits, adapted(ids).logits, atol=1e-4)
+            assert not torch.allclose(whole(ids).logits, plain(ids).logits, atol=1e-3)
+        facts = json.loads((final / "state" / role / "adapter" / "adapter_config.json").read_text())
+        assert (facts["r"], facts["lora_alpha"], facts["base_model_name_or_path"]) == (LORA[role]["r"], 16, base)
+
+
+def test_a_resumed_run_of_two_adapters_takes_bit_equal_steps(tmp_path, base):
+    same = {"max_steps": 3, "save_steps": 2, "deterministic": True, "backend": "transformers"}
+    whole = LongShortTrainer(args=config(tmp_path / "whole", base, **same), reward=even_tokens)
+    whole.train()
+    again = config(tmp_path / "resumed", base, **same | {"dataset": whole.config.dataset, "share_engine": False})
+    resumed = LongShortTrainer(args=again, reward=even_tokens)
+    resumed.output_dir.mkdir(parents=True)
+    shutil.copytree(whole.output_dir / "checkpoint-2", resumed.output_dir / "checkpoint-2")
+    resumed.train(resume=True)
+    expected, got = metrics(whole)[2], metrics(resumed)[0]
+    names = [f"{role}/{name}" for role in ROLES for name in ("loss", "grad_norm", "learning_rate", "tokens")]
+    assert [got[name] for name in names] == [expected[name] for name in names] and expected["short/grad_norm"] > 0
+    for role in ROLES:
+        for name in (f"{role}/model.safetensors", f"state/{role}/adapter/adapter_model.safetensors"):
+            files = [(run.output_dir / "checkpoint-3" / name).read_bytes() for run in (whole, resumed)]
+            assert files[0] == files[1], name
+    other = dict(LORA[LONG], r=2)
+    wrong = again.model_copy(
+        update={"long": again.long.model_copy(update={"lora": again.long.lora.model_copy(update=other)})}
+    )
+    with pytest.raises(LongShortError, match=r"cannot resume .*: long.lora.r was 4 and is now 2; restore it"):
+        LongShortTrainer(args=wrong, reward=even_tokens).checkpoint_to_resume(True)
