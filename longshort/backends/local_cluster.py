@@ -77,10 +77,12 @@ def start(config: LongShortConfig, limit_s: float = JOIN_S) -> Callable[[], None
 
 
 def _init(**settings: Any) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, timer = signal.getsignal(signal.SIGTERM), signal.getitimer(signal.ITIMER_REAL)
     ray.init(log_to_driver=False, logging_level=logging.ERROR, job_config=_JobConfig(), **settings)
+    # Ray's C++ part installs a handler of its own, which prints a stack and sets an alarm that aborts the process.
+    signal.setitimer(signal.ITIMER_REAL, *timer)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray's C++ part has its own, which prints a stack and dies
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start_private() -> Callable[[], None]:

@@ -21,7 +21,7 @@ from longshort.evaluation.tables import benchmark_title, results_table, titles
 from longshort.evaluation.tasks import Prepared, Task, open_ledger, prepare_benchmarks, read_back, run_task, tasks_of
 from longshort.grading.pool import GradingPool
 from longshort.pair import Pair
-from longshort.preflight.checks import check_contexts, check_prompts, load_tokenizer
+from longshort.preflight.checks import check_contexts, check_output, check_prompts, load_tokenizer
 from longshort.recipe.schema import LongShortConfig, parse
 from longshort.runs import checkpoint
 from longshort.runs.layout import RunFolder
@@ -45,6 +45,7 @@ def evaluate_recipe(
         raise LongShortError(
             f"the evaluation's name {name!r} becomes a file's name; use letters, digits, - and _ only ({own})"
         )
+    check_output(config)
     if checkpoint_folder:
         checkpoint.verify(checkpoint_folder)
     systems, folder = systems_of(config, checkpoint_folder), RunFolder.of(config).evaluations / name

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 WEIGHT_BYTES, MOMENTS_BYTES = 4, 8
 """On disk, per parameter."""
+RAY_JOB_FILES = "working_dir_files"
+"""Ray's name for the folder into which it unpacks what `ray job submit --working-dir` sends."""
 LONGEST = 32
 """Number of prompts that are checked against the context: the longest by characters."""
 
@@ -88,7 +90,12 @@ def check_names(config: LongShortConfig) -> None:
 
 
 def check_output(config: LongShortConfig) -> None:
-    """Refuse an output folder that cannot be made or written."""
+    """Refuse an output folder that cannot be made or written, and one that would go with the files of a Ray job."""
+    if RAY_JOB_FILES in (folder := Path(config.output_dir).resolve()).parts:
+        raise LongShortError(
+            f"output_dir {config.output_dir} lies among the files of this Ray job ({folder}), "
+            "which Ray removes; give an absolute path that every node shares, such as output_dir=/shared/runs/x"
+        )
     existing = _existing(config.output_dir)
     try:
         with tempfile.TemporaryFile(dir=existing):
