@@ -116,7 +116,8 @@ def offered(
         if key in known or name in ABOUT_THE_REQUEST or not asks_for_something(name, value):
             continue
         if name in NOT_OFFERED:
-            message = f"{param} is not offered: {NOT_OFFERED[name]}"
+            there = f"; known there: {', '.join(known)}" if level and known else ""
+            message = f"{param} is not offered: {NOT_OFFERED[name]}{there}"
             raise ApiError(400, message, param=param, code="unsupported_parameter")
         if not lenient:
             beside = [each.removeprefix(prefix) for each in NOT_OFFERED if level and each.startswith(prefix)]

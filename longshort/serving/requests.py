@@ -167,7 +167,7 @@ def read_message(item: Any, where: str) -> Message:
     said = offered(item, ("role", "content", "refusal"), "message", f"{where}.", lenient=True)
     role = said.get("role")
     if role in ("tool", "function"):
-        message = f"{where}.role is {role!r}: {WITHOUT_TOOLS}; known: {', '.join(TALKERS)}"
+        message = f"{where}.role is {role!r}: {WITHOUT_TOOLS}; known there: {', '.join(TALKERS)}"
         raise ApiError(400, message, param=f"{where}.role", code="unsupported_parameter")
     if role not in TALKERS:
         message = f"{where}.role is {repr(role)}; known: {', '.join(TALKERS)}"

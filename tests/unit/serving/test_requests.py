@@ -224,22 +224,25 @@ def test_a_refusal_is_what_the_assistant_said_as_a_part_or_as_a_key():
 
 
 @pytest.mark.parametrize(
-    ("message", "param", "says"),
+    ("message", "param"),
     [
-        (
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
-            "messages.1.tool_calls",
-            "is not offered",
-        ),
-        ({"role": "assistant", "function_call": {"name": "f"}}, "messages.1.function_call", "is not offered"),
-        ({"role": "tool", "content": "3", "tool_call_id": "1"}, "messages.1.role", "is 'tool'"),
-        ({"role": "function", "content": "3", "name": "f"}, "messages.1.role", "is 'function'"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "messages.1.tool_calls"),
+        ({"role": "assistant", "function_call": {"name": "f"}}, "messages.1.function_call"),
     ],
 )
-def test_calls_of_tools_in_a_history_are_refused_where_they_stand(message, param, says):
+def test_calls_of_tools_in_a_history_are_refused_where_they_stand(message, param):
     error = refused(chat, messages=[*QUESTION, message, *QUESTION])
     assert (error.param, error.code) == (param, "unsupported_parameter")
-    assert str(error).startswith(f"{param} {says}: this server runs no tools")
+    assert str(error).startswith(f"{param} is not offered: this server runs no tools")
+    assert "known there: role, content, refusal" in str(error)
+
+
+@pytest.mark.parametrize("role", ["tool", "function"])
+def test_results_of_tools_in_a_history_are_refused_where_they_stand(role):
+    error = refused(chat, messages=[*QUESTION, {"role": role, "content": "3", "tool_call_id": "1"}, *QUESTION])
+    assert (error.param, error.code) == ("messages.1.role", "unsupported_parameter")
+    assert str(error).startswith(f"messages.1.role is '{role}': this server runs no tools")
+    assert str(error).endswith("; known there: system, developer, user, assistant")
 
 
 @pytest.mark.parametrize(
