@@ -18,15 +18,16 @@ from typing import Any
 from longshort import console, interruption
 from longshort.backends import ray_cluster
 from longshort.backends.jobs import side_by_side
+from longshort.coldstart import command as coldstart_command
 from longshort.data import load_problems
 from longshort.dialogue.solo import Solo
 from longshort.evaluation.benchmarks import evaluation_problems
 from longshort.evaluation.command import measure, measured_before
 from longshort.evaluation.tables import results_table
-from longshort.mixture.reweighting import WEIGHTINGS
+from longshort.mixture.inputs import check_settings
 from longshort.pair import Pair
-from longshort.preflight.checks import check, check_output
-from longshort.recipe.schema import LongShortConfig, lookup, with_models
+from longshort.preflight.checks import check, check_output, check_sampling
+from longshort.recipe.schema import LongShortConfig, with_models
 from longshort.recipe.strict_yaml import leaves
 from longshort.runs import checkpoint, lock
 from longshort.runs.files import write_json
@@ -47,6 +48,8 @@ class Stage:
     title: str
     seconds: int
     run: Callable[[LongShortConfig], Awaitable[dict[str, Any]]]
+    needs: str
+    """The setting without which it has nothing to do."""
     resumes_itself: bool = False
     """Run it every time: it keeps its own record and skips what is done."""
 
@@ -58,6 +61,7 @@ def run(config: LongShortConfig) -> dict[str, Any]:
 
 async def _run(config: LongShortConfig) -> dict[str, Any]:
     check_output(config)
+    check_measured(config)
     with lock.hold(RunFolder.of(config).root):
         return await _run_stages(config)
 
@@ -88,10 +92,27 @@ async def _run_stages(config: LongShortConfig) -> dict[str, Any]:
     return summary
 
 
+def check_measured(config: LongShortConfig) -> None:
+    """Refuse a run without a stage, and one whose stages have nothing to measure the models on."""
+    if not (names := stage_names(config)):
+        settings = ", ".join(dict.fromkeys(stage.needs for stage in STAGES.values()))
+        raise LongShortError(f"this recipe has nothing to run; set one of {settings}")
+    if measuring := [name for name in ("baseline", "train") if name in names and not config.eval.benchmarks]:
+        raise LongShortError(
+            f"the stage {measuring[0]} measures the models, but eval.benchmarks is empty; name at least one, or train "
+            "without measuring: longshort train"
+        )
+
+
 def check_run(config: LongShortConfig) -> None:
     """Refuse, before anything starts, what cannot work; LongShortError with what, where, both values and the remedy."""
-    if config.mixture:
-        lookup(WEIGHTINGS, config.mixture.weighting, "mixture.weighting")
+    names = stage_names(config)
+    if "train" in names:
+        check_sampling(config)
+    if "coldstart" in names:
+        coldstart_command.check(config, bases_made="base" not in names)
+    if "mixture" in names:
+        check_settings(config)
     training = load_problems(config.dataset) if config.dataset else []
     check(config, training=training, held_out=evaluation_problems(config))
 
@@ -106,18 +127,16 @@ def _publish(config: LongShortConfig) -> None:
 
 
 def stage_names(config: LongShortConfig) -> list[str]:
-    """Return the stages to run: the recipe's list, else all that apply to it. LongShortError for an unknown one."""
-    applies = {
-        "base": config.miniature,
-        "baseline": config.miniature,
-        "coldstart": config.coldstart,
-        "mixture": config.mixture,
-        "train": config.dataset,
-    }
-    names = config.stages or [name for name in STAGES if applies[name]]
+    """Return the stages to run: the recipe's list, else all that it has the settings of.
+
+    LongShortError for an unknown stage, and for one whose settings are missing.
+    """
+    names = config.stages or [name for name, stage in STAGES.items() if getattr(config, stage.needs)]
     for name in names:
         if name not in STAGES:
             raise LongShortError(f"stages: {name!r} is not a stage; known: {', '.join(STAGES)}")
+        if not getattr(config, needed := STAGES[name].needs):
+            raise LongShortError(f"stages: {name!r} needs {needed!r}, which this recipe does not set")
     return names
 
 
@@ -240,23 +259,27 @@ STAGES = {
         title="train both base models from random weights on the teacher's traces",
         seconds=230,
         run=base,
+        needs="miniature",
     ),
-    "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline),
+    "baseline": Stage(title="evaluate the single long model", seconds=20, run=baseline, needs="miniature"),
     "coldstart": Stage(
         title="from long traces to two models that speak the dialogue",
         seconds=200,
         run=coldstart,
+        needs="coldstart",
         resumes_itself=True,
     ),
     "mixture": Stage(
         title="fine-tune one role on a mixture of short and long traces",
         seconds=90,
         run=mixture,
+        needs="mixture",
         resumes_itself=True,
     ),
     "train": Stage(
         title="reinforcement learning of both models, evaluated before and after",
         seconds=250,
         run=train,
+        needs="dataset",
     ),
 }

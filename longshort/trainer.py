@@ -26,7 +26,7 @@ from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages, zero_variance
 from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
 from longshort.pair import LearningPair
-from longshort.preflight.checks import check, check_output
+from longshort.preflight.checks import check, check_output, check_sampling
 from longshort.recipe.paths import expand
 from longshort.recipe.schema import LongShortConfig, dump, parse
 from longshort.recorder import Recorder
@@ -116,6 +116,7 @@ class LongShortTrainer:
     def check(self) -> None:
         """Refuse, before anything starts, what cannot work: see longshort/preflight/checks.py."""
         console.say("checking models, tokenizers, data and memory")
+        check_sampling(self.config)
         held_out = evaluation_problems(self.config)
         check(
             self.config, training=self.problems, held_out=held_out, protocol=self.protocol, graded=self.reward is None

@@ -17,13 +17,15 @@ from longshort.coldstart.rewriting import REWRITERS
 from longshort.coldstart.sft import fine_tune
 from longshort.coldstart.step_names import SFT, STEP_TITLES
 from longshort.coldstart.steps import STEPS
+from longshort.coldstart.traces import check_source
 from longshort.data import READERS
-from longshort.preflight.checks import check_output
+from longshort.preflight.checks import check_adapters, check_context, check_engine, check_output
+from longshort.recipe.coldstart import GeneratorConfig
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.runs.layout import RunFolder, base_model
 from longshort.runs.ledger import set_aside
 from longshort.runs.model_files import read_facts
-from longshort.types import ROLES, LongShortError
+from longshort.types import ROLES, SHORT, LongShortError
 
 
 async def cold_start(config: LongShortConfig, *, only: str | None = None, redo: str | None = None) -> dict[str, str]:
@@ -43,8 +45,11 @@ async def cold_start(config: LongShortConfig, *, only: str | None = None, redo: 
         undo()
 
 
-def check(config: LongShortConfig, only: str | None = None) -> None:
-    """Refuse, before anything starts, a recipe that cannot work; say what is missing, and under which key."""
+def check(config: LongShortConfig, only: str | None = None, *, bases_made: bool = True) -> None:
+    """Refuse, before anything starts, a recipe that cannot work; say what is missing, and under which key.
+
+    `bases_made` is False while the miniature's base training is still to come: then its models are not looked for.
+    """
     section = section_of(config)
     check_output(config)
     lookup(PARTITIONS, section.partition.rule, "coldstart.partition.rule")
@@ -66,9 +71,19 @@ def check(config: LongShortConfig, only: str | None = None) -> None:
                     f"coldstart.{key} is 'instruct' but coldstart.instruct.model is empty; name an instruct model, "
                     f"or choose another {key}"
                 )
-            read_facts(section.instruct.model, "coldstart.instruct.model")
-    if only in (None, "rollouts"):
-        read_facts(rollout_generator(config).model, "coldstart.rollout.model")
+            _check_generator(section.instruct, "coldstart.instruct")
+    made = [role for role in ROLES if config.role(role).model or bases_made]
+    if only in (None, "rollouts") and (section.rollout or SHORT in made):
+        _check_generator(rollout_generator(config), "coldstart.rollout" if section.rollout else SHORT)
     for role in ROLES if only in (None, "rows", SFT) else ():
-        read_facts(base_model(config, role), f"{role}.model")
+        if role in made:
+            read_facts(base_model(config, role), f"{role}.model")
         deepspeed_settings(config.role(role).sft, f"{role}.sft.deepspeed")
+    check_adapters(config)
+    if only in (None, "chunk"):
+        check_source(section.traces, "coldstart.traces")
+
+
+def _check_generator(generator: GeneratorConfig, key: str) -> None:
+    check_engine(generator.engine, f"{key}.engine")
+    check_context(generator.engine, read_facts(generator.model, f"{key}.model"), f"{key}.engine")

@@ -7,6 +7,7 @@ import math
 import os
 import socket
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
             raise LongShortError(
                 f"{key}: {settings.deepspeed!r} is no readable JSON file ({error}); correct the path"
             ) from error
+    if value and not isinstance(value, dict):
+        raise LongShortError(
+            f"{key}: {settings.deepspeed!r} holds a {type(value).__name__}; a DeepSpeed configuration is a mapping"
+        )
+    if value and not find_spec("deepspeed") and not os.environ.get("RAY_ADDRESS"):
+        raise LongShortError(f"{key} is set, but deepspeed is not installed; pip install -e '.[gpu]', or remove it")
     if value and value.get("zero_optimization", {}).get("stage", 0) == 3:
         raise LongShortError(
             f"{key}: ZeRO-3 needs several processes, sft has one per role; use stage 2 or lower, or LoRA"

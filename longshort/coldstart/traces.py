@@ -55,6 +55,18 @@ def load_traces(source: str, limit: int | None, pool: GradingPool, seed: int) ->
     return traces
 
 
+def check_source(source: str, key: str) -> None:
+    """Refuse, before anything starts, a source that cannot be read, has no row or no responses; `key` names it."""
+    name, _, kind = source.partition(":")
+    if name == "miniature":
+        _maker(kind)
+        return
+    first = next(iter(read_rows(source, 1)), None)
+    if not first:
+        raise LongShortError(f"{key}: {source!r} holds no row; check the file, or the split's name")
+    _response_column(*first)
+
+
 def _response_column(where: str, row: Mapping[str, Any]) -> str:
     column = next((name for name in RESPONSE_COLUMNS if name in row), "")
     if not column:
@@ -115,7 +127,18 @@ def unwrapped(thoughts: Sequence[str]) -> list[str]:
 
 
 def _miniature(kind: str, limit: int | None, seed: int) -> list[Trace]:
-    from longshort.miniature.world import compressed_trace, make_problems, products, teacher_trace
+    from longshort.miniature.world import make_problems, products
+
+    allowed, write = _maker(kind)
+    rng, count = random.Random(f"traces {kind} {seed}"), limit or 2000
+    made = make_problems("train", count if kind == "train" else 8 * count, seed + 1)
+    problems = [problem for problem in made if products(problem) in allowed]
+    return [Trace(id=problem.id, problem=problem, response=write(problem, rng)) for problem in problems[:count]]
+
+
+def _maker(kind: str) -> tuple[tuple[int, ...], Callable[[Problem, random.Random], str]]:
+    """Return the numbers of products that a kind of miniature traces has, and what writes one."""
+    from longshort.miniature.world import compressed_trace, teacher_trace
 
     makers: dict[str, tuple[tuple[int, ...], Callable[[Problem, random.Random], str]]] = {
         "train": ((1, 2, 3), teacher_trace),
@@ -124,8 +147,4 @@ def _miniature(kind: str, limit: int | None, seed: int) -> list[Trace]:
     }
     if kind not in makers:
         raise LongShortError(f"traces 'miniature:{kind}': {kind!r} is not known; known: {', '.join(makers)}")
-    allowed, write = makers[kind]
-    rng, count = random.Random(f"traces {kind} {seed}"), limit or 2000
-    made = make_problems("train", count if kind == "train" else 8 * count, seed + 1)
-    problems = [problem for problem in made if products(problem) in allowed]
-    return [Trace(id=problem.id, problem=problem, response=write(problem, rng)) for problem in problems[:count]]
+    return makers[kind]

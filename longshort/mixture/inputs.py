@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from longshort.coldstart.records import OK, Trace
-from longshort.coldstart.traces import load_traces
+from longshort.coldstart.traces import check_source, load_traces
 from longshort.data import load_problems
 from longshort.dialogue.protocols import demonstration
 from longshort.dialogue.solo import Solo
 from longshort.grading.pool import GradingPool
 from longshort.learning.samples import sample_of
 from longshort.mixture.reweighting import WEIGHTINGS
-from longshort.preflight.checks import check_contexts, check_output, check_prompts, load_tokenizer
+from longshort.preflight.checks import check_context, check_contexts, check_output, check_prompts, load_tokenizer
 from longshort.recipe.coldstart import MixtureConfig
 from longshort.recipe.roles import SftConfig
 from longshort.recipe.schema import LongShortConfig, lookup, with_models
@@ -54,8 +54,8 @@ class MixtureInputs:
         return self.config.role(self.settings.role).model
 
 
-def prepare(config: LongShortConfig) -> MixtureInputs:
-    """Read the data and refuse what cannot work."""
+def check_settings(config: LongShortConfig) -> MixtureConfig:
+    """Refuse, before anything is read, what cannot work; return the section `mixture`."""
     settings = config.mixture
     if settings is None:
         raise LongShortError("this recipe has no section `mixture:`; recipes/tldr.yaml shows one")
@@ -66,12 +66,21 @@ def prepare(config: LongShortConfig) -> MixtureInputs:
     for key in ("lora", "deepspeed"):
         if value := getattr(config.role(role).sft, key):
             raise LongShortError(f"{role}.sft.{key} is {value!r}, but the mixture trains all weights; remove it")
+    for key in ("short_bound", "long_bound"):
+        if model := getattr(settings, key):
+            check_context(config.role(role).engine, read_facts(model, f"mixture.{key}"), f"{role}.engine")
+    for source in SOURCES:
+        check_source(getattr(settings, source), f"mixture.{source}")
+    return settings
+
+
+def prepare(config: LongShortConfig) -> MixtureInputs:
+    """Read the data and refuse what cannot work."""
+    settings = check_settings(config)
+    role = settings.role
     placed = with_models(config, {role: base_model(config, role)})
     section = placed.role(role)
     facts = read_facts(section.model, f"{role}.model")
-    for key in ("short_bound", "long_bound"):
-        if model := getattr(settings, key):
-            read_facts(model, f"mixture.{key}")
     check_output(config)
     check_contexts(placed, {role: facts})
     tokenizer = load_tokenizer(placed, role, facts.vocabulary)

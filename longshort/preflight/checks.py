@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longshort.backends.devices import check_devices
 from longshort.backends.weights import adapters
 from longshort.dialogue.encoding import ROLE_TAGS, encode_problem, special_ids
 from longshort.dialogue.protocols import PROTOCOLS, make_protocol
@@ -20,9 +24,11 @@ from longshort.learning.optim import DECAYS
 from longshort.preflight.memory import check_memory, plan
 from longshort.preflight.memory_formulas import BYTES, GIB, adapter_parameters
 from longshort.preflight.processes import model_facts
+from longshort.recipe.roles import RoleLora
 from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.recipe.sections import EngineConfig
 from longshort.runs.model_files import ModelFacts, expected_weights, find_folder
-from longshort.runs.tracking import TRACKERS
+from longshort.runs.tracking import check_trackers
 from longshort.types import ROLES, LongShortError, Problem
 
 if TYPE_CHECKING:
@@ -52,7 +58,9 @@ def check(
     """
     check_names(config)
     check_output(config)
+    check_packages(config)
     facts = model_facts(config)
+    check_model_types(config)
     check_contexts(config, facts)
     check_adapters(config)
     check_memory(plan(config))
@@ -71,8 +79,7 @@ def check_names(config: LongShortConfig) -> None:
     lookup(losses.LOSSES, config.loss.name, "loss.name")
     lookup(losses.IMPORTANCE_CORRECTIONS, config.loss.importance_correction, "loss.importance_correction")
     lookup(DECAYS, config.lr_scheduler_type, "lr_scheduler_type")
-    for name in config.report_to:
-        lookup(TRACKERS, name, "report_to")
+    check_trackers(config.report_to)
     lookup(REWARDS, config.reward.name, "reward.name")
     lookup(LENGTH_TERMS, config.reward.length.kind, "reward.length.kind")
     losses.check(config.loss)
@@ -87,6 +94,62 @@ def check_names(config: LongShortConfig) -> None:
             f"share_engine: protocol {config.protocol.name} has one role, so there is no other to share with; "
             "remove share_engine"
         )
+
+
+def check_sampling(config: LongShortConfig) -> None:
+    """Refuse to train on samples of a part of the distribution.
+
+    The engine's log-probs would be of that part, the learner's are of the whole: their ratio, which should be 1, and
+    the gradient would be biased. An evaluation and a server may cut.
+    """
+    cut = [key for key, whole in (("top_p", 1.0), ("top_k", 0)) if getattr(config, key) != whole]
+    if cut:
+        setting = f"{cut[0]}={getattr(config, cut[0]):g}"
+        raise LongShortError(
+            f"{setting}: training samples from the whole distribution, whose log-probs the learner computes; remove it "
+            f"here and give it to `longshort eval` or `longshort serve` ({setting})"
+        )
+
+
+def check_packages(config: LongShortConfig) -> None:
+    """Refuse engines and learners that this machine cannot have. Another cluster's machines are not known here."""
+    from longshort.backends.learners.attention import choose_attention
+
+    for role in ROLES:
+        check_engine(config.role(role).engine, f"{role}.engine")
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    if config.learner.backend == "deepspeed":
+        check_devices(config, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
+    choose_attention(config)
+
+
+def check_engine(engine: EngineConfig, key: str) -> None:
+    """Refuse vLLM where it is not installed, unless another cluster's machines run it."""
+    if engine.backend == "vllm" and not find_spec("vllm") and not os.environ.get("RAY_ADDRESS"):
+        raise LongShortError(
+            f"{key}.backend is vllm, which is not installed; install it (longshort doctor says how), or set "
+            f"{key}.backend=transformers"
+        )
+
+
+def check_model_types(config: LongShortConfig) -> None:
+    """Refuse a model that transformers does not know as a causal language model: no learner could load it."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
+
+    for role in make_protocol(config).roles:
+        if not (model := config.role(role).model):
+            continue
+        try:
+            kind = type(AutoConfig.from_pretrained(find_folder(model, f"{role}.model"), trust_remote_code=False))
+            known = kind in MODEL_FOR_CAUSAL_LM_MAPPING
+        except (OSError, ValueError, KeyError) as error:
+            known, kind = False, str(error).splitlines()[0]
+        if not known:
+            raise LongShortError(
+                f"{role}.model: {model!r} is no causal language model that transformers {__version__} knows ({kind}); "
+                "take another model, or a newer transformers"
+            )
 
 
 def check_output(config: LongShortConfig) -> None:
@@ -109,30 +172,37 @@ def check_output(config: LongShortConfig) -> None:
 def check_contexts(config: LongShortConfig, facts: Mapping[str, ModelFacts]) -> None:
     """Refuse an engine's context beyond the model's, and a KV cache that cannot hold one dialogue."""
     for role, model in facts.items():
-        engine = config.role(role).engine
-        if engine.max_model_len > model.context:
-            raise LongShortError(
-                f"{role}.engine.max_model_len is {engine.max_model_len:,} but {model.name} knows positions up to "
-                f"{model.context:,} (max_position_embeddings); lower the one or take another model"
-            )
-        needed = engine.max_model_len * model.kv_numbers * BYTES[engine.dtype] / GIB
-        if needed > engine.kv_cache_gib:
-            raise LongShortError(
-                f"{role}.engine.kv_cache_gib is {engine.kv_cache_gib:g}, but one dialogue of {model.name} at "
-                f"max_model_len ({engine.max_model_len:,} tokens) takes {needed:.2g} GiB; raise the one or lower the "
-                "other"
-            )
+        check_context(config.role(role).engine, model, f"{role}.engine")
+
+
+def check_context(engine: EngineConfig, model: ModelFacts, key: str) -> None:
+    """Refuse the same of one engine; `key` is its section of the recipe."""
+    if engine.max_model_len > model.context:
+        raise LongShortError(
+            f"{key}.max_model_len is {engine.max_model_len:,} but {model.name} knows positions up to "
+            f"{model.context:,} (max_position_embeddings); lower the one or take another model"
+        )
+    needed = engine.max_model_len * model.kv_numbers * BYTES[engine.dtype] / GIB
+    if needed > engine.kv_cache_gib:
+        raise LongShortError(
+            f"{key}.kv_cache_gib is {engine.kv_cache_gib:g}, but one dialogue of {model.name} at max_model_len "
+            f"({engine.max_model_len:,} tokens) takes {needed:.2g} GiB; raise the one or lower the other"
+        )
 
 
 def check_adapters(config: LongShortConfig) -> None:
     """Refuse `lora.target_modules` that the role's model does not have, and an adapter of other shapes."""
     for role in ROLES:
-        if (model := config.role(role).model) and (lora := config.role(role).lora):
-            shapes = expected_weights(str(find_folder(model, f"{role}.model")))
+        section = config.role(role)
+        loras = {f"{role}.lora": section.lora, f"{role}.sft.lora": section.sft.lora if config.coldstart else None}
+        for key, lora in loras.items():
+            if not (section.model and lora):
+                continue
+            shapes = expected_weights(str(find_folder(section.model, f"{role}.model")))
             matrices = [name for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name]
             layers = [name.removesuffix(".weight") for name in matrices]
-            chosen = adapters.matching(layers, lora.target_modules, f"{role}.lora.target_modules")
-            if lora.adapter:
+            chosen = adapters.matching(layers, lora.target_modules, f"{key}.target_modules")
+            if isinstance(lora, RoleLora) and lora.adapter:
                 adapter = adapters.read(Path(lora.adapter), role, lora)
                 adapters.check_adapter(adapter, shapes, held=adapters.names(chosen))
 

@@ -29,6 +29,7 @@ from longshort.recipe.roles import RoleConfig
 from longshort.recipe.sections import (
     EngineConfig,
     EvalConfig,
+    Gpus,
     GradingConfig,
     LearnerConfig,
     LossConfig,
@@ -97,7 +98,7 @@ class LongShortConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     share_engine: bool = False
     """One engine holds the base model of both roles and samples each role with its own adapter."""
-    learner_gpus: NonNegativeFloat = 0.0
+    learner_gpus: Gpus = 0.0
     """GPUs of each rank of a learner; 0: it runs on the CPU."""
     weight_sync: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     """How new weights reach an engine; CUDA IPC on one GPU, NCCL between GPUs. `auto` reports its choice."""

@@ -9,6 +9,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,6 +26,15 @@ from longshort.recipe.paths import PathText, expands
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus % 1:
+        raise ValueError("more than one GPU is a whole number; a share is below 1")
+    return gpus
+
+
+Gpus = Annotated[NonNegativeFloat, AfterValidator(_whole_above_one)]
 
 
 class Section(BaseModel):
@@ -56,7 +66,7 @@ class EngineConfig(Section):
     kv_cache_gib: PositiveFloat = 0.5
     block_size: PositiveInt = 32
     """Tokens per block of vLLM's cache. Its default on CPUs, 128, misses prefix-cache hits on short turns."""
-    num_gpus: NonNegativeFloat = 0.0
+    num_gpus: Gpus = 0.0
     extra: dict[str, Any] = {}
     """Passed to vLLM's EngineArgs unchanged."""
 

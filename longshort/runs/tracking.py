@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 
 from longshort.recipe.schema import LongShortConfig, lookup
 from longshort.runs.layout import RunFolder
@@ -47,16 +48,24 @@ TRACKERS: dict[str, Callable[[LongShortConfig], Tracker]] = {
 """By the name that `report_to` uses: add your own here."""
 
 
+PACKAGES = ("tensorboard", "wandb", "trackio")
+"""What our trackers import; a tracker of your own answers for itself."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse an unknown tracker, and one of ours that is not installed."""
+    for name in names:
+        lookup(TRACKERS, name, "report_to")
+    if missing := [name for name in names if name in PACKAGES and not find_spec(name)]:
+        raise LongShortError(
+            f"report_to asks for {', '.join(missing)}, not installed: pip install 'longshort[tracking]', or remove it"
+        )
+
+
 def open_trackers(config: LongShortConfig) -> Tracker:
     """Return a function that logs a step everywhere; LongShortError for an unknown or missing tracker."""
-    trackers = []
-    for name in config.report_to:
-        try:
-            trackers.append(lookup(TRACKERS, name, "report_to")(config))
-        except ImportError as error:
-            raise LongShortError(
-                f"report_to asks for {name!r}, which is not installed ({error}): pip install 'longshort[tracking]'"
-            ) from error
+    check_trackers(config.report_to)
+    trackers = [TRACKERS[name](config) for name in config.report_to]
     path = RunFolder.of(config).metrics
 
     def log(step: int, metrics: Mapping[str, float]) -> None:

@@ -108,6 +108,10 @@ def test_an_unknown_override_is_refused_the_same_way(recipe):
             "{learner: {backend: deepspeed, ranks: 4}, learner_gpus: 0.5}",
             "learner_gpus is 0.5 but each of 4 learner.ranks takes one GPU",
         ),
+        (
+            "learner_gpus: 1.5",
+            "x.yaml: learner_gpus: more than one GPU is a whole number; a share is below 1 (got 1.5)",
+        ),
         ("seed: -1", "x.yaml: seed: Input should be greater than or equal to 0 (got -1)"),
         ("seed: 4294967296", "x.yaml: seed: Input should be less than 4294967296 (got 4294967296)"),
         ('output_dir: "a\\ud83d"', "x.yaml: output_dir: half a character, which is no text"),
