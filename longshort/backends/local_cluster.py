@@ -31,7 +31,6 @@ if "ray" not in sys.modules and os.getenv("RAY_ADDRESS", "") in ("", "local") an
 import ray
 from ray._private import services
 from ray._private import utils as ray_utils
-from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 ENVIRONMENT = {
@@ -39,8 +38,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # at Ray's default of 15, engines and learners starve beside any ordinary process
 }
-FAILURES = (OSError, RuntimeError, ValueError, OverflowError, RayError)
-"""What Ray raises where it cannot start or join, and Python for an address that is none."""
 JOIN_S, LISTEN_S = 50.0, 10.0
 """For joining a cluster, and for its head to accept a connection."""
 LONGEST_FOLDER = 107 - len("/ray/session_2026-11-27_03-17-33_282544_1234567/sockets/plasma_store")
@@ -102,10 +99,10 @@ def _start_private() -> Callable[[], None]:
                 f"{LONGEST_FOLDER}): Ray's files go to {own} and are removed at the end"
             )
         _init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=own)
-    except FAILURES as error:
+    except Exception as error:  # Ray raises even Exception itself, where its processes take too long
         raise LongShortError(
-            f"Ray does not start on this machine, with its files in {own or parent}: {reason_of(error)}; free memory "
-            f"and disk, or set {variable} to a folder that can be written"
+            f"Ray does not start on this machine, with its files in {own or parent}: {reason_of(error)}; free memory, "
+            f"disk and cores, or set {variable} to a folder that can be written"
         ) from error
 
     def stop() -> None:
@@ -141,7 +138,9 @@ def _join(address: str, limit_s: float) -> None:
         if not joined.done():
             raise TimeoutError(f"no answer within {limit_s:g} s")
         joined.result()
-    except FAILURES as error:
+    except LongShortError:
+        raise
+    except Exception as error:
         reason = " ".join((reason_of(error.__cause__) if error.__cause__ else str(error)).split())
         raise LongShortError(
             f"RAY_ADDRESS is {address}, but this process cannot join a Ray cluster there: {reason}; start the cluster, "

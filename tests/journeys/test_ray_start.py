@@ -112,6 +112,7 @@ def test_a_signal_ends_the_wait_for_a_head_that_never_answers(number):
         process = subprocess.Popen(
             command, cwd=ROOT, env=without_ray(RAY_ADDRESS=address), stdout=subprocess.PIPE, text=True, preexec_fn=hears
         )
+        assert process.stdout
         assert process.stdout.readline() == f"joining the Ray cluster at {address} (RAY_ADDRESS)\n"
         head.accept()
         process.send_signal(number)

@@ -159,14 +159,15 @@ def test_a_folder_that_is_short_enough_stays(init, monkeypatch):
     assert init[0]["_temp_dir"] is None
 
 
-def test_a_cluster_of_our_own_that_does_not_start_is_a_sentence(init, monkeypatch):
-    def full(**settings):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("kind", [OSError, RuntimeError, Exception])
+def test_a_cluster_of_our_own_that_does_not_start_is_a_sentence(init, monkeypatch, kind):
+    def late(**settings):
+        raise kind("The current node timed out during startup")
 
-    monkeypatch.setattr(local_cluster.ray, "init", full)
+    monkeypatch.setattr(local_cluster.ray, "init", late)
     assert refusal() == (
-        "Ray does not start on this machine, with its files in /tmp: [Errno 28] No space left on device; free memory "
-        "and disk, or set TMPDIR to a folder that can be written"
+        "Ray does not start on this machine, with its files in /tmp: The current node timed out during startup; free "
+        "memory, disk and cores, or set TMPDIR to a folder that can be written"
     )
 
 
