@@ -41,7 +41,16 @@ find_python() {
 
 packages_present() { find "$VENV/lib" -maxdepth 3 -name '*.dist-info' 2>/dev/null | wc -l; }
 
-# Runs a command with its output in the log and a line about it every 5 seconds; stops with it on Ctrl-C.
+# Deletes the record of each package that was being unpacked when a set-up was interrupted, so that pip unpacks it again.
+# pip writes RECORD last.
+forget_half_installed() {
+    local info
+    for info in "$VENV"/lib/*/site-packages/*.dist-info; do
+        [[ ! -d $info || -e $info/RECORD ]] || rm -rf "$info"
+    done
+}
+
+# Runs a command with its output in the log, a line about it every 5 seconds and its time at the end; stops with it on Ctrl-C.
 watched() {
     local title=$1 started=$SECONDS pid
     shift
@@ -58,7 +67,8 @@ watched() {
         fi
     done
     trap - INT TERM
-    wait "$pid"
+    wait "$pid" || return
+    say "  took $((SECONDS - started)) s"
 }
 
 # pip first fetches everything, then unpacks everything.
@@ -91,8 +101,10 @@ if [[ -f $STAMP && $(<"$STAMP") == "$WANTED" ]]; then
     exit 0
 fi
 
-if [[ -e $UNFINISHED ]]; then
-    say "an earlier set-up was interrupted: starting $VENV anew"
+if [[ -e $UNFINISHED && -x $VENV/bin/python ]]; then
+    say "an earlier set-up was interrupted: going on with its $(packages_present) packages"
+    forget_half_installed
+elif [[ -e $UNFINISHED ]]; then
     rm -rf "$VENV"
 fi
 if [[ -d $VENV ]] && ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
