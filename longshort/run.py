@@ -107,6 +107,7 @@ def check_measured(config: LongShortConfig) -> None:
 def check_run(config: LongShortConfig) -> None:
     """Refuse, before anything starts, what cannot work; LongShortError with what, where, both values and the remedy."""
     names = stage_names(config)
+    check_records(config)
     if "train" in names:
         check_sampling(config)
     if "coldstart" in names:
@@ -148,17 +149,27 @@ def planned_stages(config: LongShortConfig) -> list[tuple[str, str, int | None]]
     return [(name, STAGES[name].title, STAGES[name].seconds if config.miniature else None) for name in names]
 
 
-async def _stage(config: LongShortConfig, name: str, label: str) -> None:
-    stage, record, seconds = STAGES[name], RunFolder.of(config).stage(name), None
+def fingerprint(config: LongShortConfig) -> str:
+    """Return a hash of the settings that the results of a stage depend on."""
     settings = {key: value for key, value in leaves(config.model_dump(mode="json")) if not may_change(key)}
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    if record.is_file():
-        done = json.loads(record.read_text())
-        if done["recipe"] != fingerprint:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def check_records(config: LongShortConfig) -> None:
+    """Refuse an output folder whose stages were done with other settings."""
+    for name in stage_names(config):
+        record = RunFolder.of(config).stage(name)
+        if record.is_file() and json.loads(record.read_text())["recipe"] != fingerprint(config):
             raise LongShortError(
                 f"{record} was made with other settings than this recipe's; "
                 f"remove {config.output_dir} or choose another output_dir"
             )
+
+
+async def _stage(config: LongShortConfig, name: str, label: str) -> None:
+    stage, record, seconds = STAGES[name], RunFolder.of(config).stage(name), None
+    if record.is_file():
+        done = json.loads(record.read_text())
         if not stage.resumes_itself:
             console.say(f"{label}: done before ({console.duration(done['seconds'])}), skipped")
             return
@@ -167,7 +178,9 @@ async def _stage(config: LongShortConfig, name: str, label: str) -> None:
     started = time.monotonic()
     result = await stage.run(config)
     taken = time.monotonic() - started
-    write_json(record, {"recipe": fingerprint, "seconds": taken if seconds is None else seconds, "result": result})
+    write_json(
+        record, {"recipe": fingerprint(config), "seconds": taken if seconds is None else seconds, "result": result}
+    )
     console.say(f"{label}: {console.duration(taken)}")
 
 

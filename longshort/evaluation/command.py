@@ -23,7 +23,7 @@ from longshort.grading.pool import GradingPool
 from longshort.pair import Pair
 from longshort.preflight.checks import check_contexts, check_output, check_prompts, load_tokenizer
 from longshort.recipe.schema import LongShortConfig, parse
-from longshort.runs import checkpoint
+from longshort.runs import checkpoint, lock
 from longshort.runs.layout import RunFolder
 from longshort.runs.ledger import set_aside
 from longshort.runs.model_files import read_facts
@@ -49,7 +49,7 @@ def evaluate_recipe(
     if checkpoint_folder:
         checkpoint.verify(checkpoint_folder)
     systems, folder = systems_of(config, checkpoint_folder), RunFolder.of(config).evaluations / name
-    with GradingPool.of(config.grading) as pool:
+    with lock.hold(folder), GradingPool.of(config.grading) as pool:
         benchmarks, faults = prepare_benchmarks(config, pool)
         check_systems(config, systems, benchmarks)
         greedy = config.eval.greedy
@@ -57,8 +57,8 @@ def evaluate_recipe(
         if redo and folder.is_dir() and (old := set_aside(folder, [task.name for task in tasks])):
             console.say(f"the older files are now in {old}")
         interruption.run(_run_all(config, tasks, pool))
-    file = _assemble(config, name, tasks, faults)
-    content = results.write_results(file, folder.parent)
+        file = _assemble(config, name, tasks, faults)
+        content = results.write_results(file, folder.parent)
     _show(file)
     console.say(f"\nwritten to {folder}.json and {folder}.md; every episode is in {folder}/")
     return content

@@ -7,8 +7,10 @@ import pytest
 from longshort import cli
 from longshort.preflight import checks
 from longshort.recipe.schema import dump
-from longshort.run import check_measured, check_run
+from longshort.run import check_measured, check_run, fingerprint
 from longshort.runs import lock, tracking
+from longshort.runs.files import write_json
+from longshort.runs.layout import RunFolder
 from longshort.types import LONG, SHORT, LongShortError
 from tests.support import tiny_models
 
@@ -178,6 +180,14 @@ def test_a_model_that_transformers_does_not_know_is_refused(recipe, models, tmp_
     (strange / "config.json").write_text(json.dumps(settings | {"model_type": "unheard_of"}))
     message = refusal(recipe(long={"model": str(strange)}))
     assert message.startswith(f"long.model: '{strange}' is no causal language model that transformers")
+
+
+def test_a_folder_whose_stages_had_other_settings_is_refused(recipe):
+    config = recipe()
+    record = RunFolder.of(config).stage("train")
+    write_json(record, {"recipe": fingerprint(config), "seconds": 1.0, "result": {}})
+    assert check_run(config) is None
+    assert f"{record} was made with other settings than this recipe's" in refusal(recipe(seed=7))
 
 
 def test_a_run_that_measures_needs_something_to_measure_on(recipe):
