@@ -53,13 +53,14 @@ ONE_COPY = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
 class EngineActor(EngineLoop):
     """Hosts one engine in its own process; its methods are called from several threads at once."""
 
-    def __init__(self, make: Callable[[], Any], stuck_s: float):
+    def __init__(self, make: Callable[[], Any], stuck_s: float, driver_node: str):
         import_from_environment()
+        self._driver_node = driver_node
         super().__init__(make, stuck_s)
 
-    def ready(self) -> int:
-        """Return the process id, once the engine has loaded its model."""
-        return os.getpid()
+    def ready(self) -> int | None:
+        """Once the engine has loaded its model, return the process id; on another node the driver has no use for it."""
+        return os.getpid() if ray.get_runtime_context().get_node_id() == self._driver_node else None
 
 
 class LearnerActor:
@@ -261,7 +262,7 @@ def make_engine(
     options = _options(config, cpu_share(), settings.num_gpus, environment, place)
     actor = ray.remote(EngineActor).options(max_concurrency=8, **options)
     core = partial(make_core, backend, model, settings, config.seed, adapters)
-    spawn = partial(actor.remote, core, config.engine_timeout_s)
+    spawn = partial(actor.remote, core, config.engine_timeout_s, ray.get_runtime_context().get_node_id())
     return RemoteEngine(name, config, tokenizer, settings, backend, model, spawn=spawn, kill=_kill, failure=RayError)
 
 

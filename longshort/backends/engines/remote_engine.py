@@ -86,8 +86,11 @@ class RemoteEngine:
         """Turns that were requested and not delivered yet."""
         return len(self._pending)
 
-    async def start(self) -> int:
-        """Wait until the engine has loaded its model; return its process id. Raise LongShortError with its reason."""
+    async def start(self) -> int | None:
+        """Wait until the engine has loaded its model; return its process id, if it runs on this node.
+
+        Raises LongShortError with its reason.
+        """
         limit = max(START_TIMEOUT_S, self._config.engine_timeout_s)
         try:
             self._pid = pid = await asyncio.wait_for(result_of(self._actor.ready.remote()), limit)

@@ -1,0 +1,16 @@
+"""An engine's process id, which the driver may use to kill it, is given on the driver's own node only."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from longshort.backends import ray_cluster
+
+
+@pytest.mark.parametrize(("node", "pid"), [("here", os.getpid()), ("elsewhere", None)])
+def test_the_process_id_of_an_engine_on_another_node_is_not_given(monkeypatch, node, pid):
+    monkeypatch.setattr(ray_cluster.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: node))
+    engine: Any = SimpleNamespace(_driver_node="here")
+    assert ray_cluster.EngineActor.ready(engine) == pid
