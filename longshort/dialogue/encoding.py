@@ -15,6 +15,8 @@ THINK, END_THINK, ANSWER, END_ANSWER, RETHINK = "<think>", "</think>", "<answer>
 ROLE_TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, RETHINK)
 OPENED = re.compile(rf"({THINK}|{ANSWER})\s*\Z")
 SLOT = "QUESTIONxSLOT"
+FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What a chat template may raise: it is a small program."""
 
 
 def encode_problem(tokenizer, instructions: str, question: str, *, opening: str | None = None) -> tuple[int, ...]:
@@ -23,42 +25,46 @@ def encode_problem(tokenizer, instructions: str, question: str, *, opening: str 
     The ids are those that the chat template itself makes. Some templates open `<think>` for the model. A role that
     writes tags gives its `opening` tag: any other tag that the template opened is left out ("": every one).
     """
-    content = f"{instructions}\n\n{question}" if instructions else question
-    return _prompt(tokenizer, str(tokenizer.chat_template or ""), content, opening)
+    return _prompt(tokenizer, str(tokenizer.chat_template or ""), _message(instructions, question), opening)[0]
 
 
 def encode_opening(tokenizer, instructions: str, question: str, opening: str, tags: str) -> tuple[int, ...]:
     """Encode the prompt before a role's first words: `encode_problem`, then its opening tag, once."""
-    prompt = encode_problem(tokenizer, instructions, question, opening=opening)
-    template = str(tokenizer.chat_template or "")
-    opened = template and _frame(tokenizer, template, opening).opened
+    content = _message(instructions, question)
+    prompt, opened = _prompt(tokenizer, str(tokenizer.chat_template or ""), content, opening)
     return prompt if opened else prompt + encode_tag(tokenizer, opening, tags)
 
 
+def _message(instructions: str, question: str) -> str:
+    return f"{instructions}\n\n{question}" if instructions else question
+
+
 @functools.lru_cache(maxsize=256)
-def _prompt(tokenizer, template: str, content: str, opening: str | None) -> tuple[int, ...]:
-    """Return the ids of one user message. Cached: a group of episodes asks the same, and rendering takes time."""
+def _prompt(tokenizer, template: str, content: str, opening: str | None) -> tuple[tuple[int, ...], bool]:
+    """Return the ids of one user message, and whether they end with the opening tag.
+
+    Cached: a group of episodes asks the same, and rendering takes longer than encoding.
+    """
     if not template:
         bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-        return bos + encode_plain(tokenizer, content, first=True)
-    frame = _frame(tokenizer, template, opening)
-    text = _render(tokenizer, content)
+        return bos + encode_plain(tokenizer, content, first=True), False
+    text, frame = _render(tokenizer, content), _frame(tokenizer, opening)
     text = text[: len(text) - frame.left_out]
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     plain = plain_text(tokenizer)
     if tuple(i for i in ids if i in plain.control) == frame.control:
-        return ids
+        return ids, frame.opened
     # The question names control tokens: encode what stands between the template's own ones without any.
     before, head, tail, after = frame.parts
     end = len(text) - len(after)
     between = text[len(before) : end]
-    if not (text.startswith(before + head) and text.endswith(tail + after) and between):
+    if not (text.startswith(before + head) and text.endswith(tail + after)):
         raise LongShortError(
             f"the chat template of {tokenizer.name_or_path!r} changes with the user's message, which names control "
             f"tokens: {content[:80]!r}; use a template that shows the message as it is, or drop the problem"
         )
     first, last = (tuple(tokenizer.encode(part, add_special_tokens=False)) if part else () for part in (before, after))
-    return first + tuple(plain.encode(between, plain.section if before else plain.first)) + last
+    return first + tuple(plain.encode(between, plain.section if before else plain.first)) + last, frame.opened
 
 
 class _Frame(NamedTuple):
@@ -74,9 +80,8 @@ class _Frame(NamedTuple):
     """Characters at its end that are left out: another opening tag."""
 
 
-@functools.lru_cache(maxsize=64)
-def _frame(tokenizer, template: str, opening: str | None) -> _Frame:
-    """Look at the chat template with a word that stands for the user's message."""
+def _frame(tokenizer, opening: str | None) -> _Frame:
+    """Look at the chat template with a word that stands for the user's message. Each time: some write today's date."""
     whole = _render(tokenizer, SLOT)
     if whole.count(SLOT) != 1:
         raise LongShortError(
@@ -101,9 +106,10 @@ def _render(tokenizer, content: str) -> str:
     messages = [{"role": "user", "content": content}]
     try:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except FAULTS as error:
+        what = " ".join(str(error).split()) or type(error).__name__
         raise LongShortError(
-            f"the chat template of {tokenizer.name_or_path!r} fails on one user message ({error}); give the model's "
+            f"the chat template of {tokenizer.name_or_path!r} fails on one user message ({what}); give the model's "
             "folder a template (chat_template.jinja) that needs no other message"
         ) from error
 

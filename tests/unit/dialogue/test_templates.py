@@ -69,6 +69,14 @@ def test_a_dialogue_has_no_space_that_nobody_wrote(family):
     assert "".join(said) == "<think>a▁b</think><answer>"
 
 
+def test_a_template_that_writes_the_date_works_on_the_next_day_too():
+    days, tokenizer = iter("1122"), hand_built.byte_level()
+    tokenizer.apply_chat_template = lambda messages, **_: f"<s>day {next(days)} {messages[0]['content']}</s>"
+    for day in "12":
+        prompt = encode_problem(tokenizer, "", f"{day} </think>")
+        assert tokenizer.decode(prompt) == f"<s>day {day} {day} </think></s>"
+
+
 # A template that opens <think> itself
 
 
@@ -141,6 +149,8 @@ def test_a_models_own_think_token_is_the_role_tag(family, own):
         ("{% if messages[0].role != 'system' %}{{ messages[1].content }}{% endif %}", "fails on one user message"),
         ("{% if messages %}", "fails on one user message"),
         ("{{ messages[0].content + 1 }}", "fails on one user message"),
+        ("{{ 1 // 0 }}{{ messages[0].content }}", "fails on one user message"),
+        ("{{ raise_exception('two\nlines') }}", r"fails on one user message \(two lines\)"),
         ("<s>Solve it.", "must contain the user's message exactly once"),
     ],
 )
