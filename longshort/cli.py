@@ -123,9 +123,8 @@ def _evaluating(verb: Verb, recipe_verb: Verb) -> None:
     evaluate.add_argument("--name", default="results", help="name of the result files (default: eval/results.json)")
     evaluate.add_argument("--redo", action="store_true", help="set older results of this name aside and start over")
     page = verb("report", _report, "Write one page that opens offline: curves, Pareto plot, tables, every episode.")
-    page.add_argument(
-        "runs", nargs="+", type=terminal.path, metavar="RUN", help="run folders, e.g. runs/quickstart; drawn together"
-    )
+    drawn = "run folders, e.g. runs/quickstart; drawn together"
+    page.add_argument("runs", nargs="+", type=terminal.path, metavar="RUN", help=drawn)
     page.add_argument(
         "--output", type=terminal.path, metavar="FILE", help="the page (default: report.html in the first run's folder)"
     )
@@ -137,12 +136,8 @@ def _evaluating(verb: Verb, recipe_verb: Verb) -> None:
 
 def _answering(verb: Verb) -> None:
     endpoint = verb("serve", _serve, "Serve the pair as one OpenAI-compatible endpoint, with a page to chat with it.")
-    endpoint.add_argument(
-        "team",
-        type=terminal.expanded_text,
-        metavar="TEAM",
-        help="a team folder, a checkpoint, a run's folder or a recipe",
-    )
+    source = "a team folder, a checkpoint, a run's folder or a recipe"
+    endpoint.add_argument("team", type=terminal.expanded_text, metavar="TEAM", help=source)
     _overrides(endpoint, "settings that replace the team's, e.g. serve.max_queue=64")
     endpoint.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     endpoint.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
@@ -211,6 +206,8 @@ def _mixture(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if "=" in str(options.resume) and not options.resume.exists():  # a setting that follows a bare --resume
+        options.overrides, options.resume = [*options.overrides, str(options.resume)], True
     config = _load(options)
     from longshort.run import after_cold_start
     from longshort.trainer import LongShortTrainer

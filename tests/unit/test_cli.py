@@ -3,11 +3,13 @@
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from longshort import cli, console, terminal
 from longshort.types import LongShortError
+from tests.support import ROOT
 
 ODD = os.fsdecode(b"caf\xe9.yaml")
 
@@ -25,7 +27,7 @@ def test_a_terminal_that_lacks_a_character_shows_another(monkeypatch):
 
 def test_a_plan_is_shown_in_ascii(monkeypatch):
     monkeypatch.setattr("sys.stdout", stream("ascii"))
-    assert cli.main(["plan", "recipes/quickstart.yaml"]) == 0
+    assert cli.main(["plan", str(ROOT / "recipes" / "quickstart.yaml")]) == 0
     assert b"stages\n  1. base" in sys.stdout.buffer.getvalue()
 
 
@@ -56,6 +58,31 @@ def test_a_variable_in_a_path_that_is_not_set_is_refused(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     assert "'$NOT_SET_HERE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps", "resume"),
+    [
+        (["--resume", "max_steps=4"], 4, True),
+        (["max_steps=4", "--resume"], 4, True),
+        (["max_steps=4", "--resume", "runs/x/checkpoint-2"], 4, Path("runs/x/checkpoint-2")),
+        ([], 100, False),
+    ],
+)
+def test_a_setting_after_a_bare_resume_is_a_setting(tmp_path, monkeypatch, arguments, steps, resume):
+    (tmp_path / "x.yaml").write_text("dataset: x.jsonl\n")
+    started = []
+
+    class Trainer:
+        def __init__(self, args):
+            self.args = args
+
+        def train(self, resume):
+            started.append((self.args.max_steps, resume))
+
+    monkeypatch.setattr("longshort.trainer.LongShortTrainer", Trainer)
+    assert cli.main(["train", str(tmp_path / "x.yaml"), *arguments]) == 0
+    assert started == [(steps, resume)]
 
 
 def test_a_home_in_a_path_is_the_home_folder(monkeypatch):
