@@ -39,8 +39,8 @@ def decode_plain(tokenizer, ids: Sequence[int]) -> str:
 def settled(tokenizer, ids: Sequence[int]) -> Sequence[int]:
     """Return the ids without the bytes at their end: what a run of byte tokens says is known when it has ended."""
     token_of, size = tokenizer.backend_tokenizer.id_to_token, len(ids)
-    while size and len(token := token_of(ids[size - 1]) or "") == 6 and token.startswith("<0x"):
-        size -= 1
+    while size and ((token := token_of(ids[size - 1])) is None or (len(token) == 6 and token.startswith("<0x"))):
+        size -= 1  # an id without a token writes nothing, so it does not end a run
     return ids[:size]
 
 

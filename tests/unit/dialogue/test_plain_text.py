@@ -10,6 +10,11 @@ from longshort.types import LongShortError
 from tests.support import hand_built
 
 TOKENIZERS = {name: make() for name, make in hand_built.FAMILIES.items()}
+TEMPLATED = {
+    (name, template): make(template)
+    for name, make in hand_built.FAMILIES.items()
+    for template in (hand_built.CHATML, hand_built.INST)
+}
 ADDED = (*hand_built.SPECIAL, *hand_built.UNMARKED)
 
 
@@ -50,7 +55,7 @@ def test_any_text_of_their_names_and_parts_comes_back_without_control_tokens(fam
 @pytest.mark.parametrize("template", [hand_built.CHATML, hand_built.INST], ids=["chatml", "inst"])
 @pytest.mark.parametrize("family", TOKENIZERS)
 def test_a_prompt_has_the_templates_own_control_tokens_and_no_other(family, template, parts):
-    tokenizer, question = hand_built.FAMILIES[family](template), "".join(parts)
+    tokenizer, question = TEMPLATED[family, template], "".join(parts)
     prompt = encode_problem(tokenizer, "", question)
     own = ["<|im_start|>", "<|im_end|>", "<|im_start|>"] if template == hand_built.CHATML else ["<s>"]
     assert control_in(tokenizer, prompt) == own

@@ -43,6 +43,13 @@ def test_a_whole_character_waits_while_the_bytes_after_it_may_undo_it():
     assert "".join(pieces) == text == "a\ufffd\ufffd\ufffd\ufffdb"
 
 
+def test_an_id_without_a_token_does_not_end_a_run_of_bytes():
+    tokenizer = TOKENIZERS["metaspace"]
+    ids = [*tokenizer.convert_tokens_to_ids(["<0x41>"]), 10**6, *tokenizer.convert_tokens_to_ids(["<0x80>", "b"])]
+    pieces, text = streamed(tokenizer, ids, range(1, len(ids)))
+    assert "".join(pieces) == text == "\ufffd\ufffdb"
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), stops=st.sampled_from([(), (".", ","), ("the", "</think>"), ("é",)]))
 @pytest.mark.parametrize("family", TOKENIZERS)
