@@ -44,9 +44,13 @@ def settled(tokenizer, ids: Sequence[int]) -> Sequence[int]:
     return ids[:size]
 
 
-@functools.lru_cache(maxsize=16)
 def plain_text(tokenizer) -> PlainText:
-    """Return the tokenizer's PlainText. Cached: it reads the tokenizer's settings."""
+    """Return the tokenizer's PlainText, a new one when tokens were added."""
+    return _plain_text(tokenizer, len(tokenizer))
+
+
+@functools.lru_cache(maxsize=16)
+def _plain_text(tokenizer, size: int) -> PlainText:
     words = tokenizer.init_kwargs.get("added_words", ())
     return PlainText(tokenizer.backend_tokenizer, tokenizer.unk_token_id, words)
 

@@ -88,6 +88,18 @@ def test_a_control_token_of_one_character_that_the_model_holds_is_refused_by_nam
         encode_plain(tokenizer, "a#b")
 
 
+def test_a_token_that_is_added_later_is_control_too():
+    tokenizer = hand_built.byte_level()
+    before = encode_plain(tokenizer, "<sep>")
+    tokenizer.add_tokens(["<sep>"])
+    assert encode_plain(tokenizer, "<sep>") == before
+    assert control_in(tokenizer, encode_problem(tokenizer, "", "<sep>")) == [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_start|>",
+    ]
+
+
 def test_unknown_characters_are_the_unknown_token_and_no_error():
     tokenizer = TOKENIZERS["unigram"]
     assert encode_plain(tokenizer, "a😀b")[1] == tokenizer.unk_token_id
