@@ -23,14 +23,26 @@ def write_whole(path: Path, text: str) -> None:
 @contextmanager
 def open_whole(path: Path) -> Iterator[TextIO]:
     """Open a text file for writing. It replaces an older one when the block ends, but not if the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8") as stream:
+                yield stream
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write, such as a full disk, into a LongShortError with the remedy."""
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            yield stream
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise LongShortError(
+            f"{path} cannot be written ({error.strerror}); make room and start the same command again"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

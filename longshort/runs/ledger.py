@@ -14,11 +14,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longshort.runs.files import move_aside, open_whole, refuse_changes, write_json
+from longshort.runs.files import move_aside, open_whole, refuse_changes, write_json, writing
 from longshort.types import LongShortError
 from longshort.version import __version__
 
@@ -63,7 +62,7 @@ class Ledger:
     def append(self, row: Row) -> None:
         """Write one item's line. Written lines survive whatever happens to this process; half a line is taken back."""
         line = encode(row)
-        with _writing(self.path), self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             size = file.tell()
             try:
                 file.write(line)
@@ -105,22 +104,10 @@ class Ledger:
             "notes": dict(Counter(note for row in rows for note in row.get("notes", ()))),
         }
         state = {"step": self.step, "complete": self.complete, "seconds": round(self.seconds, 2)}
-        with _writing(self.manifest_path):
-            write_json(
-                self.manifest_path,
-                state | {"counts": counts | dict(more)} | self.about | self.made_from | {"longshort": __version__},
-            )
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write, such as a full disk, into a LongShortError with the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise LongShortError(
-            f"{path} cannot be written ({error.strerror}); make room and start the same command again"
-        ) from error
+        write_json(
+            self.manifest_path,
+            state | {"counts": counts | dict(more)} | self.about | self.made_from | {"longshort": __version__},
+        )
 
 
 def encode(row: Row) -> bytes:
@@ -155,7 +142,7 @@ def _repaired(path: Path) -> list[Row]:
 
 
 def _rewrite(path: Path, rows: Iterable[Row]) -> None:
-    with _writing(path), open_whole(path) as stream:
+    with open_whole(path) as stream:
         stream.writelines(encode(row).decode() for row in rows)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 
 from longshort.recipe.schema import LongShortConfig, lookup
+from longshort.runs.files import writing
 from longshort.runs.layout import RunFolder
 from longshort.types import LongShortError
 
@@ -69,7 +70,7 @@ def open_trackers(config: LongShortConfig) -> Tracker:
     path = RunFolder.of(config).metrics
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
-        with path.open("a", encoding="utf-8") as stream:
+        with writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
         for tracker in trackers:
             tracker(step, metrics)
