@@ -9,8 +9,8 @@ import pytest
 from longshort.backends import ray_cluster
 
 
-@pytest.mark.parametrize(("node", "pid"), [("here", os.getpid()), ("elsewhere", None)])
-def test_the_process_id_of_an_engine_on_another_node_is_not_given(monkeypatch, node, pid):
+@pytest.mark.parametrize(("node", "own"), [("here", True), ("elsewhere", False)])
+def test_the_process_id_of_an_engine_on_another_node_is_not_given(monkeypatch, node, own):
     monkeypatch.setattr(ray_cluster.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: node))
     engine: Any = SimpleNamespace(_driver_node="here")
-    assert ray_cluster.EngineActor.ready(engine) == pid
+    assert ray_cluster.EngineActor.ready(engine) == (os.getpid() if own else None)
