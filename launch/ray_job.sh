@@ -3,7 +3,7 @@
 #   bash launch/ray_job.sh recipes/x.yaml
 #       on a head of its own on this machine, stopped afterwards
 #   RAY_API_SERVER_ADDRESS=http://head:8265 bash launch/ray_job.sh recipes/x.yaml output_dir=/shared/runs/x
-#       on a cluster that runs already: this folder's files go with the job, so output_dir must be one that outlives it
+#       on a cluster that runs already: this folder goes with the job and Ray removes it later, so output_dir lies elsewhere
 # A Ray head runs whatever code it is sent, so every head needs a token. For a cluster: `ray get-auth-token --generate` once, the same
 # token on every node (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH) and RAY_AUTH_MODE=token there and here.
 set -euo pipefail
@@ -15,7 +15,7 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-# Starts a head that listens on loopback only, and sees to it that it ends with this script.
+# Starts a head behind the token, with a dashboard on loopback, and sees to it that it ends with this script.
 start_head() {
     local log port
     RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')

@@ -141,7 +141,7 @@ def _join(address: str, limit_s: float) -> None:
     except LongShortError:
         raise
     except Exception as error:
-        reason = " ".join((reason_of(error.__cause__) if error.__cause__ else str(error)).split())
+        reason = " ".join((reason_of(error.__cause__) if error.__cause__ else str(error)).split())[:300]
         raise LongShortError(
             f"RAY_ADDRESS is {address}, but this process cannot join a Ray cluster there: {reason}; start the cluster, "
             "correct RAY_ADDRESS (and RAY_AUTH_TOKEN), or unset RAY_ADDRESS to use this machine alone"
