@@ -69,7 +69,8 @@ def seconds(text: str) -> int:
     return int(re.fullmatch(r"(\d+)s?", text)[1])
 
 
-def test_every_served_command_is_one_with_settings_that_exist():
+def test_every_served_command_is_one_with_settings_that_exist(monkeypatch):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials")  # systemd expands it
     from longshort import cli
     from longshort.recipe.schema import parse
 
