@@ -72,7 +72,7 @@ def seconds(text: str) -> int:
 def test_every_served_command_is_one_with_settings_that_exist(monkeypatch):
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials")  # systemd expands it
     from longshort import cli
-    from longshort.recipe.schema import parse
+    from longshort.recipe.schema import LongShortConfig, parse
 
     assert len(served()) == 6
     for where, words in served().items():
@@ -81,7 +81,7 @@ def test_every_served_command_is_one_with_settings_that_exist(monkeypatch):
         assert len(settings) == len(left) + len(options.overrides) and options.command is cli._serve, where
         recipe = {}
         for setting in settings:
-            strict_yaml.override(recipe, setting)
+            strict_yaml.override(recipe, setting, LongShortConfig)
         config = parse(recipe)
         assert config.serve.allowed_hosts in ([], ["localhost", "127.0.0.1"])
         assert (
