@@ -1,6 +1,7 @@
 """Settings of every test, the data and models that an environment variable names, and what a run prints at its end."""
 
 import os
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def shared_data() -> Path:
 def real_models() -> Path:
     """The folder of pretrained models that LONGSHORT_TEST_MODELS names."""
     return folder_named("LONGSHORT_TEST_MODELS", "pretrained models")
+
+
+@pytest.fixture
+def as_in_a_terminal():
+    """Let SIGHUP end this process, as it does in a terminal; a test run under nohup ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def folder_of(nodeid: str) -> str:

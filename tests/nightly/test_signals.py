@@ -12,6 +12,8 @@ from tests.support import tiny_models
 from tests.support.commands import started_until_a_step, still_running
 from tests.support.mixture_world import make_world, mixture_config
 
+pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_training_one_step_off_saves_and_leaves_no_process_behind(tmp_path, number):

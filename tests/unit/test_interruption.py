@@ -9,6 +9,8 @@ import pytest
 from longshort import interruption
 from longshort.interruption import Interrupted, graceful
 
+pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

@@ -14,6 +14,8 @@ from longshort.interruption import Interrupted
 from longshort.recipe.schema import LongShortConfig
 from longshort.types import LongShortError
 
+pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
+
 
 @pytest.fixture
 def init(monkeypatch):
