@@ -22,6 +22,7 @@ from longshort.dialogue.rewards import make_reward
 from longshort.dialogue.rollout import Admission, Decoding, RewardFunction, live_episodes
 from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.benchmarks import evaluation_problems
+from longshort.grading.golds import gradable
 from longshort.interruption import Interrupted
 from longshort.learning.advantages import advantages, zero_variance
 from longshort.learning.loop import Rollout, role_schedule, roll_out, train_loop
@@ -65,6 +66,8 @@ class LongShortTrainer:
         self.config = parse(args.model_dump() | changes)
         self.protocol = protocol or make_protocol(self.config)
         self.problems = _problems(train_dataset, self.config)
+        if reward is None and self.config.reward.name == "synergy":
+            self.problems = gradable(self.problems, "the training problems")
         self.reward, self.folder = reward, RunFolder.of(self.config)
         self.steps = self.config.max_steps
         self.schedule = role_schedule(self.config.schedule, self.steps, self.protocol.roles)

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -77,8 +77,13 @@ def prepare_benchmarks(config: LongShortConfig, pool: GradingPool) -> tuple[list
         if golds.faults:
             few = "; ".join(f"{problem} ({reason})" for problem, reason in list(golds.faults.items())[:3])
             share = f"{len(golds.faults)} of {golds.problems} reference answers"
-            faults.append(f"{loaded.name}: {share} cannot be graded: {few}; correct them")
-            continue
+            kept = tuple(problem for problem in loaded.problems if problem.id not in golds.faults)
+            if not kept:
+                faults.append(f"{loaded.name}: {share} cannot be graded: {few}; correct them")
+                continue
+            console.say(f"! {loaded.name}: {share} cannot be graded and are left out: {few}")
+            loaded = replace(loaded, problems=kept)
+            golds = check_golds(kept, pool)
         remark = f"; {loaded.remark}" if loaded.remark else ""
         console.say(
             f"  {loaded.name}: {golds.problems} problems from {loaded.source}, "

@@ -34,14 +34,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longshort.grading import answers
-from longshort.grading.boxes import last_boxed
+from longshort.grading.boxes import last_boxes
+from longshort.grading.golds import gold_faults
+from longshort.grading.spelling import plain
 from longshort.recipe.sections import GradingConfig
 from longshort.types import LongShortError, Problem
 
 START_TIMEOUT_S = 120.0
 """For importing sympy on a busy machine."""
 DYING_TIMEOUT_S = 5.0
-LISTED_FAULTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +94,9 @@ class GradingPool(contextlib.AbstractContextManager["GradingPool"]):
         reasons = [self._reason(gold, text) for gold, text in pairs]
         return [self._verdict(_wait(reason)) for reason in reasons]
 
-    def check_golds(self, problems: Sequence[Problem]) -> None:
-        """Refuse a data set with reference answers that cannot be graded; the LongShortError names the first few."""
-        faults = self.gold_faults(problems)
-        bad = [f"problem {p.id!r}: {str(p.answer)[:80]!r} ({faults[p.answer]})" for p in problems if p.answer in faults]
-        if bad:
-            listed = "; ".join(bad[:LISTED_FAULTS]) + ("; …" if len(bad) > LISTED_FAULTS else "")
-            raise LongShortError(
-                f"{len(bad)} of {len(problems)} reference answers cannot be graded: {listed}. Correct or drop them"
-            )
-
     def gold_faults(self, problems: Sequence[Problem]) -> dict[str, str]:
         """Return the reference answers that cannot be graded, each with the reason."""
-        reasons = {problem.answer: self._gold_reason(problem.answer) for problem in problems}
-        return {gold: why for gold, reason in reasons.items() if (why := _wait(reason)) != "match"}
+        return gold_faults(problems)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -134,25 +124,12 @@ class GradingPool(contextlib.AbstractContextManager["GradingPool"]):
         self.close()
 
     def _reason(self, gold: str, text: str) -> str | Future[str]:
-        """Return the reason if comparing strings decides, else the future of a process's reason."""
-        answer = (last_boxed(text) or "").strip()
-        if not answer:
+        """Return the reason if text and arithmetic decide, else the future of a process's reason."""
+        contents = [content.strip() for content in last_boxes(text)]
+        if not contents or not all(contents):
             return "no_answer"
-        if max(len(gold), len(answer)) > answers.MAX_CHARACTERS:
-            return "too_long"
-        gold, answer = answers.canonical(gold), answers.canonical(answer)
-        if (equal := answers.quick(gold, answer)) is not None:
-            return "match" if equal else "mismatch"
-        return answers.refusal(answer) or answers.refusal(gold) or self._ask(gold, answer)
-
-    def _gold_reason(self, gold: str) -> str | Future[str]:
-        """Return why the gold cannot be graded, or "match"."""
-        if not isinstance(gold, str) or gold.strip().casefold() in ("", "nan"):
-            return "no_answer"
-        if len(gold) > answers.MAX_CHARACTERS:
-            return "too_long"
-        gold = answers.canonical(gold)
-        return answers.refusal(gold) or ("match" if answers.is_plain(gold) else self._ask(gold, gold))
+        answer = ", ".join(dict.fromkeys(contents))
+        return answers.decide(gold, answer) or self._ask(plain(gold), plain(answer))
 
     def _ask(self, gold: str, answer: str) -> Future[str]:
         key = (gold, answer)

@@ -13,6 +13,7 @@ from longshort.coldstart.traces import check_source, load_traces
 from longshort.data import load_problems
 from longshort.dialogue.protocols import demonstration
 from longshort.dialogue.solo import Solo
+from longshort.grading.golds import gradable
 from longshort.grading.pool import GradingPool
 from longshort.learning.samples import sample_of
 from longshort.mixture.reweighting import WEIGHTINGS
@@ -89,7 +90,7 @@ def prepare(config: LongShortConfig) -> MixtureInputs:
     check_prompts(placed, dev, protocol, {role: tokenizer})
     longest = min(section.engine.max_model_len, section.sft.max_length)
     with GradingPool.of(config.grading) as pool:
-        pool.check_golds(dev)
+        dev = gradable(dev, "mixture.dev_dataset")
         loaded = {source: load_traces(getattr(settings, source), None, pool, config.seed) for source in SOURCES}
     questions = {problem.question for problem in dev}
     usable = [_usable(source, loaded[source], questions, longest, protocol, tokenizer) for source in SOURCES]

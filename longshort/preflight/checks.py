@@ -17,7 +17,7 @@ from longshort.dialogue.encoding import ROLE_TAGS, encode_problem, special_ids
 from longshort.dialogue.protocols import PROTOCOLS, make_protocol
 from longshort.dialogue.rewards import LENGTH_TERMS, REWARDS
 from longshort.dialogue.turns import TurnProtocol
-from longshort.grading.pool import GradingPool
+from longshort.grading.golds import gradable
 from longshort.learning import losses
 from longshort.learning.advantages import ADVANTAGES
 from longshort.learning.optim import DECAYS
@@ -69,7 +69,7 @@ def check(
     tokenizers = {role: load_tokenizer(config, role, facts[role].vocabulary) for role in protocol.roles}
     check_prompts(config, [*training, *held_out], protocol, tokenizers)
     if graded and config.reward.name == "synergy":
-        check_golds(config, [*training, *held_out])
+        check_golds(training, held_out)
 
 
 def check_names(config: LongShortConfig) -> None:
@@ -280,10 +280,10 @@ def check_prompts(
             )
 
 
-def check_golds(config: LongShortConfig, problems: Sequence[Problem]) -> None:
-    """Refuse reference answers that nothing can be graded against."""
-    with GradingPool.of(config.grading) as pool:
-        pool.check_golds(problems)
+def check_golds(training: Sequence[Problem], held_out: Sequence[Problem]) -> None:
+    """Say which reference answers nothing can be graded against; refuse data that has no others."""
+    for source, problems in (("the training problems", training), ("eval.benchmarks", held_out)):
+        gradable(problems, source)
 
 
 def _existing(output_dir: str) -> Path:

@@ -4,7 +4,7 @@ r"""How fast are answers graded, and what do poison answers mixed in at 1 % cost
 
 Two loads, each timed clean and poisoned in turn, on warm processes and with the cache of verdicts off: `responses`:
 the 500 recorded MATH500 responses (in the folder that LONGSHORT_TEST_DATA names);
-`algebra`: fractions that only math-verify can decide.
+`algebra`: terms with a letter and a root, which take algebra.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def loads() -> dict[str, list[tuple[str, str]]]:
     """Pairs of gold and text by the name of the load, 16 x 99 in each, so that every poison comes up once."""
     size = 99 * len(POISON)
     found = {
-        "algebra": [(rf"\frac{{{i}}}{{7}}", rf"So it is \boxed{{\frac{{{i + i % 2}}}{{7}}+0}}.") for i in range(size)]
+        "algebra": [
+            (rf"\frac{{{i}\sqrt{{2}}x}}{{7}}", rf"So it is \boxed{{\frac{{{2 * i + i % 2}x}}{{7\sqrt{{2}}}}}}.")
+            for i in range(size)
+        ]
     }
     if RESPONSES.exists():
         rows = [json.loads(line) for line in RESPONSES.read_text(encoding="utf-8").splitlines()]
@@ -78,6 +81,7 @@ def median_ratio(times: dict[str, list[float]]) -> float:
 
 def main() -> None:
     from longshort.grading.pool import GradingPool
+    from longshort.grading.reading import read
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9)
@@ -93,6 +97,7 @@ def main() -> None:
             for _ in range(options.runs):
                 order.reverse()  # neither is always the first
                 for kind, pairs in order:
+                    read.cache_clear()
                     start, used = time.perf_counter(), cpu_seconds(pool.pids())
                     pool.grade_all(pairs)
                     times[kind].append(time.perf_counter() - start)

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from longshort.grading import answers, worker
+from longshort.grading import worker
+from longshort.grading.answers import fault_of_gold
+from longshort.grading.choices import letter_of
 from longshort.grading.pool import GradingPool
-from longshort.types import LongShortError, Problem
+from longshort.grading.spelling import plain
+from longshort.types import LongShortError
 
 NEEDS_ALGEBRA = ("x+y", r"\boxed{y+x}")
 EVIL_WORKER = r"""
@@ -84,8 +87,10 @@ def eventually(condition) -> bool:
 
 def test_poison_that_is_not_recognised_meets_the_deadline_and_the_pool_lives_on():
     with GradingPool(timeout_s=1.0) as pool:
-        slow = r"\boxed{(a+b+c+d+f+g)^{20}-(a+b+c-d-f+g)^{20}}"
-        assert [verdict.reason for verdict in pool.grade_all([("7", slow), NEEDS_ALGEBRA, ("7", slow)])] == [
+        gold = "(a+b+c+d)^{20}+(p+q+r+s)^{20}"
+        split = "(a+b+c+d)^{19}(a+b+c)+(a+b+c+d)^{19}d+(p+q+r+s)^{19}(p+q+r)+(p+q+r+s)^{19}s"
+        slow = (gold, rf"\boxed{{{split}}}")
+        assert [verdict.reason for verdict in pool.grade_all([slow, NEEDS_ALGEBRA, slow])] == [
             "timeout",
             "match",
             "timeout",
@@ -105,7 +110,7 @@ def test_every_way_a_grader_can_fail_has_a_name(evil_pool):
     pairs = [
         pair
         for word in failures
-        for pair in (("x", rf"\boxed{{y_{{{word}}}}}"), ("x", rf"\boxed{{after_{{{word[::-1]}}}}}"))
+        for pair in (("x", rf"\boxed{{y_{{{word}}}}}"), ("x", rf"\boxed{{z_{{{word[::-1]}}}}}"))
     ]
     reasons = [verdict.reason for verdict in evil_pool.grade_all(pairs)]
     assert reasons[::2] == list(failures.values())
@@ -141,7 +146,7 @@ def test_a_worker_killed_while_grading_costs_that_one_answer(evil_pool):
             await asyncio.sleep(0.01)
         await asyncio.sleep(2.0)  # past its start
         os.kill(evil_pool.pids()[0], signal.SIGKILL)
-        return [await grading, await evil_pool.grade("x", r"\boxed{fine}")]
+        return [await grading, await evil_pool.grade("x", r"\boxed{y_{fine}}")]
 
     reasons = [verdict.reason for verdict in asyncio.run(scenario())]
     assert reasons == ["error:SIGKILL", "match"]
@@ -166,11 +171,12 @@ def test_one_stuck_worker_does_not_hold_up_the_others(evil_pool):
 
 
 @pytest.mark.parametrize(("name", "count"), [("math500.jsonl", 500), ("amc23.jsonl", 40), ("aime24.jsonl", 30)])
-def test_every_gold_verifies_against_itself(pool, shared_data, name, count):
+def test_every_gold_is_read_and_is_itself(shared_data, name, count):
     golds = [row["answer"] for row in rows(shared_data, name)]
-    pool.check_golds([Problem(id=str(i), question="", answer=gold) for i, gold in enumerate(golds)])
-    reasons = Counter(worker.compare(gold, gold) for gold in map(answers.canonical, golds))
-    assert reasons == {"match": count}
+    assert [gold for gold in golds if fault_of_gold(gold)] == []
+    assert Counter(worker.compare(plain(gold), plain(gold)) for gold in golds if not letter_of(gold)) == {
+        "match": count - sum(map(bool, map(letter_of, golds)))
+    }
 
 
 def test_files_of_the_working_folder_shadow_no_import_of_the_grader(tmp_path, monkeypatch):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from longshort.grading import answers, worker
-from longshort.grading.boxes import last_boxed
+from longshort.grading.answers import decide
+from longshort.grading.boxes import last_boxed, last_boxes
+from longshort.grading.golds import gradable
 from longshort.grading.pool import GradingPool, Verdict
 from longshort.recipe.sections import GradingConfig
 from longshort.types import LongShortError, Problem
@@ -97,11 +98,15 @@ def eventually(condition) -> bool:
         (r"\boxed{\left\{1, 2\right.}", r"\left\{1, 2\right."),
         (r"\boxed{\boxed{7}}", "7"),
         (r"\boxed {3}", "3"),
-        (r"\boxed{1} and \boxed{2", "1"),
+        (r"\boxed{1} and \boxed{2", None),
         (r"}} \boxed{4}", "4"),
         (r"\boxed{}", ""),
         ("no box", None),
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
+        (r"\boxed 12.", "12."),
+        (r"\fbox{5}", "5"),
+        (r"\boxed{5}. As asked, in \boxed{}.", ""),
+        (r"so \boxed{5}. Finally \boxed{", None),
         (r"\boxed{" * 100_000, None),
     ],
 )
@@ -110,79 +115,51 @@ def test_last_boxed(text, content):
 
 
 @pytest.mark.parametrize(
-    ("gold", "answer", "reason"),
+    ("text", "contents"),
     [
-        (r"11,\! 111", "11111", "match"),
-        ("11111", "11{,}111", "match"),
-        ("58,500", "58500", "match"),
-        ("58,500", "58501", "mismatch"),
-        ("5", "5.0", "match"),
-        (r"\frac12", "0.5", "match"),
-        (r"\frac{1}{2}", r"\dfrac{2}{4}", "match"),
-        ("1/2", "½", "match"),
-        (r"50\%", "0.5", "match"),
-        ("50", "50 percent", "match"),
-        (r"\$36", "36.00", "match"),
-        ("36", "36 dollars", "match"),
-        ("36", r"36\text{ cm}^2", "match"),
-        ("5", r"5 \text{ million}", "mismatch"),
-        ("5000000", "5 million dollars", "match"),
-        (r"76^\circ", "76", "match"),
-        ("12", r"12^{\mathrm{th}} \text{ grade}", "match"),
-        (r"3 \cdot 10^5", "3e5", "match"),
-        ("3,5,7", r"\{7,5,3\}", "match"),
-        ("3,5,7", "3,5", "mismatch"),
-        (r"\{1\pm\sqrt{5},-2\}", r"-2, 1+\sqrt5, 1-\sqrt5", "match"),
-        ("(2,4)", "(4,2)", "mismatch"),
-        ("(3,4]", r"\left(3, 4\right]", "match"),
-        ("(3,4]", "(3,4)", "mismatch"),
-        ("[-2,7]", r"-2 \le x \le 7", "match"),
-        (r"x \in [-2,7]", "[-2, 7]", "match"),
-        (r"\emptyset", r"\varnothing", "match"),
-        ("2516_8", "2516_{8}", "match"),
-        ("2516_8", "2516_7", "mismatch"),
-        ("2516_8", "2516", "match"),
-        (r"\text{Evelyn}", "Evelyn", "match"),
-        (r"\text{Evelyn}", "Evan", "mismatch"),
-        (r"\text{(C)}", "C", "match"),
-        (r"\text{(C)}", "D", "mismatch"),
-        (r"\begin{pmatrix} 1/3 \\ 2 \end{pmatrix}", r"\begin{bmatrix} \dfrac{1}{3} \\ 2 \end{bmatrix}", "match"),
-        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}", "mismatch"),
-        ("x^2+2x+1", "(x+1)^2", "match"),
-        ("p-q", "q-p", "mismatch"),
-        ("6-5i", "-5i+6", "match"),
-        ("x=5", "5", "match"),
-        ("5", "x=5", "match"),
-        ("x=5", "x=6", "mismatch"),
-        ("7", r"\frac\frac 7", "unparsable"),
-        ("7", "", "no_answer"),
-        ("5", "5" + " " * 600 + "7", "too_long"),
-        ("5050", r"\sum_{k=1}^{100} k", "too_costly"),
+        (r"\boxed{1} and \boxed{2}", ["1", "2"]),
+        (r"$\boxed{1}$, $\boxed{2}$, and $\boxed{3}$", ["1", "2", "3"]),
+        (r"\boxed{1} \text{ or } \boxed{2}", ["1", "2"]),
+        (r"first \boxed{1}. Then \boxed{2}", ["2"]),
+        (r"\boxed{1} \boxed{2}", ["2"]),
     ],
 )
-def test_what_counts_as_the_same_answer(pool, gold, answer, reason):
-    assert pool.grade_all([(gold, rf"\boxed{{{answer}}}")]) == [Verdict(correct=reason == "match", reason=reason)]
+def test_boxes_that_stand_side_by_side_are_one_answer(text, contents):
+    assert last_boxes(text) == contents
 
 
-def test_gold_comes_first(monkeypatch):
-    order = []
-    monkeypatch.setattr("math_verify.verify", lambda gold, answer, **_: order.append((str(gold[0]), str(answer[0]))))
-    worker.compare("p", "q")
-    assert order == [("p", "q")]
+@pytest.mark.parametrize(
+    ("gold", "text", "reason"),
+    [
+        ("1,2", r"\boxed{1} and \boxed{2}", "match"),
+        ("1,2", r"\boxed{1} and \boxed{3}", "mismatch"),
+        ("2", r"\boxed{1} or \boxed{2}", "mismatch"),
+        ("2", r"\boxed{1}. No, \boxed{2}", "match"),
+        ("5", r"\boxed{5}, \boxed{5}", "match"),
+        ("5", r"\boxed 5", "match"),
+        ("5", r"\fbox{5}", "match"),
+        ("5", r"\boxed{5}. As asked, in \boxed{}.", "no_answer"),
+        ("5", r"so \boxed{5}. Finally \boxed{", "no_answer"),
+        ("5", r"\boxed{ }", "no_answer"),
+        ("7", r"\boxed{\frac\frac 7}", "unparsable"),
+        ("5", r"\boxed{5 zorks}", "unparsable"),
+        ("5", r"\boxed{5" + " " * 600 + "7}", "too_long"),
+        ("5050", r"\boxed{\sum_{k=1}^{100} k}", "too_costly"),
+        ("9^{9^{9^9}}", r"\boxed{9^{9^{9^9}}}", "match"),
+        (r"\sqrt{2}", r"\boxed{\frac{2}{\sqrt 2}}", "match"),
+        (r"\sqrt{2}", r"\boxed{\sqrt{3}}", "mismatch"),
+    ],
+)
+def test_every_verdict_has_its_reason(pool, gold, text, reason):
+    assert pool.grade_all([(gold, text)]) == [Verdict(correct=reason == "match", reason=reason)]
 
 
-def test_ordinary_powers_are_not_refused():
-    for text in (
-        "2^{2008}",
-        "e^{-x^2}",
-        "2^{2^{10}}",
-        "100!",
-        r"\binom{2018}{1009}",
-        "x^{n(n+1)/2}",
-        "(a+b)^{10}",
-        "10^{-9}",
-    ):
-        assert answers.refusal(answers.canonical(text)) == ""
+ORDINARY = ["e^{-x^2}", "2^{2^{10}}", "100!", r"\binom{2018}{1009}", "x^{n(n+1)/2}", "(a+b)^{10}", "10^{-9}"]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_powers_are_not_refused(text):
+    assert decide(text, text + "+0") in ("match", None)
 
 
 @pytest.mark.parametrize(
@@ -190,18 +167,18 @@ def test_ordinary_powers_are_not_refused():
     [
         ("(" * 10 + "1" + ")" * 10, "(" * 11 + "1" + ")" * 11),
         ("7" * 500, "7" * 501),
-        ("&" * 100, "&" * 101),
-        (r"A\cup " * 10, r"A\cup " * 11),
-        ("|x|" * 5, "|x|" * 6),
+        (r"\begin{pmatrix}" + "1&" * 99 + r"1\end{pmatrix}", r"\begin{pmatrix}" + "1&" * 100 + r"1\end{pmatrix}"),
+        ("+".join(["|x|"] * 5), "+".join(["|x|"] * 6)),
+        (r"\cup".join(["(1,2)"] * 11), r"\cup".join(["(1,2)"] * 12)),
         ("2^{10000}", "2^{10001}"),
         ("(x+1)^{20}", "(x+1)^{21}"),
         ("10000!", "10001!"),
-        ("2---1", "2----1"),
         (r"\binom{99999}{2}", r"\binom{100000}{2}"),
     ],
 )
 def test_the_limits_of_what_is_refused(allowed, refused):
-    assert answers.refusal(allowed) == "" != answers.refusal(refused)
+    assert decide("7", allowed) in ("mismatch", None)
+    assert decide("7", refused) in ("too_long", "too_costly")
 
 
 @pytest.mark.parametrize("name", POISON)
@@ -283,7 +260,6 @@ def test_plain_numbers_need_no_process():
             True,
             False,
         ]
-        pool.check_golds([Problem(id="1", question="", answer="7")])
         assert (pool.pids(), pool.counts) == ([], {"match": 1, "mismatch": 1})
 
 
@@ -300,29 +276,41 @@ def test_a_grading_process_that_does_not_start_is_an_error_not_a_verdict():
     [
         ("", "no_answer"),
         ("nan", "no_answer"),
+        ("N/A", "no_answer"),
         (float("nan"), "no_answer"),
         (r"\frac{1}{", "unparsable"),
+        ("5 zorks", "unparsable"),
+        ("5 (approximately)", "unparsable"),
+        ("it depends on which of the two numbers one takes first, and on what is left", "unparsable"),
         ("9^{9^{9^9}}", "too_costly"),
         ("?" * 501, "too_long"),
     ],
 )
-def test_a_gold_that_cannot_be_graded_is_refused_with_its_row(pool, answer, reason):
-    problems = [Problem(id="fine", question="", answer=r"\frac{1}{2}"), Problem(id="row-9", question="", answer=answer)]
-    with pytest.raises(
-        LongShortError, match=rf"^1 of 2 reference answers cannot be graded: problem 'row-9': .*\({reason}\)"
-    ):
-        pool.check_golds(problems)
+def test_a_gold_that_cannot_be_graded_is_left_out_by_name_and_the_rest_loads(answer, reason, capsys):
+    fine, bad = Problem(id="fine", question="", answer=r"\frac{1}{2}"), Problem(id="row-9", question="", answer=answer)
+    assert gradable([fine, bad], "data") == [fine]
+    said = capsys.readouterr().out
+    assert said.startswith("! data: 1 of 2 reference answers cannot be graded and are left out: problem 'row-9': ")
+    assert said.endswith(f"({reason})\n")
+
+
+UNUSUAL = ["€5", "蓝色", "Müller", '["1","2"]', "The answer is 5", "Answer: 5", "3/4 cup", "5%"]
+
+
+@pytest.mark.parametrize("answer", UNUSUAL)
+def test_unusual_golds_are_graded(answer):
+    problem = Problem(id="1", question="", answer=answer)
+    assert gradable([problem], "data") == [problem]
+
+
+def test_data_without_any_usable_gold_are_refused_and_the_list_is_cut():
+    with pytest.raises(LongShortError, match=r"^data: 8 of 8 .*'row-4'.*; …\. Correct"):
+        gradable([Problem(id=f"row-{i}", question="", answer="") for i in range(8)], "data")
 
 
 def test_a_pool_follows_the_recipes_section():
     with GradingPool.of(GradingConfig(workers=2, timeout_s=7.0, memory_mb=256)) as pool:
         assert (pool.timeout_s, pool.memory_mb, pool._threads._max_workers) == (7.0, 256, 2)
-
-
-def test_the_list_of_bad_rows_is_cut(pool):
-    pool.check_golds([Problem(id="fine", question="", answer=r"(-\infty, 2) \cup (3, \infty)")])
-    with pytest.raises(LongShortError, match=r"^8 of 8 .*'row-4'.*; …\. Correct"):
-        pool.check_golds([Problem(id=f"row-{i}", question="", answer="") for i in range(8)])
 
 
 def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool, shared_data):
@@ -333,10 +321,28 @@ def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool, s
     ]
     table = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
     assert disagreements == [int(index) for index in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
-    assert len(disagreements) == 13
-    assert Counter(verdict.reason for verdict in verdicts) == {"match": 434, "no_answer": 44, "mismatch": 22}
+    assert len(disagreements) == 14
+    assert Counter(verdict.reason for verdict in verdicts) == {"match": 435, "no_answer": 44, "mismatch": 21}
 
 
-@pytest.mark.parametrize("answer", [r"\0", r"2\5", "x²", "²", "٣", ".", ".5", r"\.5", "5."])
-def test_digits_that_are_no_numbers_do_not_break_the_estimate_of_cost(answer):
-    assert answers.refusal(answer) == ""
+ODD = [
+    r"\0",
+    r"2\5",
+    "²",
+    "٣",
+    ".",
+    r"\.5",
+    "|" * 300,
+    "-" * 400,
+    r"\frac1" * 80,
+    "^",
+    "\u0305",
+    "1 1/-",
+    "2 0/pi",
+    "73:>",
+]
+
+
+@pytest.mark.parametrize("answer", ODD)
+def test_odd_answers_get_an_ordinary_verdict(answer):
+    assert decide("7", answer) in ("mismatch", "unparsable", "too_costly", "too_long")
