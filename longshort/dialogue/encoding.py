@@ -6,8 +6,6 @@ import functools
 import re
 from typing import NamedTuple
 
-import jinja2
-
 from longshort.dialogue.plain_text import encode_plain, plain_text
 from longshort.types import LongShortError
 
@@ -15,8 +13,6 @@ THINK, END_THINK, ANSWER, END_ANSWER, RETHINK = "<think>", "</think>", "<answer>
 ROLE_TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, RETHINK)
 OPENED = re.compile(rf"({THINK}|{ANSWER})\s*\Z")
 SLOT = "QUESTIONxSLOT"
-FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What a chat template may raise: it is a small program."""
 
 
 def encode_problem(tokenizer, instructions: str, question: str, *, opening: str | None = None) -> tuple[int, ...]:
@@ -101,12 +97,19 @@ def _frame(tokenizer, opening: str | None) -> _Frame:
     return _Frame(parts, tuple(i for i, _, _ in marks), opened, len(whole) - len(text))
 
 
+def template_faults() -> tuple[type[Exception], ...]:
+    """Return what a chat template may raise: it is a small program."""
+    import jinja2  # transformers has loaded it by then
+
+    return jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError
+
+
 def _render(tokenizer, content: str) -> str:
     """Return what the chat template makes of one user message, ready for the model's answer."""
     messages = [{"role": "user", "content": content}]
     try:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except FAULTS as error:
+    except template_faults() as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise LongShortError(
             f"the chat template of {tokenizer.name_or_path!r} fails on one user message ({what}); give the model's "

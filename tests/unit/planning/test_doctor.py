@@ -77,32 +77,9 @@ def test_too_little_memory_fails_and_too_little_shared_memory_does_not(monkeypat
     assert found["GiB of free /dev/shm"] == "note"
 
 
-@pytest.mark.parametrize(
-    ("script", "answer"),
-    [
-        ("print(6 * 7)", (True, "42")),
-        ("import sys; print('noise'); sys.exit('no such library')", (False, "no such library")),
-        ("raise SystemExit(3)", (False, "ended with status 3")),
-    ],
-)
-def test_a_probe_reports_what_broke(script, answer):
-    assert doctor.probe(script) == answer
-
-
-def test_a_probe_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.2)
-    assert doctor.probe("import time; time.sleep(60)") == (False, "no answer within 0.2 s")
-
-
 def test_the_report_counts_what_is_missing():
     broken = Row("missing", "torch", "[broken]", "do this")
     text = doctor.render([Row("ok", "ray", "2.60.0"), broken])
     assert "[broken]" in text
     assert text.endswith("1 missing: the quick start cannot run")
     assert doctor.render([Row("ok", "ray", "2.60.0")]).endswith("ready: make quickstart")
-
-
-def test_asking_for_help_loads_no_heavy_library():
-    heavy = {"torch", "ray", "vllm", "datasets", "transformers", "pyarrow"}
-    modules = "longshort.cli, longshort.planning.doctor, longshort.recipe.schema, longshort.data"
-    assert doctor.probe(f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))") == (True, "[]")

@@ -2,10 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,33 +103,3 @@ def test_a_resumed_run_hashes_every_file_once(tmp_path, monkeypatch):
 def test_nothing_to_resume_is_said(tmp_path):
     with pytest.raises(LongShortError, match="holds no checkpoint"):
         checkpoint.latest(tmp_path)
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from longshort.runs import checkpoint
-out = Path(sys.argv[1])
-print("ready", flush=True)
-for step in range(2, 10_000):
-    folder = checkpoint.begin(out, step)
-    for name in "abcdefgh":
-        (folder / "state" / name).write_bytes(name.encode() * 200_000)
-    checkpoint.commit(folder, {"step": step})
-    checkpoint.prune(out, 2)
-"""
-
-
-@pytest.mark.parametrize("delay_ms", range(0, 200, 10))
-def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint_that_loads(tmp_path, delay_ms):
-    save(tmp_path, 1)
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
-    writer.stdout.readline()
-    try:
-        writer.wait(timeout=delay_ms / 1000)
-    except subprocess.TimeoutExpired:
-        os.kill(writer.pid, signal.SIGKILL)
-    writer.wait()
-    writer.stdout.close()
-    newest = checkpoint.latest(tmp_path)
-    assert checkpoint.verify(newest)["step"] == int(newest.name.split("-")[1])
