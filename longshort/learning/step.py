@@ -40,10 +40,14 @@ class StepSettings:
 class Process:
     """One process's part of an update. This class is for a learner of one process, which does all of it.
 
-    DeepSpeed's ranks share an update instead (backends/learners/deepspeed_learner.py).
+    DeepSpeed's ranks share an update instead (backends/learners/deepspeed_learner.py). `dtype` is the type of the
+    arithmetic: "float32" or "bfloat16".
     """
 
     writes_files = True
+
+    def __init__(self, dtype: str = "float32"):
+        self.dtype = dtype
 
     def own_samples(self, lengths: Sequence[int]) -> list[int]:
         """Return the numbers of the samples that this process learns from; `lengths` are in tokens."""
@@ -54,8 +58,13 @@ class Process:
         return batches
 
     def statistics(self, model, batch: Batch, temperature: float, *, with_entropy: bool = False) -> TokenStatistics:
-        """Compute `token_statistics`."""
-        return token_statistics(model, batch, temperature, with_entropy=with_entropy)
+        """Compute `token_statistics`.
+
+        Each time in a context of its own: autocast keeps its bfloat16 copies of the weights to the end of a context,
+        and an optimizer step does not renew them.
+        """
+        with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            return token_statistics(model, batch, temperature, with_entropy=with_entropy)
 
     @torch.no_grad()
     def frozen_logprobs(self, model, batch: Batch, temperature: float) -> torch.Tensor:

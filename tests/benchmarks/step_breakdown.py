@@ -40,7 +40,8 @@ PROBLEMS, GENERATIONS = 16, 8
 class TimedProcess(Process):
     """Counts the seconds of the passes over the model, the optimizer's included."""
 
-    def __init__(self):
+    def __init__(self, dtype: str):
+        super().__init__(dtype)
         self.seconds = 0.0
 
     def optimizer_step(self, *arguments):
@@ -52,7 +53,7 @@ class TimedProcess(Process):
 
 def set_clocks(actor) -> None:
     """In a learner's process: from now on the report of an update also says where its time went."""
-    learner, clock, optimizing = actor._learner, TimedProcess(), []
+    learner, clock, optimizing = actor._learner, TimedProcess(actor._learner.process.dtype), []
     learner.process, update = clock, learner.update
     learner.optimizer.register_step_pre_hook(lambda *_: optimizing.append(-time.perf_counter()))
     learner.optimizer.register_step_post_hook(lambda *_: optimizing.append(time.perf_counter()))

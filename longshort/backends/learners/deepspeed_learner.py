@@ -7,7 +7,6 @@ float32 and bfloat16 is the type of the arithmetic, as in torch_learner.py. The 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -177,9 +176,6 @@ class DeepSpeedLearner(TorchLearner):
 
     load_parts = staticmethod(load_partitioned)
     process: Rank
-
-    def _arithmetic(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()  # Statistics sets the type itself
 
     def stream(self) -> Generator[tuple[str, torch.Tensor]]:
         """Yield every weight on every rank; ZeRO-3 gathers each one for its turn."""

@@ -70,7 +70,7 @@ def make_parts(
         reference=reference,
         tokenizer=AutoTokenizer.from_pretrained(folder),
         optimizer=build_optimizer(model, learning_rate=rate, weight_decay=config.weight_decay),
-        process=Process(),
+        process=Process(config.dtype),
         shapes={name: tuple(parameter.shape) for name, parameter in trained(model).items()},
     )
     if config.learner.gradient_checkpointing:

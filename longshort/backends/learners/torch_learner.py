@@ -71,10 +71,9 @@ class TorchLearner:
         """
         self._begin(samples)
         metrics = UpdateMetrics()
-        with self._arithmetic():
-            report = policy_gradient_step(
-                self.policy, self.reference, self.optimizer, samples, self.settings, metrics, self.process
-            )
+        report = policy_gradient_step(
+            self.policy, self.reference, self.optimizer, samples, self.settings, metrics, self.process
+        )
         learned = {} if report["skipped"] else metrics.old_logprobs
         for number, sample in enumerate(samples):
             engine_logprobs = torch.tensor(list(compress(sample.logprobs, sample.mask)), dtype=torch.float32)
@@ -132,8 +131,7 @@ class TorchLearner:
     @torch.no_grad()
     def logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
         """Return the log-probs of a batch's sampled tokens, float32 [N]."""
-        with self._arithmetic():
-            return self.process.statistics(self.policy, batch, temperature)[0]
+        return self.process.statistics(self.policy, batch, temperature)[0]
 
     def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float) -> list[float]:
         """Return the log-prob of each of `token_ids` after `prompt_ids`: the canary of a weight sync."""
@@ -217,9 +215,6 @@ class TorchLearner:
         parameters = trained(self.model)
         for name, state in states.items():
             self.optimizer.state[parameters[name]] = {key: value.to(self.device) for key, value in state.items()}
-
-    def _arithmetic(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
 
 def step_settings(config: LongShortConfig, role: str) -> StepSettings:
