@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 from math_verify import verify
 
-from longshort.grading.comparing import Arithmetic
+from longshort.grading.arithmetic import Arithmetic
 from longshort.grading.exact import digits, is_rounded, stands_for
 from longshort.grading.trees import Expr
 from longshort.grading.values import Braces, Interval, Joined, Members, Ordered, Relation, Scalar, Value
@@ -101,7 +101,7 @@ def symbolic(expr: Expr) -> Any:
 
 def _equal(one: Any, other: Any, size: int) -> bool:
     if one == other:
-        return bool(one.is_finite is not False or one in (sympy.oo, -sympy.oo))
+        return one is not sympy.nan and bool(one.is_finite is not False or one in (sympy.oo, -sympy.oo))
     if one.has(sympy.nan, sympy.zoo, sympy.oo) or other.has(sympy.nan, sympy.zoo, sympy.oo):
         return False
     if not _agree(one, other, size):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from itertools import accumulate
 
+from longshort.grading.arithmetic import Arithmetic
 from longshort.grading.choices import choice_of, letter_of
-from longshort.grading.comparing import Arithmetic, same
+from longshort.grading.comparing import same
 from longshort.grading.exact import TooCostly
 from longshort.grading.reading import read
 from longshort.grading.spelling import plain

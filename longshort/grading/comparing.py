@@ -6,12 +6,12 @@ knows rational numbers and answers None otherwise; a grading process has `algebr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from longshort.grading.exact import QUICK_DIGITS, digits, fraction, same_number
-from longshort.grading.trees import Expr, has_letters
+from longshort.grading.arithmetic import Arithmetic, agree, same_quantity
 from longshort.grading.values import (
     Based,
     Braces,
@@ -29,31 +29,7 @@ from longshort.grading.values import (
     Value,
 )
 
-PERCENT = (("%", 1),)
 SETS = Interval | Joined | Braces | Ordered | Relation | Members
-
-
-class Arithmetic:
-    """Compares rational numbers; does not know about the rest."""
-
-    limit: float = QUICK_DIGITS
-
-    def equal(self, gold: Expr, answer: Expr) -> bool | None:
-        """Return whether two expressions are the same, None if that takes algebra."""
-        if gold == answer:
-            return True
-        if digits(gold) + digits(answer) > self.limit:
-            return None
-        one, other = fraction(gold), fraction(answer)
-        return None if one is None or other is None else same_number(gold, answer, one, other)
-
-    def same_set(self, gold: Value, answer: Value) -> bool | None:
-        """Return whether two sets of real numbers are the same, None if that takes algebra."""
-        return None
-
-    def same_relation(self, gold: Relation, answer: Relation) -> bool | None:
-        """Return whether two equations or inequalities say the same, None if that takes algebra."""
-        return None
 
 
 def same(gold: Value, answer: Value, oracle: Arithmetic) -> bool | None:
@@ -76,7 +52,7 @@ def same(gold: Value, answer: Value, oracle: Arithmetic) -> bool | None:
         case (Based(), _) | (_, Based()):
             return _same_numeral(gold, answer)
         case (Scalar(), Scalar()):
-            return _same_quantity(gold, answer, oracle)
+            return same_quantity(gold, answer, oracle)
     return _same_collection(gold, answer, oracle)
 
 
@@ -85,24 +61,32 @@ def _same_collection(gold: Value, answer: Value, oracle: Arithmetic) -> bool | N
         case (Several() | Braces(), Several() | Braces()):
             in_order = isinstance(gold, Several) and isinstance(answer, Several)
             return _same_items(gold.items, answer.items, oracle, in_order)
-        case (Braces(), Scalar()):
-            return _same_items(gold.items, (answer,), oracle)
-        case (Scalar(), Braces()):
-            return _same_items((gold,), answer.items, oracle)
-        case (Ordered(), Ordered()) if len(gold.items) == len(answer.items):
-            return _all(same(one, other, oracle) for one, other in zip(gold.items, answer.items))
-        case (Compound(), Compound()) if [item.unit for item in gold.items] == [item.unit for item in answer.items]:
-            return _all(oracle.equal(one.expr, other.expr) for one, other in zip(gold.items, answer.items))
-        case (Matrix(), Matrix()) if [*map(len, gold.rows)] == [*map(len, answer.rows)]:
-            return _all(oracle.equal(*cells) for rows in zip(gold.rows, answer.rows) for cells in zip(*rows))
-        case (Ratio(), Ratio()) if len(gold.items) == len(answer.items) and _agree(gold.unit, answer.unit):
-            return _all(oracle.equal(one, other) for one, other in zip(gold.items, answer.items))
-        case (Interval(), Interval()):
-            return _same_interval(gold, answer, oracle)
+        case (Braces(items=(only,)), Scalar() | Ordered() | Matrix()):
+            return same(only, answer, oracle)
+        case (Scalar() | Ordered() | Matrix(), Braces(items=(only,))):
+            return same(gold, only, oracle)
         case (Interval() | Joined(), Interval() | Joined() | Ordered() | Braces()) | (Ordered(), Interval() | Joined()):
             return _same_sets(gold, answer, oracle)
         case (Braces(), Interval() | Joined()):
             return oracle.same_set(gold, answer)
+    return _same_layout(gold, answer, oracle)
+
+
+def _same_layout(gold: Value, answer: Value, oracle: Arithmetic) -> bool | None:
+    """Compare tuples, matrices, ratios and quantities in several units, part by part."""
+    match gold, answer:
+        case (Ordered(), Ordered()) if len(gold.items) == len(answer.items):
+            return _all(same(one, other, oracle) for one, other in zip(gold.items, answer.items))
+        case (Several(), Ordered()):
+            return _same_point(gold, answer, oracle)
+        case (Ordered(), Several()):
+            return _same_point(answer, gold, oracle)
+        case (Compound(), Compound()) if [item.unit for item in gold.items] == [item.unit for item in answer.items]:
+            return _all(oracle.equal(one.expr, other.expr) for one, other in zip(gold.items, answer.items))
+        case (Matrix(), Matrix()) if [*map(len, gold.rows)] == [*map(len, answer.rows)]:
+            return _all(oracle.equal(*cells) for rows in zip(gold.rows, answer.rows) for cells in zip(*rows))
+        case (Ratio(), Ratio()) if len(gold.items) == len(answer.items) and agree(gold.unit, answer.unit):
+            return _all(oracle.equal(one, other) for one, other in zip(gold.items, answer.items))
     return False
 
 
@@ -110,47 +94,6 @@ def _all(verdicts) -> bool | None:
     """Return True if all are, False if one is False, else None."""
     listed = list(verdicts)
     return False if False in listed else None if None in listed else True
-
-
-def _agree(gold: tuple, answer: tuple) -> bool:
-    return gold == answer or not gold or not answer
-
-
-def _same_quantity(gold: Scalar, answer: Scalar, oracle: Arithmetic) -> bool | None:
-    if gold.letters is not None or (answer.letters is not None and not gold.unit and has_letters(gold.expr)):
-        if gold.unit and gold.unit == answer.unit:
-            return oracle.equal(gold.expr, answer.expr)
-        other = answer.letters or (None if answer.unit else answer.expr)
-        return False if other is None else oracle.equal(gold.letters or gold.expr, other)
-    if PERCENT in (gold.unit, answer.unit) and gold.unit != answer.unit:
-        return _same_percentage(gold, answer, oracle)
-    return oracle.equal(gold.expr, answer.expr) if _agree(gold.unit, answer.unit) else False
-
-
-def _same_percentage(gold: Scalar, answer: Scalar, oracle: Arithmetic) -> bool | None:
-    """Compare a percentage with a bare number.
-
-    A gold of 50% matches 50 and 0.5. A gold without the sign is a share if it is at most 1: 0.5 matches 50%. Above 1 it
-    is taken for a percentage: 50 matches 50%.
-    """
-    if gold.unit and answer.unit:
-        return False
-    if gold.unit:
-        equal = oracle.equal(gold.expr, answer.expr)
-        return equal if equal else _either(equal, oracle.equal(_hundredth(gold.expr), answer.expr))
-    value = fraction(gold.expr) if digits(gold.expr) <= QUICK_DIGITS else None
-    above_one = value is not None and abs(value) > 1
-    return oracle.equal(gold.expr, answer.expr if above_one else _hundredth(answer.expr))
-
-
-def _either(one: bool | None, other: bool | None) -> bool | None:
-    return True if one or other else None if one is None or other is None else False
-
-
-def _hundredth(expr: Expr) -> Expr:
-    if expr[0] == "d":
-        return ("d", expr[1] / 100, expr[2] + 2)
-    return ("*", (expr, ("n", Fraction(1, 100))))
 
 
 def _same_words(gold: Value, answer: Value, oracle: Arithmetic) -> bool | None:
@@ -199,7 +142,7 @@ def _same_items(
     """Compare two lists of values; `in_order` if all of them are words or letters."""
     if len(gold) != len(answer):
         return False
-    labels = [item.label if isinstance(item, Relation) else "" for item in (*gold, *answer)]
+    labels = [re.sub(r"_\d$", "", item.label) if isinstance(item, Relation) else "" for item in (*gold, *answer)]
     if len({*labels} - {""}) > 1 and "" in labels:
         return False  # x = 1, y = 2 does not say which is which in 1, 2
     if in_order and all(_letter(item) for item in (*gold, *answer)):
@@ -215,6 +158,20 @@ def _same_items(
         else:
             return False
     return None if undecided else True
+
+
+def _same_point(coordinates: Several, point: Ordered, oracle: Arithmetic) -> bool | None:
+    """Compare x = 1, y = 2 with (1, 2): the letters in their order."""
+    named = {item.label: item for item in coordinates.items if isinstance(item, Relation) and len(item.label) == 1}
+    names = sorted(named)
+    if len(coordinates.items) != len(names) or "".join(names) not in ("xy", "xyz", "ab", "abc"):
+        return False
+    found = [_outcome(named[name], oracle) for name in names]
+    if len(found) != len(point.items):
+        return False
+    return _all(
+        (*(known for _, known in found), *(same(one, value, oracle) for one, (value, _) in zip(point.items, found)))
+    )
 
 
 def _same_interval(gold: Interval, answer: Interval, oracle: Arithmetic) -> bool | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longshort.grading.expressions import ORDINALS, Parser
+from longshort.grading.atoms import ORDINALS
+from longshort.grading.expressions import Parser
 from longshort.grading.tokens import Token, Unread
 from longshort.grading.trees import negated
 from longshort.grading.units import COMPOUND, LOOSE, POWERS, PREFIXED, RAISED, RANKED, Unit, unit_named
@@ -105,7 +106,7 @@ def unit_of(tokens: Sequence[Token]) -> tuple[Unit, Sequence[Token]]:
         else:
             break
         at += 1
-    if sign < 0 or power > 1 or ("%" in powers and len(powers) > 1):
+    if sign < 0 or power > 1 or ("%" in powers and powers != {"%": 1}):
         raise Unread("a unit is missing")
     return tuple(sorted(powers.items())), tokens[at:]
 

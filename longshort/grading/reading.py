@@ -49,7 +49,7 @@ def read(spelling: str) -> Value:
         raise TooCostly
     if _DATE.fullmatch(spelling):
         return Text(spelling)
-    if based := _BASED.fullmatch(spelling):
+    if (based := _BASED.fullmatch(spelling)) and int(based[3] or based[4]) in range(2, 37):
         return Based(based[2].lstrip("0") or "0", based[3] or based[4])
     if (text := only_words(spelling)) is not None:
         return text

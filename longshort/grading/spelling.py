@@ -26,8 +26,8 @@ _SILENT = """
 left right middle displaystyle textstyle scriptstyle limits nolimits quad qquad big Big bigg Bigg bigl bigr Bigl Bigr
 biggl biggr Biggl Biggr bf rm it sf tt mathstrut hfill relax nobreak
 """
-GREEK_NAMES = dict(zip(_GREEK.split()[::2], _GREEK.split()[1::2], strict=True))
-COMMANDS = GREEK_NAMES | dict(zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True))
+GREEK_NAMES: dict[str, str] = dict(zip(_GREEK.split()[::2], _GREEK.split()[1::2], strict=True))
+COMMANDS: dict[str, str] = GREEK_NAMES | dict(zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True))
 SILENT = frozenset(_SILENT.split())
 """Commands that only change how an answer looks."""
 
@@ -55,7 +55,7 @@ _BRACKETED_MATRIX = re.compile(rf"(?:\\left\s*)?[(\[]\s*{_ANY_MATRIX}\s*(?:\\rig
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align|gathered|gather|split|equation|math|displaymath|center)\*?\}")
 _LEAD = re.compile(
     r"^⟦?\s*(?:(?:so|thus|therefore|hence|then|and)\b,?\s*)?(?:(?:the|my|our|your)\s+)?(?:(?:final|correct|exact|required)\s+)*"
-    r"(?:answer|result|solution|value)s?\b(?:\s+of\s+\S+)?"
+    r"(?:answer|result|solution|value)s?\b(?:\s+of\s+[A-Za-z]\w*(?=\s))?"
     r"(?:\s+(?:is|are|equals)\b\s*[:=]?|\s*[:=]|(?=\s*⟧?\s*[\d¤-]))(?=.*\w)\s*⟧?",
     re.IGNORECASE | re.DOTALL,
 )

@@ -43,6 +43,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_PLAIN = re.compile(r"\d+\.\d+|\d+|\.\d+")
 _COMMAS = re.compile(r"(?<![\d.])\d[\d,]*,[\d,]*\d")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+")
 LARGEST_POWER_OF_TEN = 1_000
@@ -57,8 +58,13 @@ def tokens_of(text: str, kind: str = "name") -> list[Token]:
         match = _TOKEN.match(text, position)
         if match is None:
             raise Unread(f"{text[position]!r} is not understood")
+        if match["science"] and not _stands_alone(text, match):
+            match = _PLAIN.match(text, position) or match  # 2e-1 within an expression is 2·e - 1
         position = match.end()
-        if match["gap"]:
+        if match.re is _PLAIN:
+            tokens.append(_number(match.group(), gap))
+            gap = False
+        elif match["gap"]:
             gap = True
         elif match["words"] is not None:
             inner = tokens_of(match["words"], "word")
@@ -68,6 +74,13 @@ def tokens_of(text: str, kind: str = "name") -> list[Token]:
             tokens.append(_token(match, gap, kind))
             gap = False
     return tokens
+
+
+def _stands_alone(text: str, match: re.Match[str]) -> bool:
+    """Return whether a number such as 3e5 is a value of its own, and no part of an expression."""
+    before, behind = text[: match.start()].rstrip(" -+"), text[match.end() :]
+    clear = not behind.strip() or behind.strip()[0] in ",;)]⦄=<>≤≥≈&¦%°" or re.match(r"\s+[^\W\d_]|[⟦]", behind)
+    return bool(clear) and before[-1:] in ("", *",;([⦃=<>≤≥≈&¦")
 
 
 def _token(match: re.Match[str], gap: bool, kind: str) -> Token:
@@ -81,9 +94,7 @@ def _token(match: re.Match[str], gap: bool, kind: str) -> Token:
         decimals = len(mantissa.partition(".")[2])
         return Token("number", text, gap, Fraction(text.rstrip(".")), decimals - int(exponent))
     if match["number"]:
-        text = text.replace(" ", "")
-        places = len(text.partition(".")[2]) if "." in text else None
-        return Token("number", text, gap, Fraction(text), places)
+        return _number(text.replace(" ", ""), gap)
     if match["command"]:
         return Token("command", match["command"], gap)
     if match["greek"]:
@@ -93,6 +104,10 @@ def _token(match: re.Match[str], gap: bool, kind: str) -> Token:
             Token("name", GREEK_NAMES[text], gap) if text in GREEK_NAMES and len(text) > 1 else Token(kind, text, gap)
         )
     return Token("sign", text, gap)
+
+
+def _number(text: str, gap: bool) -> Token:
+    return Token("number", text, gap, Fraction(text), len(text.partition(".")[2]) if "." in text else None)
 
 
 def _repeating(match: re.Match[str]) -> Fraction:

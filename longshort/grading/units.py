@@ -25,27 +25,26 @@ deg degree ° 度 | % percent percentage pct | celsius | fahrenheit | knot | ¤ 
 bushel | barrel | unit
 """
 _COUNTED = """
-acorn adult animal ant apple arrangement baby babies bag ball balloon banana basket batch bead bean bear bee beer
-berry bicycle bike bill bird biscuit block boat bone book bottle bouquet bow box boy bracelet brick brownie bug bus
-button cake candle candy can car card carrot case cat chair chapter chicken child children chip chocolate choice
-circle class coin color colour combination computer container cookie cousin cow crate crayon cube cupcake customer
-dancer daughter deer desk diagonal digit dish divisor dog doll donut door doughnut dress duck edge egg element
-employee envelope episode equation eraser event face factor factory family farmer fish flight floor flower fold frog
-friend fruit function game gene gift girl glass goal goat grade grape graph group guest guitar gumball hamburger
-handshake hat head hen home horse hotdog house insect integer intersection item jar kid kitten lamp lap leaf leaves
-leg lemon lesson letter level light line lion lizard log lollipop machine magazine man marble mark match meal
-meatball member men mice mouse movie multiple muffin necklace nickel night notebook novel number nut onion operation
-orange order outcome oyster pack package page painting pair pancake parent participant party passenger passer path
-peach pea peanut pear pebble pen pencil penguin people permutation person pet photo picture pie piece pig pill
-pineapple pitcher pizza place plane plant plate player plum pocket point polygon popsicle possibility post potato
-present prime problem puppy puzzle question quiz rabbit rectangle ribbon ring road rock roll room root rose round
-row sandwich scarf school score seashell seat seed segment sequence serving session set shape sheep sheet shelf
-shell shirt shoe shot side sister slice snack sock solution song spot spoon squirrel stamp star station step stick
-sticker stone store story strawberry street string student subset swan sweet table team tennis term test ticket tile
-time tire token tomato tooth teeth top towel town toy tree triangle trip truck turn turtle value vehicle vertex
-vertices visitor vote walnut watch way wheel window wing woman women word worker 个 只
-本 支 条 张 辆 人 名 次 件 棵 块 种 位 头 枚 颗
-粒
+acorn adult animal ant apple arrangement baby babies bag ball balloon banana basket batch bead bean bear bee
+beer berry bicycle bike bill bird biscuit block boat bone book bottle bouquet bow box boy bracelet brick brownie
+bug bus button cake candle candy can car card carrot case cat chair chapter chicken child children chip
+chocolate choice circle class coin color colour combination computer container cookie cousin cow crate crayon
+cupcake customer dancer daughter deer desk diagonal digit dish divisor dog doll donut door doughnut dress duck
+edge egg element employee envelope episode equation eraser event face factor factory family farmer fish flight
+floor flower fold frog friend fruit function game gene gift girl glass goal goat grade grape graph group guest
+guitar gumball hamburger handshake hat head hen home horse hotdog house insect integer intersection item jar kid
+kitten lamp lap leaf leaves leg lemon lesson letter level light line lion lizard lollipop machine magazine man
+marble mark match meal meatball member men mice mouse movie multiple muffin necklace nickel night notebook novel
+number nut onion operation orange order outcome oyster pack package page painting pancake parent participant
+party passenger passer path peach pea peanut pear pebble pen pencil penguin people permutation person pet photo
+picture pie piece pig pill pineapple pitcher pizza place plane plant plate player plum pocket point polygon
+popsicle possibility post potato present problem puppy puzzle question quiz rabbit rectangle ribbon ring road
+rock roll room root rose round row sandwich scarf school seashell seat seed segment sequence serving session set
+shape sheep sheet shelf shell shirt shoe shot side sister slice snack sock solution song spot spoon squirrel
+stamp star station step stick sticker stone store story strawberry street string student subset swan sweet table
+team tennis term test ticket tile time tire token tomato tooth teeth top towel town toy tree triangle trip truck
+turn turtle value vehicle vertex vertices visitor vote walnut watch way wheel window wing woman women word
+worker 个 只 本 支 条 张 辆 人 名 次 件 棵 块 种 位 头 枚 颗 粒
 """
 COUNTED = _COUNTED.split()
 PREFIXED = {"¤": "¤", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "₽": "₽", "₩": "₩", "¢": "cent"}

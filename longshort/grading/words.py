@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from longshort.grading.expressions import FUNCTIONS, Parser
+from longshort.grading.atoms import FUNCTIONS
+from longshort.grading.expressions import Parser
 from longshort.grading.spelling import GREEK_NAMES
 from longshort.grading.tokens import tokens_of
 from longshort.grading.values import Text

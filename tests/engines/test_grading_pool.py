@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,6 +21,7 @@ from longshort.grading.choices import letter_of
 from longshort.grading.pool import GradingPool
 from longshort.grading.spelling import plain
 from longshort.types import LongShortError
+from tests.support import ROOT
 
 NEEDS_ALGEBRA = ("x+y", r"\boxed{y+x}")
 EVIL_WORKER = r"""
@@ -177,6 +180,98 @@ def test_every_gold_is_read_and_is_itself(shared_data, name, count):
     assert Counter(worker.compare(plain(gold), plain(gold)) for gold in golds if not letter_of(gold)) == {
         "match": count - sum(map(bool, map(letter_of, golds)))
     }
+
+
+@pytest.mark.parametrize(("answer", "reason"), [(r"\frac{2}{\sqrt 2}", "match"), (r"\sqrt{3}", "mismatch")])
+def test_what_takes_algebra_is_graded_by_a_process(pool, answer, reason):
+    assert [verdict.reason for verdict in pool.grade_all([(r"\sqrt{2}", rf"\boxed{{{answer}}}")])] == [reason]
+    assert pool.pids()
+
+
+def test_equal_questions_are_graded_once_and_a_cancelled_waiter_takes_nobody_with_it(evil_pool):
+    async def scenario():
+        ahead = asyncio.create_task(evil_pool.grade("x", r"\boxed{y}"))
+        waiters = [asyncio.create_task(evil_pool.grade("x", r"\boxed{y_{raise}}")) for _ in range(8)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()
+        await ahead
+        return await asyncio.gather(*waiters, return_exceptions=True)
+
+    first, *others = asyncio.run(scenario())
+    assert isinstance(first, asyncio.CancelledError)
+    assert {verdict.reason for verdict in others} == {"error:KeyError"} and len(evil_pool._reasons) == 2
+
+
+def test_close_leaves_no_process_and_refuses_more_work():
+    pool = GradingPool()
+    assert pool.grade_all([NEEDS_ALGEBRA])[0].correct
+    (pid,) = pool.pids()
+    pool.close()
+    pool.close()
+    assert not runs(pid)
+    with pytest.raises(LongShortError, match="closed"):
+        pool.grade_all([NEEDS_ALGEBRA])
+
+
+PARENT = r"""
+import sys
+from longshort.grading.pool import GradingPool
+class EvilPool(GradingPool):
+    command = (sys.executable, sys.argv[1])
+pool = EvilPool(workers=2, timeout_s=600)
+pool.grade_all([("x", r"\boxed{y}")])
+pool._reason("x", r"\boxed{y_{hang}}")
+pool._reason("x", r"\boxed{z_{hang}}")
+while len(pool.pids()) < 2:
+    pass
+print(*pool.pids(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_workers_die_with_a_killed_parent_even_when_busy(tmp_path):
+    (tmp_path / "evil.py").write_text(EVIL_WORKER)
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "evil.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert eventually(lambda: all(runs(pid) for pid in pids))
+        parent.kill()
+    assert eventually(lambda: not any(runs(pid) for pid in pids))
+
+
+def test_the_parent_never_imports_the_algebra():
+    script = r"""
+import sys
+from longshort.grading.pool import GradingPool
+with GradingPool() as pool:
+    print(pool.grade_all([("x+y", r"\boxed{y+x}")])[0].reason, {"sympy", "math_verify"} & set(sys.modules))
+"""
+    output = subprocess.check_output(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True
+    )
+    assert output == "match set()\n"
+
+
+def test_a_grading_process_that_does_not_start_is_an_error_not_a_verdict():
+    class BrokenPool(GradingPool):
+        command = (sys.executable, "-c", "raise SystemExit(3)")
+
+    with BrokenPool() as pool, pytest.raises(LongShortError, match="did not start: exit_3;"):
+        pool.grade_all([NEEDS_ALGEBRA])
+
+
+def test_disagreements_with_the_recorded_verdicts_are_the_explained_ones(pool, shared_data):
+    recorded = rows(shared_data, "graded_responses_math500.jsonl")
+    verdicts = pool.grade_all([(row["answer"], row["response"]) for row in recorded])
+    disagreements = [
+        i for i, (row, verdict) in enumerate(zip(recorded, verdicts, strict=True)) if row["correct"] != verdict.correct
+    ]
+    table = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
+    assert disagreements == [int(index) for index in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
+    assert len(disagreements) == 14
+    assert Counter(verdict.reason for verdict in verdicts) == {"match": 435, "no_answer": 44, "mismatch": 21}
 
 
 def test_files_of_the_working_folder_shadow_no_import_of_the_grader(tmp_path, monkeypatch):
