@@ -23,7 +23,7 @@ _NO_WORDS = FUNCTIONS | GREEK_NAMES.keys() | {"and", "or", "pi"}
 
 def only_words(spelling: str) -> Text | None:
     """Return the words of an answer that is nothing but words, None if it is something else."""
-    bare = re.sub("[⟦⟧]", " ", spelling).strip()
+    bare = re.sub("[⟦⟧]", "", spelling).strip()
     if not _ONLY_WORDS.fullmatch(bare.replace("(", "").replace(")", "")) or bare.lower() in NUMBER_WORDS:
         return None
     if re.fullmatch(r"[A-Za-z](?: [A-Za-z])+", bare):
@@ -32,7 +32,7 @@ def only_words(spelling: str) -> Text | None:
     if all(len(run) == 1 or run in _NO_WORDS for run in runs):
         return None
     expr = None
-    if len(runs) == 1 and len(bare) <= LONGEST_RUN_OF_LETTERS and bare.isascii():
+    if len(runs) == 1 and len(bare) <= LONGEST_RUN_OF_LETTERS and bare.isascii() and not bare.istitle():
         expr = Parser(tokens_of(bare)).sum()
     return Text(words_of(bare), expr)
 

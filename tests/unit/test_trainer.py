@@ -29,6 +29,13 @@ def untrained(tmp_path_factory):
     return tiny_models.make(tmp_path_factory.mktemp("untrained"))
 
 
+def test_a_problem_whose_answer_cannot_be_graded_is_left_out_and_named(untrained, capsys):
+    rows = [{"id": "fine", "problem": "1+1?", "answer": "2"}, {"id": "odd", "problem": "1+2?", "answer": "3 zorks"}]
+    run = LongShortTrainer(long=untrained[LONG], short=untrained[SHORT], train_dataset=rows)
+    assert [problem.id for problem in run.problems] == ["fine"]
+    assert "1 of 2 reference answers cannot be graded and are left out: problem 'odd'" in capsys.readouterr().out
+
+
 def test_problem_order_is_epochs_of_permutations_fixed_by_the_seed(tmp_path, untrained):
     run = trainer(tmp_path, untrained, seed=3)
     run.problems = run.problems[:6]
