@@ -6,11 +6,9 @@ import signal
 
 import pytest
 
-from longshort.backends import ray_cluster
 from longshort.pair import LearningPair
 from longshort.types import LONG, ROLES, SHORT, Sampling
 from tests.support import tiny_models
-from tests.support.adapter_cases import check_one_engine_for_two
 from tests.support.engine_cases import PROMPTS
 from tests.support.learning_cases import sample_like
 
@@ -25,24 +23,6 @@ def config(folder, base, backend="auto", **changes):
 @pytest.fixture(scope="module")
 def recipe(cluster, speaking, tmp_path_factory):
     return config(tmp_path_factory.mktemp("shared"), speaking[LONG], learning_rate=0.03)
-
-
-def test_vllm_writes_each_turn_with_its_roles_adapter(recipe, tmp_path):
-    """In a process of its own with an engine's environment, step by step; the model's head is tied."""
-    import ray
-
-    from longshort.backends.engines.vllm_engine import ENVIRONMENT, VllmLoraCore
-    from longshort.recipe.roles import LoraSection
-
-    path, engine = tiny_models.make(tmp_path, tied_short=True)[SHORT], recipe.long.engine
-
-    def check():
-        check_one_engine_for_two(VllmLoraCore(path, engine, 0, {LONG: LoraSection(r=4), SHORT: LoraSection(r=8)}), path)
-        return os.listdir("/dev/shm")
-
-    run = ray.remote(check).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": ENVIRONMENT})
-    left = ray.get(run.remote(), timeout=200)
-    assert not [name for name in left if name.startswith(("longshort-long-", "longshort-short-"))]
 
 
 def test_two_learners_and_one_engine_agree_before_and_after_updates_and_a_restart(recipe, speaking):

@@ -1,17 +1,23 @@
 """A run of two adapters in one engine: two steps with vLLM, and a bit-equal resumption."""
 
 import json
+import os
 import shutil
 
 import pytest
+import ray
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from longshort import LongShortTrainer
+from longshort.backends import ray_cluster
+from longshort.backends.engines.vllm_engine import ENVIRONMENT, VllmLoraCore
+from longshort.recipe.roles import LoraSection
 from longshort.runs import checkpoint
 from longshort.types import LONG, ROLES, SHORT, LongShortError
 from tests.support import tiny_models
+from tests.support.adapter_cases import check_one_engine_for_two
 from tests.support.engine_cases import PROMPTS
 from tests.support.training_runs import even_tokens, metrics
 
@@ -75,3 +81,21 @@ def test_a_resumed_run_of_two_adapters_takes_bit_equal_steps(tmp_path, base):
     )
     with pytest.raises(LongShortError, match=r"cannot resume .*: long.lora.r was 4 and is now 2; restore it"):
         LongShortTrainer(args=wrong, reward=even_tokens).checkpoint_to_resume(True)
+
+
+def test_vllm_writes_each_turn_with_its_roles_adapter(tmp_path, base):
+    """In a process of its own with an engine's environment, step by step; the model's head is tied."""
+    recipe, path = config(tmp_path, base), tiny_models.make(tmp_path / "tied", tied_short=True)[SHORT]
+
+    def check():
+        roles = {LONG: LoraSection(r=4), SHORT: LoraSection(r=8)}
+        check_one_engine_for_two(VllmLoraCore(path, recipe.long.engine, 0, roles), path)
+        return os.listdir("/dev/shm")
+
+    stop = ray_cluster.start(recipe)
+    try:
+        run = ray.remote(check).options(num_cpus=ray_cluster.cpu_share(), runtime_env={"env_vars": ENVIRONMENT})
+        left = ray.get(run.remote(), timeout=200)
+    finally:
+        stop()
+    assert not [name for name in left if name.startswith(("longshort-long-", "longshort-short-"))]

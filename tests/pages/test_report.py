@@ -7,13 +7,11 @@ import pytest
 from longshort.report.report_page import write_report
 from tests.support.browser import started_browser  # noqa: F401
 from tests.support.report_runs import (
-    HOSTILE,
     SHOWN_HOSTILE,
-    demo_results,
+    hostile_run,
     write_demo,
     write_lines,
     write_recipe,
-    write_results,
 )
 
 
@@ -23,16 +21,6 @@ def learning(folder: Path, accuracies, **more) -> Path:
     rows = [{"step": i, "team/accuracy": value} | more for i, value in enumerate(accuracies, 1)]
     write_lines(folder / "metrics.jsonl", rows)
     return folder
-
-
-def hostile_run(folder: Path) -> Path:
-    run = write_demo(folder / "<img src=x onerror=window.hacked=1> $\\frac{", steps=6, dataset=HOSTILE[:150])
-    content = demo_results(0.0)
-    content["systems"]["pair"]["title"] = content["benchmarks"]["miniature:test"]["title"] = HOSTILE
-    write_results(run, "results", content)
-    metrics = {"step": 1, f"reward/{HOSTILE}": 1.0, "team/accuracy": 0.5, "\ud800": "x"}
-    write_lines(run / "metrics.jsonl", [metrics])
-    return run
 
 
 def test_page_reloads_itself_and_keeps_its_state(tmp_path, browser):

@@ -287,6 +287,18 @@ def write_demo(
     return folder
 
 
+def hostile_run(folder: Path) -> Path:
+    """Write a run whose names and texts try to break the page; return its folder."""
+    dataset = HOSTILE[:150].translate({0xD800: None, 0: None})  # a recipe's paths hold neither
+    run = write_demo(folder / "<img src=x onerror=window.hacked=1> $\\frac{", steps=6, dataset=dataset)
+    content = demo_results(0.0)
+    content["systems"]["pair"]["title"] = content["benchmarks"]["miniature:test"]["title"] = HOSTILE
+    write_results(run, "results", content)
+    metrics = {"step": 1, f"reward/{HOSTILE}": 1.0, "team/accuracy": 0.5, "\ud800": "x"}
+    write_lines(run / "metrics.jsonl", [metrics])
+    return run
+
+
 if __name__ == "__main__":
     to = Path(sys.argv[1])
     traces = {"traces": "miniature:train"}

@@ -9,7 +9,14 @@ from longshort.learning import logprobs
 from longshort.learning.logprobs import token_logprobs, token_statistics
 from longshort.learning.optim import build_optimizer
 from longshort.learning.packing import pack
-from longshort.learning.step import StepSettings, UpdateMetrics, micro_batches, policy_gradient_step, token_loss
+from longshort.learning.step import (
+    Process,
+    StepSettings,
+    UpdateMetrics,
+    micro_batches,
+    policy_gradient_step,
+    token_loss,
+)
 from longshort.recipe.sections import LossConfig
 from longshort.types import Sample
 from tests.support.learning_cases import VOCABULARY, sample_like, tiny_model
@@ -75,6 +82,21 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
         results.append((logp.detach(), entropy, model.lm_head.weight.grad, model.model.embed_tokens.weight.grad))
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_the_logits_are_float32():
+    """Between 16 and 32 the numbers of bfloat16 are 0.125 apart, so logits of that type cost accuracy."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+    (batch,) = pack(SAMPLES[:1], [1.0], row_tokens=0, batch_tokens=1000)
+    logp, _ = Process("bfloat16").statistics(model, batch, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(batch.input_ids, position_ids=batch.position_ids).last_hidden_state
+    expected = (hidden.float() @ model.lm_head.weight.T)[0].log_softmax(-1)
+    before = batch.mask[0].nonzero()[:, 0] - 1
+    by_hand = expected[before, batch.input_ids[0, before + 1]]
+    torch.testing.assert_close(logp, by_hand, rtol=0, atol=1e-4)
 
 
 def test_the_entropy_of_a_uniform_distribution():

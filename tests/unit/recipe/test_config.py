@@ -211,6 +211,23 @@ def test_an_override_without_a_value_is_refused_where_one_is_needed(recipe):
     assert "max_steps: Input should be a valid integer (got None)" in refusal(recipe(""), "max_steps=")
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("Answer: yes", "Answer: yes"),
+        ("The #1 rule # be brief", "The #1 rule # be brief"),
+        ("2024", "2024"),
+        ("no", "no"),
+        ("{x} of %d", "{x} of %d"),
+        ("'tis so", "'tis so"),
+        ("'quoted'", "quoted"),
+        ('"two\\nlines"', "two\nlines"),
+    ],
+)
+def test_a_text_setting_of_the_command_line_is_what_is_written(recipe, written, text):
+    assert load(recipe(""), [f"long.instructions={written}"]).long.instructions == text
+
+
 PATHS = """
 output_dir: ~/runs/x
 dataset: $DATA/train.jsonl
@@ -256,6 +273,9 @@ def test_a_home_in_an_override_is_the_home_folder(recipe, monkeypatch):
     [
         ("$NOT_SET_HERE/x", "output_dir: the variable $NOT_SET_HERE is not set; set it, or write the path without it"),
         ("${NOT_SET_HERE}", "output_dir: the variable $NOT_SET_HERE is not set"),
+        ("x/${NOT_SET_HERE:-runs}", "output_dir: '${NOT_SET_HERE:-runs}' is not worked out here; write $NAME or"),
+        ("$(pwd)/x", "output_dir: '$(pwd)/x' is not worked out here"),
+        ("", "output_dir: String should have at least 1 character (got '')"),
         (
             "~nobody_here/x",
             "output_dir: there is no home folder '~nobody_here'; if a file is named so, write ./~nobody",

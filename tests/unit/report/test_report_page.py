@@ -14,12 +14,11 @@ from longshort.report.run_files import load
 from longshort.types import LongShortError
 from tests.support.browser import started_browser  # noqa: F401
 from tests.support.report_runs import (
-    HOSTILE,
     demo_results,
+    hostile_run,
     measures,
     results,
     row,
-    write_demo,
     write_lines,
     write_recipe,
     write_results,
@@ -157,17 +156,6 @@ def test_what_is_not_a_run_is_refused(tmp_path):
         write_report([run], refresh=0)
     other = learning(tmp_path / "b" / "r", [0.5])
     assert [one.name for one in load([run, other])] == [f"{tmp_path.name}/r", "b/r"]
-
-
-def hostile_run(folder: Path) -> Path:
-    dataset = HOSTILE[:150].translate({0xD800: None, 0: None})  # a recipe's paths hold neither
-    run = write_demo(folder / "<img src=x onerror=window.hacked=1> $\\frac{", steps=6, dataset=dataset)
-    content = demo_results(0.0)
-    content["systems"]["pair"]["title"] = content["benchmarks"]["miniature:test"]["title"] = HOSTILE
-    write_results(run, "results", content)
-    metrics = {"step": 1, f"reward/{HOSTILE}": 1.0, "team/accuracy": 0.5, "\ud800": "x"}
-    write_lines(run / "metrics.jsonl", [metrics])
-    return run
 
 
 def test_page_is_one_file_that_needs_no_network_and_is_the_same_again(tmp_path):
