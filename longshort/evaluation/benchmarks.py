@@ -116,7 +116,7 @@ def load_benchmark(name: str, *, data_dir: str | Path = "", limit: int | None = 
 def check_golds(problems: Sequence[Problem], pool: GradingPool) -> GoldCheck:
     r"""Count the reference answers that can be graded against.
 
-    An answer is `parsed` if math-verify reads it and finds it equal to itself (numbers and words need no reading), and
+    An answer is `parsed` if the grader understands all of it, and
     `verified` if `\boxed{answer}`, graded like a model's text, is right. The verdicts enter `pool.counts`.
     """
     unparsed = pool.gold_faults(problems)
