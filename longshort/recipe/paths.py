@@ -11,13 +11,13 @@ from pydantic import BeforeValidator
 
 from longshort.types import LongShortError
 
-VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\}|[{(])")
 
 
 def expanded(value: Any) -> Any:
     """Return a path with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` replaced; what is no text stays as it is.
 
-    Raises ValueError for a user or a variable that does not exist: a shell would make another path of it.
+    Raises ValueError for a user or a variable that does not exist, and for what else a shell would work out.
     """
     if not isinstance(value, str):
         return value
@@ -30,6 +30,8 @@ def expanded(value: Any) -> Any:
 
     def of_variable(match: re.Match[str]) -> str:
         name = match[1] or match[2]
+        if not name:
+            raise ValueError(f"{path[match.start() :]!r} is not worked out here; write $NAME or ${{NAME}}, or the path")
         if name not in os.environ:
             raise ValueError(f"the variable ${name} is not set; set it, or write the path without it")
         return os.environ[name]

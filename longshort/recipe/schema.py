@@ -49,7 +49,7 @@ Plugin = TypeVar("Plugin")
 class LongShortConfig(Section):
     """Everything a run needs: `load("recipes/x.yaml")`, or `LongShortConfig(output_dir="runs/x", max_steps=100)`."""
 
-    output_dir: PathText = "runs/longshort"
+    output_dir: Annotated[PathText, Field(min_length=1)] = "runs/longshort"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Below 2^32, as numpy and the engines demand."""
     deterministic: bool = False
@@ -202,14 +202,15 @@ class LongShortConfig(Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> LongShortConfig:
-    """Read a recipe, apply `key.sub=value` overrides (values are YAML; nothing is empty text), check it.
+    """Read a recipe, apply `key.sub=value` overrides (`override` in strict_yaml.py), check it.
 
     Raises LongShortError for a missing file, bad YAML, a duplicate key, a YAML tag, an unknown key (with the nearest
     known one) or a wrong type.
     """
     path = expand(path, "recipe")
     if not path.is_file():
-        raise LongShortError(f"recipe {path} does not exist; longshort's own recipes are in recipes/")
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise LongShortError(f"recipe {path} {fault}; name a YAML file (longshort's own are in recipes/)")
     try:
         content = path.read_bytes()
     except OSError as error:

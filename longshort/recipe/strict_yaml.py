@@ -55,7 +55,7 @@ def read_yaml(text: str | bytes, source: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise LongShortError(f"{source}{line}: {error.problem or error}") from error
     except yaml.YAMLError as error:
-        raise LongShortError(f"{source}: not valid YAML, or not UTF-8: {error}") from error
+        raise LongShortError(f"{source}: not valid YAML, or not UTF-8: {' '.join(str(error).split())}") from error
     except (ValueError, RecursionError) as error:  # 2001-99-99, an integer of 5,000 digits, a thousand brackets
         raise LongShortError(f"{source}: a value cannot be read ({error}); put text between quotes") from error
 
@@ -63,7 +63,8 @@ def read_yaml(text: str | bytes, source: str) -> Any:
 def override(tree: dict[str, Any], text: str, schema: type[BaseModel]) -> None:
     """Set the value of `key.sub=value` in the tree, adding sections that are missing.
 
-    `key=` is empty text where the schema takes text, else null; `key=null` is null everywhere.
+    The value of a text setting is what is written, whatever it would be in YAML: `#1: yes`, 2024; quotes around all of
+    it are left out. Any other value is YAML. `key=` is empty text where text may stand; `key=null` is null everywhere.
     """
     key, equals, value = text.partition("=")
     if not (key and equals):
@@ -75,21 +76,24 @@ def override(tree: dict[str, Any], text: str, schema: type[BaseModel]) -> None:
         tree = tree[name]
         if not isinstance(tree, dict):
             raise LongShortError(f"override {text!r}: {name!r} holds a value, not a section")
-    empty = not value.strip() and _takes_text(schema, [*sections, leaf])
-    tree[leaf] = "" if empty else read_yaml(value, f"override {text!r}")
+    kinds, value = _kinds(schema, [*sections, leaf]), value.strip()
+    text_alone = str in kinds and kinds <= {str, type(None)}
+    as_written = text_alone and value.lower() != "null" and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL)
+    empty = not value and (str in kinds or Any in kinds)
+    tree[leaf] = value if as_written or empty else read_yaml(value, f"override {text!r}")
 
 
-def _takes_text(annotation: Any, keys: Sequence[str]) -> bool:
-    """Whether the setting under these keys may be any text."""
+def _kinds(annotation: Any, keys: Sequence[str]) -> set[Any]:
+    """Return the types that the setting under these keys may have; none if there is no such setting."""
     kinds = list(_alternatives(annotation))
     if not keys:
-        return str in kinds or Any in kinds
+        return set(kinds)
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel) and (field := kind.model_fields.get(keys[0])):
-            return _takes_text(field.annotation, keys[1:])
+            return _kinds(field.annotation, keys[1:])
         if get_origin(kind) is dict:
-            return _takes_text(get_args(kind)[1], keys[1:])
-    return False
+            return _kinds(get_args(kind)[1], keys[1:])
+    return set()
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:

@@ -275,7 +275,6 @@ def test_a_home_in_an_override_is_the_home_folder(recipe, monkeypatch):
         ("${NOT_SET_HERE}", "output_dir: the variable $NOT_SET_HERE is not set"),
         ("x/${NOT_SET_HERE:-runs}", "output_dir: '${NOT_SET_HERE:-runs}' is not worked out here; write $NAME or"),
         ("$(pwd)/x", "output_dir: '$(pwd)/x' is not worked out here"),
-        ("", "output_dir: String should have at least 1 character (got '')"),
         (
             "~nobody_here/x",
             "output_dir: there is no home folder '~nobody_here'; if a file is named so, write ./~nobody",
@@ -284,6 +283,10 @@ def test_a_home_in_an_override_is_the_home_folder(recipe, monkeypatch):
 )
 def test_a_variable_or_a_home_that_is_not_there_is_refused(recipe, path, says):
     assert says in refusal(recipe(f"output_dir: {path}"))
+
+
+def test_results_need_a_folder_with_a_name(recipe):
+    assert "output_dir: String should have at least 1 character (got '')" in refusal(recipe(""), "output_dir=")
 
 
 def test_signs_that_a_shell_leaves_alone_are_left_alone(recipe):
