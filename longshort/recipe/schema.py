@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -49,7 +50,7 @@ Plugin = TypeVar("Plugin")
 class LongShortConfig(Section):
     """Everything a run needs: `load("recipes/x.yaml")`, or `LongShortConfig(output_dir="runs/x", max_steps=100)`."""
 
-    output_dir: Annotated[PathText, Field(min_length=1)] = "runs/longshort"
+    output_dir: PathText = "runs/longshort"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Below 2^32, as numpy and the engines demand."""
     deterministic: bool = False
@@ -125,6 +126,13 @@ class LongShortConfig(Section):
     mixture: MixtureConfig | None = None
     miniature: MiniatureConfig | None = None
     serve: ServeConfig = ServeConfig()
+
+    @field_validator("output_dir")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("empty; name the folder of the results (the folder you are in is .)")
+        return value
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> LongShortConfig:

@@ -286,7 +286,9 @@ def test_a_variable_or_a_home_that_is_not_there_is_refused(recipe, path, says):
 
 
 def test_results_need_a_folder_with_a_name(recipe):
-    assert "output_dir: String should have at least 1 character (got '')" in refusal(recipe(""), "output_dir=")
+    assert "output_dir: empty; name the folder of the results (the folder you are in is .) (got '')" in refusal(
+        recipe(""), "output_dir="
+    )
 
 
 def test_signs_that_a_shell_leaves_alone_are_left_alone(recipe):
