@@ -50,7 +50,9 @@ def token_statistics(
     head = model.get_output_embeddings()
 
     def head_statistics(hidden: torch.Tensor, targets: torch.Tensor) -> TokenStatistics:
-        logits = head(hidden).float()
+        # Never in bfloat16, even under autocast: logits of that type are 0.125 apart beyond 16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = head(hidden.to(head.weight.dtype)).float()
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         if temperature != 1.0:

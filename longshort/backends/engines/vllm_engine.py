@@ -205,6 +205,8 @@ def engine_arguments(model: str, config: EngineConfig, seed: int, **changes: Any
     )
     if 0 < config.num_gpus < 1:  # vLLM refuses to start unless this share of the GPU is free; its default is 0.9
         options["gpu_memory_utilization"] = config.num_gpus
+    if config.num_gpus and config.dtype != "float32":  # logits as exact as the learner's (learning/logprobs.py)
+        options["hf_overrides"] = {"head_dtype": "float32"}
     return options | changes | dict(config.extra)
 
 

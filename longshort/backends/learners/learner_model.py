@@ -61,6 +61,8 @@ def make_parts(
 ) -> Parts:
     """Put together the parts of a learner of one process; it trains the parameters of `model` that take a gradient."""
     rate = config.learning_rate_of(role)
+    if config.dtype == "bfloat16":  # only the head is left in float32: this keeps it on a GPU's tensor cores
+        torch.backends.cuda.matmul.allow_tf32 = True
     parts = Parts(
         role=role,
         attention=choose_attention(config),

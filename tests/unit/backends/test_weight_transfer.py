@@ -87,6 +87,19 @@ def test_what_vllm_is_told_when_an_engine_is_made():
     assert engine_arguments("m", own, 0)["gpu_memory_utilization"] == 0.3
 
 
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ({"num_gpus": 1, "dtype": "bfloat16"}, {"head_dtype": "float32"}),
+        ({"num_gpus": 1, "dtype": "bfloat16", "extra": {"hf_overrides": {}}}, {}),
+        ({"num_gpus": 1, "dtype": "float32"}, None),
+        ({"num_gpus": 0, "dtype": "bfloat16"}, None),
+    ],
+)
+def test_on_a_gpu_the_logits_of_vllm_are_float32(engine, expected):
+    assert engine_arguments("m", EngineConfig(**engine), 0).get("hf_overrides") == expected
+
+
 def test_the_world_of_nccl_counts_the_engines_workers():
     def world(**extra):
         settings = config(long={"model": "m", "engine": {"extra": extra}})
