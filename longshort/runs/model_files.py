@@ -12,6 +12,7 @@ from typing import Any
 from longshort.types import LongShortError
 
 WHOLE_BYTES, PIECE_BYTES, PIECES = 2**26, 2**16, 64
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_PART_OF_A_MODEL = ("progress.json", "trainer_state.json")
 
 
@@ -83,8 +84,9 @@ def find_folder(model: str, key: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=["consolidated*"]))
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LongShortError(
@@ -131,22 +133,51 @@ def _read_shapes(folder: Path, key: str) -> dict[str, tuple[int, ...]]:
         raise LongShortError(f"{key}: {folder} holds no *.safetensors, {others or 'no weights: copy the model again'}")
     try:
         return expected_weights(str(folder))
+    except LongShortError as error:
+        raise LongShortError(f"{key}: {error}") from error
     except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
         raise LongShortError(
             f"{key}: the weights in {folder} are damaged ({error or type(error).__name__}); copy them again"
         ) from error
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the model's weights, one or those of the index; refuse what engines would mix up.
+
+    Some repositories hold the weights a second time, under other names: consolidated.safetensors.
+    """
+    present = {path.name for path in folder.glob("*.safetensors")}
+    if not present:
+        raise LongShortError(f"model folder {folder} holds no *.safetensors weights")
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        named, beside = set(index["weight_map"].values()), {WEIGHTS} & present
+    else:
+        named, beside = {WEIGHTS}, present
+    if missing := sorted(named - present):
+        of = f"{len(missing)} of {len(named)} weights files: {', '.join(missing[:3])}"
+        raise LongShortError(f"model folder {folder} lacks {of}; copy the model again, {INDEX} included")
+    if others := sorted(beside - named):
+        raise LongShortError(
+            f"model folder {folder} holds {', '.join(others[:3])} beside {', '.join(sorted(named)[:3])}, and engines "
+            "would mix them up; move the one or the other to another folder"
+        )
+    return [folder / name for name in sorted(named)]
+
+
 def expected_weights(model: str) -> dict[str, tuple[int, ...]]:
     """Return a model's tensor names and shapes from its safetensors headers; a tied head also as `lm_head.weight`."""
     folder = find_folder(model, "model")
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    if not shapes:
-        raise LongShortError(f"model folder {folder} holds no *.safetensors weights")
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        size, whole = file.stat().st_size, 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+        if size < whole:
+            raise LongShortError(f"{file} has {size:,} of {whole:,} bytes; copy it again")
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
     config = json.loads((folder / "config.json").read_text())
     if config.get("tie_word_embeddings") and "model.embed_tokens.weight" in shapes:
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]

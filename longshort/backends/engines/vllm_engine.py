@@ -20,7 +20,7 @@ from longshort.backends.weights.vllm_inbox import Inbox
 from longshort.backends.weights.weight_sync import Manifest, check_weights
 from longshort.recipe.roles import LoraSection
 from longshort.recipe.sections import EngineConfig
-from longshort.runs.model_files import expected_weights
+from longshort.runs.model_files import expected_weights, find_folder
 from longshort.types import Completion, LongShortError, Sampling
 
 SHARED_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -46,10 +46,11 @@ class VllmCore:
         known = {field.name for field in dataclasses.fields(EngineArgs)}
         if unknown := set(config.extra) - known:
             raise LongShortError(f"engine.extra: vLLM's EngineArgs has no {', '.join(sorted(unknown))}")
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(model, config, seed, **changes)))
+        folder = str(find_folder(model, "model"))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(folder, config, seed, **changes)))
         self._tokenizer = self._engine.get_tokenizer()
         self.version = 0
-        self._expected = expected_weights(model)
+        self._expected = expected_weights(folder)
         self._sampling: dict[str, Sampling] = {}
         self._updates: dict[str, list[int]] = {}
         self._asleep: set[str] = set()
@@ -201,6 +202,9 @@ def engine_arguments(model: str, config: EngineConfig, seed: int, **changes: Any
         # A seeded request that is prefilled in two parts kills a CPU engine: torch cannot rewind a generator there.
         enable_chunked_prefill=bool(config.num_gpus),
         seed=seed,
+        load_format="safetensors",  # "auto" would read a Mistral repository's second set of weights, and the tokenizer
+        config_format="hf",  # and configuration beside it: not what the learner reads
+        tokenizer_mode="hf",
         generation_config="vllm",  # sampling defaults of the model's folder must not override the recipe's
     )
     if 0 < config.num_gpus < 1:  # vLLM refuses to start unless this share of the GPU is free; its default is 0.9

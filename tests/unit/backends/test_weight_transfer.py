@@ -87,6 +87,12 @@ def test_what_vllm_is_told_when_an_engine_is_made():
     assert engine_arguments("m", own, 0)["gpu_memory_utilization"] == 0.3
 
 
+def test_vllm_reads_the_files_that_the_learner_reads():
+    arguments = engine_arguments("m", EngineConfig(), 0)
+    formats = [arguments[key] for key in ("load_format", "config_format", "tokenizer_mode")]
+    assert formats == ["safetensors", "hf", "hf"]
+
+
 @pytest.mark.parametrize(
     ("engine", "expected"),
     [
