@@ -19,6 +19,9 @@ from longshort.runs.ledger import read
 from longshort.runs.model_files import find_folder, identity
 from longshort.types import ROLES
 
+ADAPTER_RATE = 5e-5
+"""Learning rates for adapters are about ten times those of a whole model, whose usual ones end at 1e-5."""
+
 
 async def fine_tune(config: LongShortConfig) -> dict[str, str]:
     """Train both roles side by side, each in its own process; skip a role that is done. Returns the model folders."""
@@ -32,6 +35,8 @@ async def fine_tune(config: LongShortConfig) -> dict[str, str]:
             continue
         folders[role] = folder
         jobs[role] = (train_role, config, role, made_from, folder, run.cold(role))
+    for advice in filter(None, (rate_advice(config, role) for role in jobs)):
+        console.say(f"  sft        {advice}")
     if jobs:
         console.say(f"  sft        fine-tune {' and '.join(jobs)} on {run.thoughts}/rows.jsonl")
         for result in await side_by_side(jobs, folders, gpus=config.learner_gpus):
@@ -40,6 +45,17 @@ async def fine_tune(config: LongShortConfig) -> dict[str, str]:
                 f"{result['last_loss']:.3f}, {console.duration(result['seconds'])}"
             )
     return {role: str(run.cold(role)) for role in ROLES}
+
+
+def rate_advice(config: LongShortConfig, role: str) -> str:
+    """Return a sentence if an adapter is to be trained at a rate that suits a whole model."""
+    settings = config.role(role).sft
+    if not settings.lora or settings.learning_rate >= ADAPTER_RATE:
+        return ""
+    return (
+        f"{role}.sft.learning_rate is {settings.learning_rate:g}: an adapter (lora) usually learns too little below "
+        f"{ADAPTER_RATE:g}"
+    )
 
 
 def _made_from(config: LongShortConfig, role: str) -> dict[str, Any]:
