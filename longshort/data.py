@@ -40,6 +40,11 @@ def load_problems(source: str, limit: int | None = None, to_problem: RowReader =
 
 def problems_of(rows: Iterable[Problem | Mapping[str, Any]], name: str) -> list[Problem]:
     """Return the problems of rows in memory, such as a list or a datasets.Dataset; `name` stands for them in errors."""
+    if isinstance(rows, Mapping) and not all(hasattr(split, "features") for split in rows.values()):
+        raise LongShortError(
+            f"{name} is a {type(rows).__name__} of {', '.join(map(str, rows))}; pass the rows: of splits one alone, of "
+            "columns datasets.Dataset.from_dict(…)"
+        )
     if isinstance(rows, Mapping):
         raise LongShortError(
             f"{name} is a {type(rows).__name__} of the splits {', '.join(map(str, rows))}; which one? Pass it alone, "
@@ -50,7 +55,8 @@ def problems_of(rows: Iterable[Problem | Mapping[str, Any]], name: str) -> list[
             f"{name} is a {type(rows).__name__}; pass the rows, such as a list of mappings (of a pandas table: "
             'table.to_dict("records")), or name a file or a hub dataset as `dataset` in the recipe'
         )
-    problems = _distinct(((f"{name}[{index}]", row) for index, row in enumerate(rows)), normalise)
+    plain = (asdict(row) if isinstance(row, Problem) else row for row in rows)
+    problems = _distinct(((f"{name}[{index}]", row) for index, row in enumerate(plain)), normalise)
     if not problems:
         raise LongShortError(f"{name} is empty; pass at least one problem")
     return problems
@@ -62,10 +68,10 @@ def _distinct(rows: Iterable[tuple[str, Any]], to_problem: RowReader) -> list[Pr
     places: dict[str, str] = {}
     copies: Counter[str] = Counter()
     for where, row in rows:
-        problem = row if isinstance(row, Problem) else to_problem(row, where)
+        problem = to_problem(row, where)
         copies[problem.id] += 1
         if problem.id in problems:
-            if isinstance(row, Problem) or given_id(row):
+            if given_id(row):
                 first = places[problem.id]
                 raise LongShortError(
                     f"{where}: the id {problem.id!r} is already used at {first}; give each problem its own"
@@ -130,9 +136,12 @@ def _parquet(path: Path) -> Rows:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            short = (pyarrow.float16(), pyarrow.float32())  # Python's floats would show 0.1 as 0.10000000149011612
+            narrow = {each.name: each.type.to_pandas_dtype() for each in file.schema_arrow if each.type in short}
             rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
-                yield f"{path}, row {number}", row
+                exact = {name: kind(row[name]) for name, kind in narrow.items() if row[name] is not None}
+                yield f"{path}, row {number}", row | exact
     except (pyarrow.ArrowException, OSError) as error:
         raise LongShortError(f"{path}: not a readable parquet file ({error}); write it again") from error
 

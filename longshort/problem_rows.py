@@ -31,6 +31,8 @@ MAX_QUESTION = 100_000
 """Characters; a longer "question" is a broken row."""
 QUESTION_COLUMNS = ("problem", "question", "prompt")
 ID_COLUMNS = ("id", "unique_id", "Record ID")
+LEFT_OUT = ("system", "developer")
+"""Roles of a chat prompt that the protocol's own instructions replace."""
 WHOLE = re.compile(r"([+-]?\d+)\.0+")
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
@@ -46,7 +48,8 @@ def normalise(row: Mapping[str, Any], where: str) -> Problem:
     """Turn a row of any known shape into a Problem; the LongShortError for a bad row begins with `where`."""
     try:
         if not isinstance(row, Mapping):
-            raise _BadRow(f"a row is a mapping with a question and an answer, got {type(row).__name__} {row!r:.60}")
+            shown = " ".join(repr(row).split())
+            raise _BadRow(f"a row is a mapping with a question and an answer, got {type(row).__name__} {shown:.60}")
         question, answer, given = _encodable(_question(row)), _encodable(_answer(row)), _encodable(given_id(row))
     except _BadRow as fault:
         raise LongShortError(f"{where}: {fault}") from None
@@ -72,15 +75,16 @@ def _question(row: Mapping[str, Any]) -> str:
 
 
 def _chat_content(message: Any) -> str:
-    """Return the text of a user message; "" for the system's, which the protocol's own instructions replace."""
+    """Return the text of a user message; "" for one that is left out."""
     content = _plain(message.get("content")) if isinstance(message, Mapping) else None
     if isinstance(content, list):
         content = "".join(map(_text_of_part, content))
     if not isinstance(message, Mapping) or not isinstance(content, str):
         raise _BadRow(f"a chat prompt is a list of {{role, content}} with text content, got {message!r}")
-    if message.get("role") == "assistant":
-        raise _BadRow("the chat prompt holds an assistant message; a problem is what the user asks, delete the others")
-    return content if message.get("role") == "user" else ""
+    if (role := message.get("role")) not in ("user", *LEFT_OUT):
+        known = ", ".join(("user", *LEFT_OUT))
+        raise _BadRow(f"the chat prompt holds a message of {role!r}; a problem has {known} only, delete the others")
+    return content if role == "user" else ""
 
 
 def _text_of_part(part: Any) -> str:
@@ -136,10 +140,15 @@ def _number_text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return an array of numpy or torch as a list, or as the number that it holds."""
+    """Return an array of numpy or torch, or a tuple, as a list; an array without length as the number that it holds."""
+    if isinstance(value, tuple):
+        return list(value)
     if isinstance(value, str | Number) or not hasattr(value, "__array__"):
         return value
-    array = numpy.asarray(value)
+    try:
+        array = numpy.asarray(value)
+    except (TypeError, RuntimeError) as error:  # a tensor of bfloat16, on a GPU, or with a gradient
+        raise _BadRow(f"a {type(value).__name__} that numpy cannot read ({error}); give numbers or text") from error
     return list(array) if array.ndim else array[()]
 
 
@@ -165,6 +174,7 @@ def _encodable(text: str) -> str:
 
 def given_id(row: Mapping[str, Any]) -> str:
     try:
-        return next((str(row[name]).strip() for name in ID_COLUMNS if row.get(name) is not None), "")
+        given = next((str(row[name]).strip() for name in ID_COLUMNS if row.get(name) is not None), "")
+        return "" if given in ("nan", "<NA>") else given  # what a pandas table holds where a row has no id
     except ValueError:
         raise _BadRow(f"the id is {TOO_LONG}") from None

@@ -102,13 +102,60 @@ def test_a_chat_prompt_of_a_pandas_table_is_an_array_of_messages():
     assert normalise({"prompt": prompt, "answer": "2"}, "row").question == "1+1?"
 
 
-def test_decimals_of_a_parquet_file_are_numbers(tmp_path):
+@pytest.mark.parametrize(
+    ("value", "kind", "answer"),
+    [(Decimal("2.50"), "decimal128(10, 2)", "2.50"), (0.1, "float32()", "0.1"), (5, "float32()", "5")],
+)
+def test_numbers_of_a_parquet_file_are_what_was_written(tmp_path, value, kind, answer):
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.table({"problem": ["?"], "answer": pyarrow.array([Decimal("2.50")], pyarrow.decimal128(10, 2))})
+    types = {"decimal128(10, 2)": pyarrow.decimal128(10, 2), "float32()": pyarrow.float32()}
+    table = pyarrow.table({"problem": ["?"], "answer": pyarrow.array([value], types[kind])})
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    assert only(str(tmp_path / "rows.parquet")) == ("?", "2.50")
+    assert only(str(tmp_path / "rows.parquet")) == ("?", answer)
+
+
+def test_a_tuple_holds_what_a_list_does():
+    row = {"prompt": ({"role": "user", "content": "1+1?"},), "answer": ("2",)}
+    assert normalise(row, "row").question == "1+1?"
+    assert normalise(row, "row").answer == "2"
+
+
+@pytest.mark.parametrize("role", ["tool", "USER", "human", None])
+def test_a_message_of_an_unknown_role_is_refused_and_not_left_out(role):
+    prompt = [{"role": "user", "content": "1+1?"}, {"role": role, "content": "in base 2"}]
+    with pytest.raises(LongShortError, match=rf"holds a message of {role!r}; a problem has user, system"):
+        normalise({"prompt": prompt, "answer": "10"}, "row")
+
+
+def test_a_tensor_that_numpy_cannot_read_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(LongShortError, match=r"^row: a Tensor that numpy cannot read"):
+        normalise({"problem": "?", "answer": torch.tensor(1.5, dtype=torch.bfloat16)}, "row")
+
+
+def test_an_id_that_a_table_left_empty_is_none():
+    rows = [{"id": float("nan"), "problem": question, "answer": "5"} for question in ("a", "b")]
+    assert len({problem.id for problem in problems_of(rows, "rows")} - {"nan"}) == 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (Problem(id="1", question="", answer="5"), "the question in column 'question' is empty"),
+        (Problem(id="1", question="?", answer=[1, 2]), "the answer must be text or a number"),  # pyright: ignore
+    ],
+)
+def test_a_problem_in_memory_is_checked_as_a_row_is(problem, says):
+    with pytest.raises(LongShortError, match=rf"^rows\[0\]: {says}"):
+        problems_of([problem], "rows")
+    assert problems_of([Problem(id="1", question="?", answer="5")], "rows")[0].id == "1"
+
+
+def test_columns_instead_of_rows_are_refused():
+    with pytest.raises(LongShortError, match=r"a dict of problem, answer; pass the rows: .*from_dict"):
+        problems_of({"problem": ["?"], "answer": ["5"]}, "train_dataset")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +361,7 @@ GOOD = {"problem": "a", "answer": "1"}
         ('{"problem": "b", "answer": ' + "1" * 5000 + "}", "line 2: an integer of more than 4,300 digits; put it"),
         (
             {"prompt": [{"role": "assistant", "content": "hm"}], "answer": "1"},
-            "line 2: the chat prompt holds an assistant message",
+            "line 2: the chat prompt holds a message of 'assistant'; a problem has user, system, developer only",
         ),
         ({"problem": 3, "answer": "1"}, "line 2: the column 'problem' must hold text, got int 3"),
         ({"problem": "x" * 2**20, "answer": "1"}, "line 2: a question of 1,048,576 characters (limit 100,000)"),
