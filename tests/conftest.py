@@ -42,10 +42,12 @@ def real_models() -> Path:
 
 @pytest.fixture
 def as_in_a_terminal():
-    """Let SIGHUP end this process, as it does in a terminal; a test run under nohup ignores it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Let Ctrl-C and a hang-up end this process, as they do in a terminal; under nohup or `&` they are ignored."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def folder_of(nodeid: str) -> str:
