@@ -3,6 +3,7 @@ steps."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def checkpoint_to_resume(config: LongShortConfig, resume: bool | str | Path) -> 
         return None
     folder = older[-1][1] if resume is True else expand(resume, "--resume")
     facts = checkpoint.verify(folder)
-    if "recipe" not in facts:
+    if not isinstance(facts.get("recipe"), dict) or "step" not in facts:
         raise LongShortError(f"cannot resume {folder}: it is no checkpoint of a pair; name one of `longshort train`")
     if left and folder.resolve().parent != run.root.resolve():
         raise LongShortError(
@@ -67,9 +68,13 @@ def checkpoint_to_resume(config: LongShortConfig, resume: bool | str | Path) -> 
 
 
 def _refuse_other_settings(config: LongShortConfig, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another recipe. `max_steps` may grow, unless the rounds of `schedule` grow with it."""
-    saved, current = dict(leaves(facts["recipe"])), dict(leaves(config.model_dump(mode="json")))
-    before, now = saved.get("max_steps", 0), config.max_steps
+    """Refuse a checkpoint of another recipe. `max_steps` may grow, unless the rounds of `schedule` grow with it.
+
+    A setting that the version which saved it did not have yet had its default.
+    """
+    defaults = dict(leaves(LongShortConfig().model_dump(mode="json")))
+    saved, current = (defaults | dict(leaves(tree)) for tree in (facts["recipe"], config.model_dump(mode="json")))
+    before, now = saved["max_steps"], config.max_steps
     if before < now and config.schedule == "joint":
         del saved["max_steps"], current["max_steps"]
         console.say(
@@ -90,6 +95,9 @@ def may_change(key: str) -> bool:
 
 
 def last_metrics(folder: RunFolder) -> dict[str, float]:
-    """Return the last row of a run's metrics; empty if it has none."""
-    lines = folder.metrics.read_text(encoding="utf-8").splitlines() if folder.metrics.is_file() else []
-    return json.loads(lines[-1]) if lines else {}
+    """Return the last whole row of a run's metrics; empty if it has none."""
+    lines = folder.metrics.read_bytes().splitlines() if folder.metrics.is_file() else []
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # half a line, of a run that was killed
+            return json.loads(line)
+    return {}

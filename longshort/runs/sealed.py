@@ -56,12 +56,15 @@ def verify(folder: Path, kind: str, remedy: str, parts: Sequence[str] = EVERYTHI
         raise LongShortError(f"{folder} is not a finished longshort {kind}: it has no {MANIFEST}")
     try:
         facts = json.loads(manifest.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise LongShortError(f"{kind} {folder}: {MANIFEST} is damaged ({error}); {remedy}") from error
     form = facts.get("format") if isinstance(facts, dict) else facts
     if form != _format_of(kind):
         raise LongShortError(f"{folder} is a foreign {kind}: format {form!r}, expected {_format_of(kind)!r}")
-    for name, entry in facts["files"].items():
+    files = facts.get("files")
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        raise LongShortError(f"{kind} {folder}: {MANIFEST} is damaged (it lists no files); {remedy}")
+    for name, entry in files.items():
         if name.startswith(tuple(parts)) and (damage := _damage(folder / name, entry)):
             raise LongShortError(f"{kind} {folder}: {name} is {damage}; {remedy}")
     return facts
@@ -75,9 +78,9 @@ def _damage(path: Path, entry: Mapping[str, Any]) -> str:
     """Return how a file differs from its manifest entry; empty if it does not."""
     if not path.is_file():
         return "missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"truncated: {path.stat().st_size} bytes, {entry['bytes']} were written"
-    return "" if file_digest(path) == entry["sha256"] else "altered (its sha256 differs)"
+    if path.stat().st_size != entry.get("bytes"):
+        return f"truncated: {path.stat().st_size} bytes, {entry.get('bytes')} were written"
+    return "" if file_digest(path) == entry.get("sha256") else "altered (its sha256 differs)"
 
 
 def _flush(path: Path) -> None:

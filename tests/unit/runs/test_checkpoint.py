@@ -45,6 +45,15 @@ def test_an_unfinished_save_is_invisible_and_swept_by_the_next(tmp_path):
             "foreign checkpoint: format 'other-2'",
         ),
         (lambda f: (f / "manifest.json").write_text("[]"), "foreign checkpoint"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is damaged"),
+        (
+            lambda f: (f / "manifest.json").write_text('{"format": "longshort-checkpoint-1"}'),
+            r"manifest.json is damaged \(it lists no files\); resume from an older checkpoint",
+        ),
+        (
+            lambda f: (f / "manifest.json").write_text('{"format": "longshort-checkpoint-1", "files": {"x": 5}}'),
+            r"manifest.json is damaged \(it lists no files\)",
+        ),
         (lambda f: (f / "long/model.safetensors").unlink(), "long/model.safetensors is missing"),
         (
             lambda f: (f / "long/model.safetensors").write_text("weigh"),

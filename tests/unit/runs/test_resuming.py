@@ -125,3 +125,29 @@ def test_the_last_metrics_are_those_of_the_last_row(config):
     assert last_metrics(RunFolder.of(config())) == {}
     dead(config())
     assert last_metrics(RunFolder.of(config())) == {"step": 1}
+
+
+@pytest.mark.parametrize("torn", ['{"st', "\0\0\0", "\n"])
+def test_the_last_metrics_are_whole_where_the_last_line_is_torn(config, torn):
+    dead(config())
+    RunFolder.of(config()).metrics.write_text('{"step": 1}\n' + torn)
+    assert last_metrics(RunFolder.of(config())) == {"step": 1}
+
+
+def older(config):
+    """Save a checkpoint whose version knew neither `refill` nor `long.turn_tokens`."""
+    recipe = config().model_dump(mode="json")
+    del recipe["refill"], recipe["long"]["turn_tokens"]
+    folder = checkpoint.begin(RunFolder.of(config()).root, 2)
+    return checkpoint.commit(folder, {"step": 2, "recipe": recipe})
+
+
+def test_a_setting_that_an_older_version_did_not_have_had_its_default(config):
+    older(config)
+    assert checkpoint_to_resume(config(), True).facts["step"] == 2
+    assert "refill was 0 and is now 3" in refusal(config(refill=3), True)
+
+
+def test_a_checkpoint_without_a_recipe_that_is_one_is_refused(config):
+    folder = checkpoint.commit(checkpoint.begin(RunFolder.of(config()).root, 4), {"step": 4, "recipe": "x"})
+    assert "is no checkpoint of a pair" in refusal(config(), folder)
