@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from longshort.dialogue.encoding import encode_plain, encode_problem
 from longshort.dialogue.turns import LENGTH_STOPS, tightest
+from longshort.recipe.sections import ALONE
 from longshort.types import LONG, Episode, Problem, Turn
 
 if TYPE_CHECKING:
     from longshort.recipe.schema import LongShortConfig
+
+
+def alone(config: LongShortConfig, role: str) -> str:
+    """Return what the role's model reads when it answers alone: where to put the answer.
+
+    Nothing for a miniature model, which boxes anyway, nor where the recipe sends its role the problem alone (`""`).
+    """
+    section = config.role(role)
+    return "" if section.instructions == "" or (config.miniature and not section.model) else ALONE
 
 
 class Solo:
@@ -26,7 +36,7 @@ class Solo:
     @classmethod
     def of(cls, config: LongShortConfig) -> Solo:
         """Build the protocol from a recipe: the long model alone, with its turn budget and its instructions."""
-        return cls(turn_tokens=config.long.turn_tokens, instructions=config.long.instructions or "")
+        return cls(turn_tokens=config.long.turn_tokens, instructions=config.long.instructions or alone(config, LONG))
 
     def instructions_of(self, role: str) -> str:
         return self.instructions

@@ -22,7 +22,7 @@ from typing import Any
 
 from longshort.backends.devices import engine_backend
 from longshort.dialogue.protocols import LongShort, OneMessage, make_protocol
-from longshort.dialogue.solo import Solo, StoppedEarly
+from longshort.dialogue.solo import Solo, StoppedEarly, alone
 from longshort.dialogue.turns import TurnProtocol
 from longshort.evaluation.records import DescribedSystem, cross_name, last_part
 from longshort.recipe.schema import LongShortConfig, lookup
@@ -153,7 +153,8 @@ def protocol_of(config: LongShortConfig, entry: SystemConfig) -> TurnProtocol:
                 f"{config.protocol.name}, which has none; take pair instead"
             )
         return OneMessage(role=role, turn_tokens=tokens, pair=protocol)
-    instructions = entry.instructions or (protocol.instructions_of(role) if len(protocol.roles) == 1 else "")
+    own = protocol.instructions_of(role) if len(protocol.roles) == 1 else alone(config, role)
+    instructions = entry.instructions or own
     if not entry.thoughts:
         return Solo(role=role, turn_tokens=tokens, instructions=instructions)
     return StoppedEarly(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from longshort.recipe.paths import PathText
-from longshort.recipe.sections import EngineConfig, Probability, Section, Share
+from longshort.recipe.sections import ALONE, EngineConfig, Probability, Section, Share
 
 
 class GeneratorConfig(Section):
@@ -40,7 +40,7 @@ class ImportanceConfig(Section):
     """Of the Hoeffding bounds and the Wilson intervals."""
     average: Literal["none", "skeleton"] = "none"
     """`skeleton` averages P over thoughts (and questions) that are equal once digits are masked: few rollouts do."""
-    instructions: str = "Reason step by step, and put the final answer in \\boxed{}."
+    instructions: str = ALONE
     """What the rollout model reads before the problem."""
     num_engines: PositiveInt = 1
     """Rollout engines side by side; all prefixes of a trace go to the same one."""

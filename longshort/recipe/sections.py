@@ -26,6 +26,8 @@ from longshort.recipe.paths import PathText, expands
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
+ALONE = "Reason step by step, and put the final answer in \\boxed{}."
+"""What a model that answers alone reads before the problem: the grader looks for the box."""
 
 
 def _whole_above_one(gpus: float) -> float:
@@ -157,7 +159,7 @@ class SystemConfig(Section):
     tokens: NonNegativeInt = 0
     """Tokens that a model which answers alone may write; 0: what its context holds."""
     instructions: str = ""
-    """What a plain model reads before the problem. The role's own instructions mention a partner and are not used."""
+    """What a plain model reads before the problem; empty: to box its answer (not its role's, which mention a partner)."""
     thoughts: PositiveInt | None = None
     """Stop the model that answers alone after N thoughts and make it answer (`eval.ending`)."""
 

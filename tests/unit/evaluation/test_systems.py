@@ -10,7 +10,7 @@ from longshort.dialogue.solo import Solo, StoppedEarly
 from longshort.evaluation.benchmarks import LoadedBenchmark
 from longshort.evaluation.command import check_systems
 from longshort.evaluation.records import DescribedBenchmark
-from longshort.evaluation.systems import PRESETS, systems_of
+from longshort.evaluation.systems import PRESETS, preset, protocol_of, systems_of
 from longshort.evaluation.tasks import Prepared
 from longshort.recipe.schema import parse
 from longshort.types import LONG, ROLES, SHORT, LongShortError, Problem
@@ -132,16 +132,37 @@ def test_each_preset_has_its_protocol(run):
         "Help your partner.",
         512,
     )
-    assert type(single) is Solo and (single.instructions, single.turn_tokens) == (
-        "",
-        512,
-    )  # nobody is there to be helped
+    assert type(single) is Solo and (single.instructions, single.turn_tokens) == (BOX, 512)
     assert type(stopped) is StoppedEarly and (stopped.role, stopped.roles) == (SHORT, (SHORT,))
     assert (stopped.thoughts, stopped.separator, stopped.ending, stopped.turn_tokens) == (3, "\n", "So \\boxed{", 2048)
     assert type(told) is Solo and told.instructions == "Box it."
     titles = [system.title for system in systems_of(config)]
     assert titles[3:] == ["single short model, stopped after 3 thoughts", "told"]
     assert systems_of(recipe(["single_long@1"]))[0].title.endswith("after 1 thought")
+
+
+BOX = "Reason step by step, and put the final answer in \\boxed{}."
+
+
+@pytest.mark.parametrize("system", ["single_long", "single_long@3"])
+@pytest.mark.parametrize(
+    ("changes", "instructions"),
+    [
+        ({}, BOX),
+        ({"long": {"instructions": "Help your partner."}}, BOX),
+        ({"long": {"instructions": ""}}, ""),
+        ({"protocol": {"name": "solo"}}, BOX),
+        ({"protocol": {"name": "solo"}, "long": {"instructions": ""}}, ""),
+        ({"protocol": {"name": "solo"}, "long": {"instructions": "Be brief."}}, "Be brief."),
+    ],
+)
+def test_a_model_that_answers_alone_is_told_where_to_put_its_answer(run, system, changes, instructions):
+    recipe, _ = run
+    assert systems_of(recipe([system], **changes))[0].protocol.instructions == instructions
+
+
+def test_a_miniature_model_that_answers_alone_reads_the_problem_only():
+    assert protocol_of(parse({"miniature": {}}), preset("single_long")).instructions == ""
 
 
 def test_a_recipe_of_one_model_evaluates_it_with_its_own_instructions(run):
