@@ -84,9 +84,11 @@ class Guard:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise ApiError(415, f"the body must be JSON, with Content-Type: application/json (got {kind!r})")
+            if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+                raise ApiError(415, f"the body has Content-Encoding: {coding}; send it as it is, without compression")
         if self._key and request.url.path.startswith("/v1/"):
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
                 message = "the API key is missing or wrong; send Authorization: Bearer <key>"
                 raise ApiError(401, message, code="invalid_api_key")
 

@@ -27,7 +27,7 @@ from pydantic import (
 
 from longshort.dialogue.rollout import stable_seed
 from longshort.serving.errors import ApiError
-from longshort.serving.keys import WITHOUT_TOOLS, offered
+from longshort.serving.keys import NOT_OFFERED, WITHOUT_TOOLS, asks_for_something, offered
 from longshort.team.conversation import ImpossibleQuery, Query, QuestionTooLong
 
 MAX_CHOICES, MAX_STOPS = 64, 16
@@ -115,7 +115,7 @@ class SampledRequest(Body):
         """Return what is wrong with a query under the names that this request has for it."""
         if isinstance(error, QuestionTooLong):
             return ApiError(400, str(error), param=self.asked, code="context_length_exceeded")
-        name = self.limit[0] if error.field == "max_tokens" else error.field
+        name = {"max_tokens": self.limit[0], "question": self.asked}.get(error.field, error.field)
         return ApiError(400, str(error).replace(error.field, name, 1), param=name, code="invalid_value")
 
 
@@ -214,6 +214,14 @@ class TextRequest(ChoicesRequest):
     asked: ClassVar[str] = "prompt"
     prompt: tuple[str, ...] = Field(min_length=1, max_length=MAX_CHOICES)
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _no_token_ids(cls, value: Any) -> Any:
+        if isinstance(value, list) and value and all(isinstance(part, int | list) for part in value):
+            message = f"prompt is a list of token ids: {NOT_OFFERED['stop_token_ids']}; send text"
+            raise ApiError(400, message, param="prompt", code="unsupported_parameter")
+        return value
+
     @property
     def questions(self) -> Sequence[str]:
         return self.prompt
@@ -231,6 +239,8 @@ def read_request(kind: type[Request], body: bytes) -> Request:
     if not isinstance(tree, dict):
         raise ApiError(400, f"the body must be a JSON object, got {type(tree).__name__}", code="invalid_json")
     for level in LEVELS:
+        if asks_for_something(level, value := tree.get(level)) and not isinstance(value, dict):
+            raise ApiError(400, f"{level} must be an object, not {repr(value)}", param=level, code="invalid_value")
         if isinstance(tree.get(level), dict):
             known = StreamOptions.model_fields if level in kind.model_fields else ()
             tree[level] = offered(tree[level], known, level, f"{level}.")

@@ -28,6 +28,10 @@ from longshort.team.conversation import Event, Finished
 
 ECHO = ("instructions", "max_output_tokens", "temperature", "top_p")
 """Keys of the request that the response repeats."""
+REFUSED = dict.fromkeys(("_reference", "compaction"), UNSTORED) | dict.fromkeys(
+    ("_call", "_output", "_request", "_response", "_tools"), WITHOUT_TOOLS
+)
+"""How the types of items end that are refused, and why."""
 FIXED = {
     "object": "response",
     "background": False,
@@ -78,8 +82,8 @@ def _messages(items: Sequence[Any]) -> Iterator[Message]:
         if kind == "message":
             yield read_message(item, f"input.{index}")
         elif kind != "reasoning":
-            why = UNSTORED if kind == "item_reference" else WITHOUT_TOOLS
-            message = f"input.{index} is a {repr(kind)}: {why}; known: message, reasoning"
+            why = next((f": {why}" for ending, why in REFUSED.items() if str(kind).endswith(ending)), "")
+            message = f"input.{index} is a {repr(kind)}{why}; known: message, reasoning"
             raise ApiError(400, message, param=f"input.{index}.type", code="unsupported_parameter")
 
 

@@ -268,7 +268,7 @@ def test_tags_and_special_tokens_in_a_question_are_data(team, client, text):
             "invalid_value",
             "the last message must be the user's",
         ),
-        ({"messages": [{"role": "user", "content": " "}]}, "question", "invalid_value", "question is empty"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages", "invalid_value", "messages is empty"),
         (
             {"messages": [{"role": "tool", "content": "3"}]},
             "messages.0.role",

@@ -161,6 +161,37 @@ def test_a_limit_is_refused_under_the_name_by_which_it_was_sent(key):
 
 
 @pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        (ChatRequest, "messages", [{"role": "user", "content": "a\ud83d"}]),
+        (TextRequest, "prompt", ["1+2?", " "]),
+        (ResponseRequest, "input", ""),
+    ],
+)
+def test_a_question_is_refused_under_the_name_by_which_it_was_sent(kind, key, value):
+    body = read_request(kind, json.dumps({key: value}).encode())
+    with pytest.raises(ImpossibleQuery) as caught:
+        body.queries()
+    error = body.refusal(caught.value)
+    assert error.param == key
+    assert str(error).startswith(f"{key} ")
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2], [3]]])
+def test_token_ids_are_refused_with_the_reason(prompt):
+    with pytest.raises(ApiError) as caught:
+        read_request(TextRequest, json.dumps({"prompt": prompt}).encode())
+    assert str(caught.value) == (
+        "prompt is a list of token ids: two models have two vocabularies, so a token id means nothing here; send text"
+    )
+
+
+@pytest.mark.parametrize("key", ["text", "reasoning", "stream_options"])
+def test_a_key_with_keys_of_its_own_must_be_an_object(key):
+    assert str(refused(response, **{key: "x"})) == f"{key} must be an object, not 'x'"
+
+
+@pytest.mark.parametrize(
     ("kind", "params"),
     [
         (ChatRequest, chat_params.CompletionCreateParamsBase),
@@ -348,6 +379,9 @@ def test_a_response_may_be_asked_for_nothing_more(more):
         ({"previous_response_id": "resp_1"}, "previous_response_id", "nothing is stored here; send the whole"),
         ({"conversation": "conv_1"}, "conversation", "nothing is stored"),
         ({"input": [{"type": "item_reference", "id": "rs_1"}]}, "input.0.type", "nothing is stored"),
+        ({"input": [{"type": "compaction"}]}, "input.0.type", "nothing is stored"),
+        ({"input": [{"type": "mcp_call"}]}, "input.0.type", "runs no tools"),
+        ({"input": [{"type": "note"}]}, "input.0.type", "input.0 is a 'note'; known: message, reasoning"),
         ({"background": True}, "background", "answers while the client waits"),
         ({"tools": [{"type": "web_search"}]}, "tools", "runs no tools"),
         ({"input": [{"type": "function_call_output", "output": "3"}]}, "input.0.type", "runs no tools"),
