@@ -159,7 +159,7 @@ class SystemConfig(Section):
     tokens: NonNegativeInt = 0
     """Tokens that a model which answers alone may write; 0: what its context holds."""
     instructions: str = ""
-    """What a plain model reads before the problem; empty: to box its answer (not its role's, which mention a partner)."""
+    """What a plain model reads before the problem; empty: to box its answer. (Its role's own mention a partner.)"""
     thoughts: PositiveInt | None = None
     """Stop the model that answers alone after N thoughts and make it answer (`eval.ending`)."""
 
