@@ -12,6 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from longshort.grading.arithmetic import Arithmetic, agree, same_quantity
+from longshort.grading.trees import leaves
 from longshort.grading.values import (
     Based,
     Braces,
@@ -27,6 +28,7 @@ from longshort.grading.values import (
     Several,
     Text,
     Value,
+    expressions,
 )
 
 SETS = Interval | Joined | Braces | Ordered | Relation | Members
@@ -142,7 +144,7 @@ def _same_items(
     """Compare two lists of values; `in_order` if all of them are words or letters."""
     if len(gold) != len(answer):
         return False
-    labels = [re.sub(r"_\d$", "", item.label) if isinstance(item, Relation) else "" for item in (*gold, *answer)]
+    labels = [re.sub(r"^x_\d$", "x", item.label) if isinstance(item, Relation) else "" for item in (*gold, *answer)]
     if len({*labels} - {""}) > 1 and "" in labels:
         return False  # x = 1, y = 2 does not say which is which in 1, 2
     if in_order and all(_letter(item) for item in (*gold, *answer)):
@@ -227,4 +229,7 @@ def _outcome(relation: Relation, oracle: Arithmetic) -> tuple[Value, bool | None
         checks = [same(rounded, value, oracle)]
     else:
         checks = []
+    letter = ("s", relation.label)
+    if any(letter in leaves(expr) and expr != letter for expr in expressions(value)):
+        checks.append(False)  # x = x + 1
     return value, _all([*checks, *(same(one, value, oracle) for one in sides[:-1])])

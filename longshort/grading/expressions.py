@@ -124,6 +124,8 @@ class Parser(Atoms):
         while True:
             if self.at("!"):
                 self.take()
+                if self.at("!"):
+                    raise Unread("a double factorial")
                 expr = ("f", "!", (expr,))
             elif self.at("%") and self.depth:
                 self.take()

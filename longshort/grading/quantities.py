@@ -8,7 +8,7 @@ from longshort.grading.atoms import ORDINALS
 from longshort.grading.expressions import Parser
 from longshort.grading.tokens import Token, Unread
 from longshort.grading.trees import negated
-from longshort.grading.units import COMPOUND, LOOSE, POWERS, PREFIXED, RAISED, RANKED, Unit, unit_named
+from longshort.grading.units import COMPOUND, LOOSE, POWERS, PREFIXED, RAISED, RANKED, SCALES, Unit, unit_named
 from longshort.grading.values import Compound, Scalar
 
 
@@ -71,8 +71,8 @@ def _with_bare_letter(tokens: Sequence[Token]) -> Scalar | Compound | None:
         return None
     parser = Parser(tokens[:at])
     expr = parser.sum()
-    if parser.rest():
-        return None
+    if parser.rest() or (len(unit) > 1 and all(power > 0 for _, power in unit)):
+        return None  # 5 m g is a product
     if rest:
         return _compound(Scalar(expr, unit), rest)
     return Scalar(expr, unit, None if len(unit) > 1 else Parser(tokens).sum())
@@ -98,7 +98,7 @@ def unit_of(tokens: Sequence[Token]) -> tuple[Unit, Sequence[Token]]:
         elif text == "old" and powers:
             pass
         elif found := _units(tokens, at):
-            at += text == "°" and found != (("deg", 1),)
+            at += unit_named(text) == "deg" and found != (("deg", 1),)
             raised, at = _raised(tokens, at + 1)
             for name, times in found:
                 powers[name] = powers.get(name, 0) + times * sign * power * raised
@@ -113,8 +113,9 @@ def unit_of(tokens: Sequence[Token]) -> tuple[Unit, Sequence[Token]]:
 
 def _units(tokens: Sequence[Token], at: int) -> Unit:
     text = tokens[at].text
-    if text == "°" and at + 1 < len(tokens) and tokens[at + 1].text in ("C", "F"):
-        return (({"C": "celsius", "F": "fahrenheit"}[tokens[at + 1].text], 1),)
+    behind = tokens[at + 1].text if at + 1 < len(tokens) else ""
+    if unit_named(text) == "deg" and behind.lower() in SCALES:
+        return ((SCALES[behind.lower()], 1),)
     if text in COMPOUND:
         return COMPOUND[text]
     return ((unit_named(text), 1),) if tokens[at].kind != "number" and unit_named(text) else ()

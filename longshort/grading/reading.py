@@ -100,11 +100,14 @@ def _split(tokens: Sequence[Token], cuts: Callable[[Token], bool]) -> tuple[list
 def _alternatives(tokens: Sequence[Token]) -> list[Value]:
     """Return the two values of `1 ± x`, or the one value of anything else."""
     depth = 0
+    signs: list[str] = []
     for token in tokens:
         depth += (token.text == "⦃") - (token.text == "⦄")
         if not depth and token.kind == "sign" and token.text in "±∓":
-            return [_single(_with_signs(tokens, signs)) for signs in ("+-", "-+")]
-    return [_single(tokens)]
+            signs.append(token.text)
+    if len(signs) > len({*signs}):
+        raise Unread("two signs ± may be two values or four")
+    return [_single(_with_signs(tokens, pair)) for pair in ("+-", "-+")] if signs else [_single(tokens)]
 
 
 def _with_signs(tokens: Sequence[Token], signs: str) -> list[Token]:

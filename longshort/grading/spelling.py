@@ -24,7 +24,7 @@ rparen ) cr ¦ euro € pounds £ yen ¥ prime ' R ℝ
 """
 _SILENT = """
 left right middle displaystyle textstyle scriptstyle limits nolimits quad qquad big Big bigg Bigg bigl bigr Bigl Bigr
-biggl biggr Biggl Biggr bf rm it sf tt mathstrut hfill relax nobreak
+biggl biggr Biggl Biggr large Large LARGE huge Huge small therefore bf rm it sf tt mathstrut hfill relax nobreak
 """
 GREEK_NAMES: dict[str, str] = dict(zip(_GREEK.split()[::2], _GREEK.split()[1::2], strict=True))
 COMMANDS: dict[str, str] = GREEK_NAMES | dict(zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True))
@@ -70,7 +70,10 @@ _PHRASES = [
         (r"\bis\s+equal\s+to\b|\bequals\b", "="),
         (r"^(?:the\s+set\s+of\s+)?all\s+real(?:\s+number)?s?\b(?:\s+(?:numbers|x))?", "ℝ"),
         (r"(?<=ℝ)\s*,?\s*(?:except|excluding|but|other\s+than)\b(?:\s+for\b)?\s*(.+)$", r" ∖ ⦃\1⦄"),
-        (r"^(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?(?:solutions?|roots?)$|^(?:the\s+)?empty\s+set$", "∅"),
+        (
+            r"^(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?(?:solutions?|roots?)(?:\s+exists?)?$|^(?:the\s+)?empty\s+set$",
+            "∅",
+        ),
         (r"(?<![\w\\])(?:infinity|inf|oo)(?!\w)", "∞"),
     )
 ]
@@ -147,6 +150,9 @@ def _latex(text: str) -> str:
     text = re.sub(r"\\([{}%])", lambda match: {"{": "⦃", "}": "⦄", "%": "%"}[match[1]], text)
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\(?:left|right)\s*\.", "", text)
+    text = re.sub(r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\{([^{}]*)\\choose\b([^{}]*)\}", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"(?<![A-Za-z\\])m\s*(?=\\angle)", "", text)
     before = ""
     while before != text:
         before, text = text, _WRAPPED.sub(_words, text)
@@ -157,6 +163,7 @@ def _latex(text: str) -> str:
     text = re.sub(r"\^\s*(?:∘|\{\s*∘\s*\})", "°", text)
     text = re.sub(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-zπ]))", r"\\sqrt{\1\2}", text)
     text = re.sub(r"\b([apAP])\.\s?([mM])\.?(?!\w)", r"\1\2", text)
+    text = re.sub(r"\bper\s+cent\b", "percent", text)
     text = re.sub(r"\b(sq|cu|ft|in|yd|lbs?|oz|hrs?|mins?|secs?|mi|gal)\.(?!\w)", r"\1", text)
     text = text.replace("**", "^")
     for pair, sign in (("<=", "≤"), (">=", "≥"), ("!=", "≠"), ("==", "=")):

@@ -19,7 +19,7 @@ week wk 周 星期 | month 个月 | yr year 年 岁 | decade
 century centuries | am AM | pm PM | l L liter litre 升 | ml mL milliliter millilitre 毫升 | gal gallon | qt quart
 pt pint | cup | tbsp tablespoon | tsp teaspoon | acre | ha hectare | N newton | J joule | kJ kilojoule
 kcal kilocalorie | cal calorie | W watt | kW kilowatt | V volt | kWh | A amp ampere | Hz hertz | kHz | MHz | GHz
-Pa pascal | kPa | atm | bar | mol mole | K kelvin | eV | ohm | rad radian | bit | byte | kB KB | MB | GB
+Pa pascal | kPa | atm | bar | mol mole | K kelvin | eV | ohm Ω | rad radian | bit | byte | kB KB | MB | GB
 deg degree ° 度 | % percent percentage pct | celsius | fahrenheit | knot | ¤ dollar usd 美元 | € euro eur | £ gbp
 ¥ yen jpy yuan 元 人民币 cny rmb | ₹ rupee rs inr | ₽ ruble rouble | ₩ won | cent ¢ penny pennies | nickel | dime
 bushel | barrel | unit
@@ -39,7 +39,7 @@ number nut onion operation orange order outcome oyster pack package page paintin
 party passenger passer path peach pea peanut pear pebble pen pencil penguin people permutation person pet photo
 picture pie piece pig pill pineapple pitcher pizza place plane plant plate player plum pocket point polygon
 popsicle possibility post potato present problem puppy puzzle question quiz rabbit rectangle ribbon ring road
-rock roll room root rose round row sandwich scarf school seashell seat seed segment sequence serving session set
+rock roll room rose round row sandwich scarf school seashell seat seed segment sequence serving session set
 shape sheep sheet shelf shell shirt shoe shot side sister slice snack sock solution song spot spoon squirrel
 stamp star station step stick sticker stone store story strawberry street string student subset swan sweet table
 team tennis term test ticket tile time tire token tomato tooth teeth top towel town toy tree triangle trip truck
@@ -53,6 +53,7 @@ LOOSE = frozenset("mshgLlNJWVKA")
 """Units of one letter: behind a number and a blank, outside of `\\text{}`, they may be a unit or a variable."""
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 RAISED = {"squared": 2, "cubed": 3}
+SCALES = {"c": "celsius", "celsius": "celsius", "f": "fahrenheit", "fahrenheit": "fahrenheit"}
 COMPOUND = {
     "mph": (("h", -1), ("mi", 1)),
     "kph": (("h", -1), ("km", 1)),

@@ -31,6 +31,8 @@ def only_words(spelling: str) -> Text | None:
     runs = _RUN.findall(bare)
     if all(len(run) == 1 or run in _NO_WORDS for run in runs):
         return None
+    if "-" in bare and max(map(len, runs)) <= LONGEST_RUN_OF_LETTERS:
+        return None  # ab - c
     expr = None
     if len(runs) == 1 and len(bare) <= LONGEST_RUN_OF_LETTERS and bare.isascii() and not bare.istitle():
         expr = Parser(tokens_of(bare)).sum()

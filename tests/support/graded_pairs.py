@@ -147,6 +147,9 @@ NUMBERS: Rows = [
     ("2516_8", ("2516", "2516_{8}"), ("2516_7", "1358", "2516_{16}")),
     ("1011", ("1,011", "1011_{10}"), ("1011_2", "11")),
     ("204_5", ("204_{5}",), ("205_5", "204_6", "54")),
+    (r"\binom{10}{3}", (r"{10 \choose 3}", "120"), (r"{10 \choose 4}", r"{3 \choose 10}", r"{10 \over 3}")),
+    (r"\frac{7}{4}", (r"{7 \over 4}", r"\Large\frac{7}{4}", r"\therefore \frac{7}{4}"), (r"{4 \over 7}", r"7 \over")),
+    ("720", ("6!", "(3!)!"), ("3!!", "6!!")),
 ]
 
 LETTERS: Rows = [
@@ -238,6 +241,10 @@ LETTERS: Rows = [
     ("2^n", ("2^{n}", r"2\cdot 2^{n-1}", "4^{n/2}"), ("n^2", "2n", "2^{n-1}", "2^{n}-1")),
     ("5r^5", (r"5r^{5}", "5*r^5"), ("5r^4", "r^5", "(5r)^5", "25r")),
     ("F = ma", ("F=ma", "ma", r"F = m a", r"F = m\cdot a"), ("F = m", "f = ma", "F=mb", "a = F/m + 1")),
+    ("ab - c", ("-c + ab", "ab-c"), ("ab c", "ab, c", "abc", "c - ab")),
+    ("xy - yz", ("-yz+xy", "y(x-z)"), ("xy, yz", "xy yz", "xy + yz")),
+    ("AB - CD", ("AB-CD", "-CD + AB"), ("AB, CD", "AB CD", "CD - AB")),
+    ("2x+3", ("y = 2x+3", "f(x) = 2x+3"), ("x = 2x+3", "y = 2x-3")),
 ]
 
 QUANTITIES: Rows = [
@@ -418,6 +425,16 @@ QUANTITIES: Rows = [
     ("3:2", ("3 : 2", r"3\colon 2"), ("2:3", "1.5", "3/2", "6:4", "3", "32", "3:20")),
     ("3:20", ("3:20", "3:20 PM"), ("3:02", "3.20", "320", "6:40", "3:20:00", "200")),
     ("3:20 PM", ("3:20", "3:20 pm", r"3:20\text{ p.m.}"), ("3:20 AM", "15:20", "3:21 PM")),
+    ("5", ("5 m/s", "5 m", r"5\ \Omega"), ("5 g h", "5 m g", "5 m s", "5 square roots", r"5\Omega x")),
+    ("5 m g", (r"5 m \cdot g", r"5g \cdot m"), ("5", "5 m", "5 g")),
+    ("0.5", ("50 per cent", r"50\text{ percent}"), ("0.5 per cent", r"0.5\text{ per cent}", "5 per cent")),
+    (r"50\%", ("50 per cent", r"50\text{ per cent}"), ("5 per cent",)),
+    (
+        r"25^\circ\text{C}",
+        (r"25\text{ degrees Celsius}", "25 degrees C", "25"),
+        (r"25\text{ degrees Fahrenheit}", r"25^\circ F"),
+    ),
+    (r"60^\circ", (r"m\angle A = 60^\circ", r"m \angle ABC = 60"), (r"2m\angle A = 60^\circ", r"m\angle A = 61^\circ")),
 ]
 
 SETS: Rows = [
@@ -602,6 +619,16 @@ SETS: Rows = [
             r"\begin{pmatrix} -1 & 0 & 0 & -1 \end{pmatrix}",
         ),
     ),
+    (
+        r"1 \pm \sqrt{2} \pm \sqrt{3}",
+        (r"1\pm\sqrt{2}\pm\sqrt{3}",),
+        (r"1+\sqrt{2}+\sqrt{3}, 1-\sqrt{2}-\sqrt{3}", r"1 \pm \sqrt{2} \mp \sqrt{3}"),
+    ),
+    (r"3, -1", (r"1 \pm 2", "-1, 3"), (r"\pm 1 \pm 2", "3, 1")),
+    (r"3, -3", (r"\pm 3",), (r"\pm 1 \pm 2",)),
+    ("a_1 = 3, a_2 = 5", ("a_2 = 5, a_1 = 3",), ("5, 3", "a_1 = 5, a_2 = 3")),
+    ("x_1 = 3, x_2 = 5", ("3, 5", "5, 3"), ("3, -5", "3")),
+    (r"\text{no solution}", (r"\text{No solution exists}", r"\emptyset"), (r"\text{one solution exists}", "0")),
 ]
 
 RELATIONS: Rows = [
@@ -673,6 +700,7 @@ WORDS: Rows = [
         ("A", "(A)", "a", r"\mathbf{A}", "The answer is A", "A. the first"),
         ("B", "AB", "A or B", "(A) or (C)", "A) or B)", "A, B", "BA", "4", "not A", "A/B", "A & B"),
     ),
+    ("A", ("A. 3.2 eV", "A: 5"), ("A. 3.2 eV, B. 4 eV", "A: 5, C: 6", "A) 3 / B: 4", "A. wrong, the answer is C.")),
 ]
 
 DECORATION: Rows = [
