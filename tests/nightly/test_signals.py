@@ -1,10 +1,14 @@
 """Signals to long commands beside the SIGTERM of `make test`: Ctrl-C one step off policy, SIGTERM to a mixture run."""
 
+import asyncio
+import json
 import signal
 
 import psutil
 import pytest
 
+from longshort.backends import ray_cluster
+from longshort.mixture.run import run_mixture
 from longshort.recipe.schema import dump
 from longshort.runs import checkpoint
 from longshort.types import ROLES
@@ -31,14 +35,28 @@ def test_a_training_one_step_off_saves_and_leaves_no_process_behind(tmp_path, nu
     assert still_running(children) == []
 
 
-def test_a_mixture_run_saves_and_can_go_on(tmp_path):
-    world = make_world(tmp_path / "world")
-    (tmp_path / "recipe.yaml").write_text(dump(mixture_config(world, tmp_path / "run", {"max_steps": 100_000})))
-    process = started_until_a_step("mixture", tmp_path / "recipe.yaml")
+@pytest.fixture
+def measured(tmp_path):
+    """The recipe of a mixture run without end, in a folder that holds the bounds of a short one."""
+    world, endless = make_world(tmp_path / "world"), {"max_steps": 100_000}
+    short = mixture_config(world, tmp_path / "short")
+    stop = ray_cluster.start(short)
+    asyncio.run(run_mixture(short))
+    stop()
+    bounds = json.loads((tmp_path / "short" / "mixture" / "bounds.json").read_text())
+    bounds["setup"]["mixture.max_steps"] = endless["max_steps"]
+    (tmp_path / "run" / "mixture").mkdir(parents=True)
+    (tmp_path / "run" / "mixture" / "bounds.json").write_text(json.dumps(bounds))
+    (tmp_path / "recipe.yaml").write_text(dump(mixture_config(world, tmp_path / "run", endless)))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_mixture_run_saves_and_can_go_on(measured):
+    process = started_until_a_step("mixture", measured)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "start the same command again to continue" in errors
-    facts = checkpoint.verify(checkpoint.latest(tmp_path / "run" / "mixture"))
+    facts = checkpoint.verify(checkpoint.latest(measured.with_name("run") / "mixture"))
     assert facts["step"] >= 2
     assert facts["step"] == facts["trajectory"][-1]["step"]
