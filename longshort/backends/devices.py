@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -9,6 +10,11 @@ from longshort.dialogue.protocols import make_protocol
 from longshort.recipe.schema import LongShortConfig
 from longshort.recipe.sections import EngineConfig
 from longshort.types import LongShortError
+
+
+def another_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster to join, whose machines are not known here; `local` is one of our own."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def engine_backend(config: EngineConfig) -> str:

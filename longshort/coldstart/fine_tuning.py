@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from longshort.backends.devices import another_cluster
 from longshort.coldstart.records import RoleRow
 from longshort.recipe.roles import SftConfig
 from longshort.recipe.schema import LongShortConfig
@@ -132,7 +133,7 @@ def deepspeed_settings(settings: SftConfig, key: str) -> dict[str, Any] | None:
         raise LongShortError(
             f"{key}: {settings.deepspeed!r} holds a {type(value).__name__}; a DeepSpeed configuration is a mapping"
         )
-    if value and not find_spec("deepspeed") and not os.environ.get("RAY_ADDRESS"):
+    if value and not find_spec("deepspeed") and not another_cluster():
         raise LongShortError(f"{key} is set, but deepspeed is not installed; pip install -e '.[gpu]', or remove it")
     if value and value.get("zero_optimization", {}).get("stage", 0) == 3:
         raise LongShortError(

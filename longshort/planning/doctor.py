@@ -128,7 +128,7 @@ def _amount(what: str, amount: float, needed: float, otherwise: Literal["note", 
 def probe(script: str) -> tuple[bool, str]:
     """Run a script in a Python of its own: (it worked, its output or the last line of its error)."""
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-P", "-c", script]  # -P: no file of the working folder is imported
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longshort.backends.devices import check_devices
+from longshort.backends.devices import another_cluster, check_devices
 from longshort.backends.weights import adapters
 from longshort.dialogue.encoding import ROLE_TAGS, encode_problem, special_ids
 from longshort.dialogue.protocols import PROTOCOLS, make_protocol
@@ -117,7 +117,7 @@ def check_packages(config: LongShortConfig) -> None:
 
     for role in ROLES:
         check_engine(config.role(role).engine, f"{role}.engine")
-    if os.environ.get("RAY_ADDRESS"):
+    if another_cluster():
         return
     if config.learner.backend == "deepspeed":
         check_devices(config, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
@@ -126,7 +126,7 @@ def check_packages(config: LongShortConfig) -> None:
 
 def check_engine(engine: EngineConfig, key: str) -> None:
     """Refuse vLLM where it is not installed, unless another cluster's machines run it."""
-    if engine.backend == "vllm" and not find_spec("vllm") and not os.environ.get("RAY_ADDRESS"):
+    if engine.backend == "vllm" and not find_spec("vllm") and not another_cluster():
         raise LongShortError(
             f"{key}.backend is vllm, which is not installed; install it (longshort doctor says how), or set "
             f"{key}.backend=transformers"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from longshort.backends.devices import check_time_share, engine_backend
+from longshort.backends.devices import another_cluster, check_time_share, engine_backend
 from longshort.backends.weight_transfer import choose
 from longshort.preflight.memory_formulas import GIB, free_memory
 from longshort.preflight.processes import PHASES, KnownModels, Phase, PlannedProcess, model_facts, processes_of
@@ -98,7 +97,7 @@ def check_memory(planned: Plan) -> None:
 def _free_here(processes: Sequence[PlannedProcess]) -> Mapping[str, float | None]:
     """Return the free GiB of the devices that the processes use; raise LongShortError where there are no GPUs."""
     gpus = max(sum(process.gpus * process.count for process in processes if process.phase == phase) for phase in PHASES)
-    if os.environ.get("RAY_ADDRESS"):
+    if another_cluster():
         return dict.fromkeys(["cpu", CLUSTER_GPU] if gpus else ["cpu"])
     free: dict[str, float | None] = {"cpu": free_memory() / GIB}
     if gpus:

@@ -30,3 +30,9 @@ def test_a_probe_reports_what_broke(script, answer):
 def test_a_probe_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.2)
     assert doctor.probe("import time; time.sleep(60)") == (False, "no answer within 0.2 s")
+
+
+def test_a_probe_imports_no_file_of_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('the file of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    assert doctor.probe("import colorsys; print(colorsys.rgb_to_hsv(0, 0, 0))") == (True, "(0.0, 0.0, 0)")

@@ -98,8 +98,9 @@ def test_vllm_that_is_not_installed_is_refused(recipe, models, monkeypatch):
         ({"dataset": "miniature:trian"}, "split must be 'train', 'dev' or 'test', got 'trian'"),
     ],
 )
-def test_settings_that_no_engine_is_needed_to_refuse(recipe, monkeypatch, settings, says):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+@pytest.mark.parametrize("address", ["", "local"])
+def test_settings_that_no_engine_is_needed_to_refuse(recipe, monkeypatch, address, settings, says):
+    monkeypatch.setenv("RAY_ADDRESS", address)
     assert says in refusal(recipe(**settings))
 
 
