@@ -127,7 +127,7 @@ touch "$UNFINISHED"
 : >"$LOG"
 
 pip=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
-watched "installing $(grep -c == "$LOCK") pinned packages (about 2 minutes, 4 GB); log: $LOG" "${pip[@]}" install --no-deps -r "$LOCK" ||
+watched "installing $(grep -c == "$LOCK") pinned packages (about 2 minutes, 4 GB); log: $LOG" "${pip[@]}" install --no-deps --no-compile -r "$LOCK" ||
     fail "pip could not install the packages" "$(remedy)"
 watched "leaving out ${UNWANTED[*]}" "${pip[@]}" uninstall --yes "${UNWANTED[@]}" ||
     fail "pip could not remove ${UNWANTED[*]}" "$(remedy)"
