@@ -1,8 +1,10 @@
-"""A run of two adapters in one engine: two steps with vLLM, and a bit-equal resumption."""
+"""Two adapters over one base in one engine process: turns against the learners, a run, a resumption, a restart."""
 
+import asyncio
 import json
 import os
 import shutil
+import signal
 
 import pytest
 import ray
@@ -13,12 +15,14 @@ from transformers import AutoModelForCausalLM
 from longshort import LongShortTrainer
 from longshort.backends import ray_cluster
 from longshort.backends.engines.vllm_engine import ENVIRONMENT, VllmLoraCore
+from longshort.pair import LearningPair
 from longshort.recipe.roles import LoraSection
 from longshort.runs import checkpoint
-from longshort.types import LONG, ROLES, SHORT, LongShortError
+from longshort.types import LONG, ROLES, SHORT, LongShortError, Sampling
 from tests.support import tiny_models
 from tests.support.adapter_cases import check_one_engine_for_two
 from tests.support.engine_cases import PROMPTS
+from tests.support.learning_cases import sample_like
 from tests.support.training_runs import even_tokens, metrics
 
 LORA = {LONG: {"r": 4, "alpha": 16}, SHORT: {"r": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}}
@@ -99,3 +103,39 @@ def test_vllm_writes_each_turn_with_its_roles_adapter(tmp_path, base):
     finally:
         stop()
     assert not [name for name in left if name.startswith(("longshort-long-", "longshort-short-"))]
+
+
+def test_two_learners_and_one_engine_agree_before_and_after_updates_and_a_restart(tmp_path, base):
+    recipe, both = config(tmp_path, base, learning_rate=0.03), dict.fromkeys(ROLES, base)
+
+    async def gaps(pair):
+        """The largest difference between engine and learner over turns of both roles that are asked for at once."""
+        asked = [(role, i) for i in range(3) for role in ROLES]
+        largest = dict.fromkeys(ROLES, 0.0)
+        turns = await asyncio.gather(
+            *(pair.policies[role].generate(PROMPTS[i], Sampling(max_tokens=24, stop=(), seed=i)) for role, i in asked)
+        )
+        for (role, i), turn in zip(asked, turns, strict=True):
+            assert turn.versions == (pair.policies[role].version,) * len(turn.token_ids)
+            scores = await pair.policies[role].learner.score(PROMPTS[i], turn.token_ids, 1.0)
+            largest[role] = max(largest[role], *(abs(a - b) for a, b in zip(turn.logprobs, scores, strict=True)))
+        return largest, [turn.token_ids for (role, _), turn in zip(asked, turns, strict=True) if role == SHORT]
+
+    async def go():
+        async with LearningPair(recipe, both, total_updates=dict.fromkeys(ROLES, 9)) as pair:
+            long, short = (pair.policies[role] for role in ROLES)
+            assert long.engine.backend == "vllm" and (long.version, short.version) == (0, 0)
+            first, said = await gaps(pair)
+            await long.update([sample_like(i, advantage=(-1.0) ** i) for i in range(4)])
+            assert (long.version, short.version) == (1, 0)
+            second, said_again = await gaps(pair)
+            assert said == said_again, "the other role's adapter is what it was"
+            await short.update([sample_like(i, role=SHORT, advantage=(-1.0) ** i) for i in range(4)])
+            pid = await long.engine.start()
+            assert pid == await short.engine.start(), "one process"
+            os.kill(pid, signal.SIGKILL)
+            third, said_last = await gaps(pair)
+            assert long.engine.restarts == short.engine.restarts == 1 and said_last != said
+            return [*first.values(), *second.values(), *third.values()]
+
+    assert max(asyncio.run(go())) < 1e-4
