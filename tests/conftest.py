@@ -15,7 +15,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NU
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 FOLDERS = ("engines", "journeys", "learners", "pages", "unit", "nightly")  # the order of a run: long files start first
-ONE_PROCESS = ("engines",)  # these folders share one Ray cluster, so one worker of pytest-xdist runs all their files
+ONE_PROCESS = ("tests/engines/", "tests/journeys/quickstart/")
+"""Folders whose files share what takes long to make (a Ray cluster, a run): one worker runs all their files."""
 
 
 def folder_named(variable: str, what: str) -> Path:
@@ -56,15 +57,22 @@ def folder_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: FOLDERS.index(folder_of(item.nodeid)) if folder_of(item.nodeid) in FOLDERS else 99)
+    """Start with what takes longest: the folders that one worker runs, then the others in the order of FOLDERS."""
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        return not item.nodeid.startswith(ONE_PROCESS), FOLDERS.index(folder_of(item.nodeid))
+
+    items.sort(key=place)
+    for item in items:
+        if item.nodeid.startswith(ONE_PROCESS):  # the first test waits for what all share
+            item.add_marker(pytest.mark.timeout(900))
 
 
 class ByFile(LoadFileScheduling):
     """Gives a worker whole files, and one worker all files of a folder in ONE_PROCESS."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = folder_of(nodeid)
-        return folder if folder in ONE_PROCESS else super()._split_scope(nodeid)
+        return next((folder for folder in ONE_PROCESS if nodeid.startswith(folder)), super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -16,7 +16,7 @@ import pytest
 from longshort.dialogue.rollout import stable_seed
 from longshort.serving.replies import texts
 from longshort.types import ROLES
-from tests.journeys.conftest import SAMPLES, SEED
+from tests.journeys.quickstart.conftest import SAMPLES, SEED
 from tests.support.commands import LONGSHORT
 
 TEMPERATURES = {"sampled": 1.0, "greedy": 0.0}

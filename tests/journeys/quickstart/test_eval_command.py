@@ -2,7 +2,7 @@
 
 import json
 
-from tests.journeys.conftest import PROBLEMS, SAMPLES, SYSTEMS
+from tests.journeys.quickstart.conftest import PROBLEMS, SAMPLES, SYSTEMS
 
 
 def test_a_benchmark_that_cannot_be_loaded_is_a_fault_and_the_status_is_1(evaluated):
