@@ -173,12 +173,12 @@ def _solutions(relation: Relation) -> Any:
     kinds = {"<": sympy.StrictLessThan, "≤": sympy.LessThan, ">": sympy.StrictGreaterThan, "≥": sympy.GreaterThan}
     if len(sides) < len(relation.sides) or not {*relation.signs} <= kinds.keys():
         return None
-    parts = [kinds[sign](sides[at], sides[at + 1]) for at, sign in enumerate(relation.signs)]
-    if len(set().union(*(part.free_symbols for part in parts))) != 1:
-        return None
     try:
+        parts = [kinds[sign](sides[at], sides[at + 1]) for at, sign in enumerate(relation.signs)]
+        if len(set().union(*(part.free_symbols for part in parts))) != 1:
+            return None
         return sympy.Intersection(*(part.as_set() for part in parts))
-    except NotImplementedError:
+    except (NotImplementedError, TypeError):  # TypeError: i < 3
         return None
 
 

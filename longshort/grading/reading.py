@@ -70,7 +70,7 @@ def _value(tokens: Sequence[Token]) -> Value:
     parts, separators = _split(tokens, _is_separator)
     if len(parts) > 1:
         kept = [part for part, before in zip(parts, ["", *separators], strict=True) if part or before not in ",;"]
-        if not all(kept):
+        if not kept or not all(kept):
             raise Unread("a part of the list is empty")
         return _several([item for part in kept for item in _alternatives(part)], {*separators} - {",", ";"})
     found = _alternatives(tokens)

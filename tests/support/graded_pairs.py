@@ -150,6 +150,7 @@ NUMBERS: Rows = [
     (r"\binom{10}{3}", (r"{10 \choose 3}", "120"), (r"{10 \choose 4}", r"{3 \choose 10}", r"{10 \over 3}")),
     (r"\frac{7}{4}", (r"{7 \over 4}", r"\Large\frac{7}{4}", r"\therefore \frac{7}{4}"), (r"{4 \over 7}", r"7 \over")),
     ("720", ("6!", "(3!)!"), ("3!!", "6!!")),
+    ("1", (r"\tanh 100 \cdot \coth 100",), (r"\tanh 100", r"\coth 1000", r"\cos 10^{-50}", r"1+(\sin 1)^{2000}")),
 ]
 
 LETTERS: Rows = [

@@ -10,6 +10,7 @@ from longshort.grading.answers import decide
 from longshort.grading.boxes import last_boxed, last_boxes
 from longshort.grading.golds import gradable
 from longshort.grading.pool import GradingPool, Verdict
+from longshort.grading.worker import compare
 from longshort.recipe.sections import GradingConfig
 from longshort.types import LongShortError, Problem
 from tests.support import ROOT
@@ -192,3 +193,11 @@ ODD = [
 @pytest.mark.parametrize("answer", ODD)
 def test_odd_answers_get_an_ordinary_verdict(answer):
     assert decide("7", answer) in ("mismatch", "unparsable", "too_costly", "too_long")
+
+
+def test_a_set_of_a_lone_comma_is_not_understood():
+    assert decide("5", r"\{,\}") == "unparsable"
+
+
+def test_an_inequality_of_the_imaginary_unit_is_a_mismatch():
+    assert compare("0<x<1", "i<31") == "mismatch"
