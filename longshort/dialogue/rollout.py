@@ -50,7 +50,8 @@ class Admission:
 
     `live` limits all episodes (`live_episodes`), `starting` those in their first turn. If `starting` is one step's
     episodes, the next step's begin when those have moved on to the partner, and the two sets take opposite turns.
-    Without it, all episodes would move from one engine to the other together (tests/unit/learning/test_loop.py measures both).
+    Without it, all episodes would move from one engine to the other together: tests/unit/learning/test_loop.py measures
+    both.
     """
 
     def __init__(self, *, live: int, starting: int):

@@ -5,7 +5,8 @@
 
 `weight_i` carries the whole denominator (`token_weights`), so the sum may be cut into micro-batches anywhere. Every
 tensor here is flat, [N] over the sampled tokens; `sequence` [N] numbers the sample of each token, and a sample is never
-cut. Definitions are those of TRL 1.16 (`GRPOTrainer._compute_loss`), which tests/learners/test_trl_parity.py checks to 1e-4.
+cut. Definitions are those of TRL 1.16 (`GRPOTrainer._compute_loss`); tests/learners/test_trl_parity.py checks them to
+1e-4.
 """
 
 from __future__ import annotations
