@@ -10,10 +10,10 @@ _STYLE = re.compile(
 _LETTER = re.compile(r"\(?([A-J])\)?\.?")
 _LEAD = r"(?:(?:the )?(?:(?:correct |final )?answer|option|choice)(?: is)?:? ?)*"
 _CHOICE = re.compile(
-    _LEAD + r"[(\[]?([A-Z])(?:[)\]][.:;,]?(?P<rest>.*)|[.:] (?P<text>.*)|[.:;,])?", re.IGNORECASE | re.DOTALL
+    _LEAD + r"[(\[]?([A-Z])(?:[)\]][.:]?(?P<rest>.*)|[.:] (?P<text>.*)|[.:;,])?", re.IGNORECASE | re.DOTALL
 )
 _ANOTHER = re.compile(
-    r"^\s*(?:[,;/&]|(?:or|and|not|nor|but|is)\b)|\b[A-Ja-j][)\]]|\b[A-J][.:]|^\W*[a-j]\W*$|\b[A-J]\s*$|\b(?:or|and|not)\s+[(\[]?[A-J]\b"
+    r"^\s*(?:[,;](?=.)|[/&+!^_=]|(?:or|and|not|nor|but|is)\b)|\b[A-Ja-j][)\]]|\b[A-J][.:]|^\W*[a-j]\W*$|\b[A-J]\s*$|\b(?:or|and|not)\s+[(\[]?[A-J]\b"
 )
 """What makes the text behind a letter more than the words of its option."""
 

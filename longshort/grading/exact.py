@@ -123,11 +123,11 @@ def _applied(name: str, values: list[Fraction]) -> Fraction | None:
         function = {"abs": abs, "floor": math.floor, "ceil": math.ceil}.get(name)
         return Fraction(function(values[0])) if function else (max if name == "max" else min)(values)
     whole = [int(value) for value in values if value.denominator == 1]
+    if name == "!" and (not whole or whole[0] < 0):
+        raise Unread("the factorial of a negative number or a fraction")
     if len(whole) < len(values):
         return None
     if name == "!":
-        if whole[0] < 0:
-            raise Unread("the factorial of a negative number")
         return Fraction(math.factorial(whole[0]))
     if name == "binom" and min(whole) >= 0:
         return Fraction(math.comb(*whole))

@@ -1,17 +1,8 @@
 r"""Decide whether an answer is right, in processes that can hang, crash or eat memory without harm to the run.
 
-The last `\boxed{…}` of a text is cleaned and compared with the reference answer ("gold") as a string. If that does not
-decide, one of `workers` processes asks math-verify. A process has limited memory and is killed and replaced at its
-deadline, so every answer gets a verdict with a reason:
-
-    match | mismatch       the answer was graded
-    no_answer              no \boxed{} in the text, or an empty one
-    too_long | too_costly  refused before algebra (`answers.refusal`)
-    unparsable             math-verify cannot read the answer
-    timeout | memory       the process reached its deadline or its memory limit
-    error:<name>           the grader raised <name> or died of signal <name>
-
-Only `match` is correct. `GradingPool.counts` counts the reasons.
+`answers.decide` compares the last `\boxed{…}` of a text with the reference answer ("gold"). Where that takes algebra,
+one of `workers` processes does it. A process has limited memory and is killed and replaced at its deadline, so every
+answer gets a verdict; docs/grading.md lists the reasons. Only `match` is correct.
 """
 
 from __future__ import annotations

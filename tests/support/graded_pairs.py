@@ -150,6 +150,7 @@ NUMBERS: Rows = [
     (r"\binom{10}{3}", (r"{10 \choose 3}", "120"), (r"{10 \choose 4}", r"{3 \choose 10}", r"{10 \over 3}")),
     (r"\frac{7}{4}", (r"{7 \over 4}", r"\Large\frac{7}{4}", r"\therefore \frac{7}{4}"), (r"{4 \over 7}", r"7 \over")),
     ("720", ("6!", "(3!)!"), ("3!!", "6!!")),
+    (r"-\frac{24}{25}", ("-24/25",), (r"-\frac{24}{25}!", "(-1)!")),
     ("1", (r"\tanh 100 \cdot \coth 100",), (r"\tanh 100", r"\coth 1000", r"\cos 10^{-50}", r"1+(\sin 1)^{2000}")),
 ]
 
@@ -701,6 +702,7 @@ WORDS: Rows = [
         ("A", "(A)", "a", r"\mathbf{A}", "The answer is A", "A. the first"),
         ("B", "AB", "A or B", "(A) or (C)", "A) or B)", "A, B", "BA", "4", "not A", "A/B", "A & B"),
     ),
+    ("C", ("(C),", "(C) 1", r"\textbf{(C)}7", "(C)-7"), ("(C), 1", "(C)+1", "(C)!", "(C)^2", "(C) = D")),
     ("A", ("A. 3.2 eV", "A: 5"), ("A. 3.2 eV, B. 4 eV", "A: 5, C: 6", "A) 3 / B: 4", "A. wrong, the answer is C.")),
 ]
 
